@@ -1,0 +1,121 @@
+"""What we send, byte for byte as the golden samples have it. A sample that must change is a contract that changes."""
+
+import json
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from order_service import events
+from order_service.announcements import data_of, event_id
+from order_service.envelope import wrap
+from order_service.order import REFUND, RELEASE, Announcement, Compensation, Effect, Message, Order
+from tests.unit.given import CANCEL, CLOCK, NOW, OUT_OF_STOCK, PUT_PAID, apply, completed, new_order, reserved
+
+HERE = Path(__file__).parent
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+SHORT = completed("P1", Decimal("55999.5"))
+
+
+def announced(event_type: str, *messages: Message) -> tuple[Order, Effect]:
+    """The fixed order after these messages, and what it announced of this type."""
+    order = new_order()
+    order.traceparent = TRACE
+    effects = [effect for decision in apply(order, *messages) for effect in decision.effects]
+    [found] = [effect for effect in [Announcement.ORDER_CREATED, *effects] if type_of(effect) == event_type]
+    return order, found
+
+
+def type_of(effect: Effect) -> str:
+    return effect.type if isinstance(effect, Compensation) else effect.value
+
+
+def sent(order: Order, effect: Effect) -> bytes:
+    data = data_of(order, effect, CLOCK)
+    return wrap(
+        data,
+        event_id=event_id(order, effect),
+        order_id=order.id,
+        sequence=order.version,
+        at=NOW,
+        trace=order.traceparent,
+    )
+
+
+def rejected() -> bytes:
+    data = events.MessageRejected(
+        message_id="m-1",
+        type="PaymentCompleted",
+        errors=[events.FieldError(field="data.amount", problem="must be a JSON number")],
+        received_at=NOW,
+    )
+    id = "0b2f8d3e-3c1c-4f0e-9b57-6f0f7a3f1c11"
+    return wrap(data, event_id=id, order_id=7, sequence=None, at=NOW, trace=None)
+
+
+SENT = {
+    "OrderCreated": lambda: sent(*announced("OrderCreated")),
+    "PaymentRequested": lambda: sent(*announced("PaymentRequested", reserved("R1"))),
+    "OrderPaid": lambda: sent(*announced("OrderPaid", reserved("R1"), completed("P1"))),
+    "OrderFailed": lambda: sent(*announced("OrderFailed", OUT_OF_STOCK)),
+    "OrderCancelled": lambda: sent(*announced("OrderCancelled", CANCEL)),
+    RELEASE: lambda: sent(*announced(RELEASE, reserved("R1"), SHORT)),
+    REFUND: lambda: sent(*announced(REFUND, reserved("R1"), SHORT)),
+    "MessageRejected": rejected,
+}
+
+
+def readable(body: bytes) -> str:
+    """The same members in the same order and the same numbers, one to a line."""
+    return json.dumps(json.loads(body), indent=2, ensure_ascii=False) + "\n"
+
+
+def test_every_outgoing_event_has_a_golden_sample():
+    assert SENT.keys() == events.OUTGOING.keys()
+
+
+@pytest.mark.parametrize("event_type", SENT)
+def test_an_outgoing_event_is_its_golden_sample(event_type: str):
+    golden = (HERE / f"{event_type}.json").read_text(encoding="utf-8")
+
+    body = SENT[event_type]()
+
+    assert readable(body) == golden
+    assert json.dumps(json.loads(golden), ensure_ascii=False, separators=(",", ":")).encode() == body
+
+
+@pytest.mark.parametrize("event_type", SENT)
+def test_the_same_event_is_sent_under_the_same_id_however_often(event_type: str):
+    assert SENT[event_type]() == SENT[event_type]()
+
+
+def test_no_two_events_share_an_id():
+    ids = {json.loads(build())["id"] for build in SENT.values()}
+
+    assert len(ids) == len(SENT)
+
+
+def test_events_of_one_transition_share_their_sequence():
+    release, refund = (json.loads(SENT[name]())["sequence"] for name in (RELEASE, REFUND))
+
+    assert release == refund == 3
+
+
+def test_a_payment_without_a_name_is_null_on_the_wire():
+    paid = json.loads(sent(*announced("OrderPaid", reserved("R1"), PUT_PAID)))
+    refund = json.loads(sent(*announced(REFUND, PUT_PAID, CANCEL)))
+
+    assert paid["data"]["payment_id"] is None
+    assert (refund["data"]["payment_id"], refund["data"]["amount"]) == (None, None)
+
+
+def test_a_nameless_reservation_is_null_on_the_wire():
+    release = json.loads(sent(*announced(RELEASE, reserved(None), CANCEL)))
+
+    assert release["data"]["reservation_id"] is None
+
+
+def test_reply_by_counts_the_reminders_to_come():
+    created = json.loads(SENT["OrderCreated"]())
+
+    assert created["data"]["reply_by"] == "2025-03-01T12:02:00Z"  # 30 s, and three reminders of 30 s each

@@ -1,0 +1,79 @@
+"""Names on the broker that the sibling teams and the operators build on."""
+
+import pytest
+
+from order_service import events, topology
+
+ROUTING_KEYS_OUT = {
+    "OrderCreated": "order.created",
+    "PaymentRequested": "payment.requested",
+    "OrderPaid": "order.paid",
+    "OrderFailed": "order.failed",
+    "OrderCancelled": "order.cancelled",
+    "StockReleaseRequested": "menu.release_requested",
+    "RefundRequested": "payment.refund_requested",
+    "MessageRejected": "order.message_rejected",
+}
+ROUTING_KEYS_IN = {
+    "MenuReserved": "menu.reserved",
+    "MenuRejected": "menu.rejected",
+    "StockReleased": "menu.released",
+    "PaymentCompleted": "payment.completed",
+    "PaymentFailed": "payment.failed",
+    "PaymentRefunded": "payment.refunded",
+}
+BINDINGS = {
+    "order-service.menu": {"menu.reserved", "menu.rejected", "menu.released"},
+    "order-service.payment": {"payment.completed", "payment.failed", "payment.refunded"},
+}
+#: The members of `data`, in order; the ones in brackets may be absent from what comes in.
+DATA = {
+    "OrderCreated": "order_id user_id menu_ids lines created_at reply_by",
+    "PaymentRequested": "order_id user_id amount pay_by",
+    "OrderPaid": "order_id user_id total_price payment_id paid_at",
+    "OrderFailed": "order_id user_id reason detail",
+    "OrderCancelled": "order_id user_id",
+    "StockReleaseRequested": "order_id release_id reservation_id lines reason",
+    "RefundRequested": "order_id refund_id payment_id amount reason",
+    "MessageRejected": "message_id type errors received_at",
+    "MenuReserved": "order_id [reservation_id] items",
+    "MenuRejected": "order_id reason menu_id",
+    "StockReleased": "order_id release_id",
+    "PaymentCompleted": "order_id payment_id amount",
+    "PaymentFailed": "order_id [payment_id] reason",
+    "PaymentRefunded": "order_id refund_id",
+}
+
+
+def test_there_is_one_exchange():
+    assert topology.EXCHANGE == "restaurant.events"
+
+
+def test_every_event_has_its_routing_key():
+    assert {name: model.routing_key for name, model in events.OUTGOING.items()} == ROUTING_KEYS_OUT
+    assert {name: model.routing_key for name, model in events.INCOMING.items()} == ROUTING_KEYS_IN
+
+
+def test_the_queues_are_bound_to_what_comes_in():
+    assert {queue.name: set(queue.routing_keys) for queue in topology.QUEUES} == BINDINGS
+
+
+def test_every_queue_has_its_dead_letters():
+    assert [queue.dead_letters for queue in topology.QUEUES] == ["order-service.menu.dlq", "order-service.payment.dlq"]
+
+
+@pytest.mark.parametrize("queue", topology.QUEUES, ids=lambda queue: queue.name)
+def test_a_queue_is_a_quorum_queue_that_loses_nothing(queue: topology.Queue):
+    arguments = topology.arguments(queue)
+
+    assert arguments["x-queue-type"] == "quorum"
+    assert (arguments["x-dead-letter-exchange"], arguments["x-dead-letter-routing-key"]) == ("", queue.dead_letters)
+
+
+@pytest.mark.parametrize("event_type", DATA)
+def test_the_data_of_an_event_has_these_members(event_type: str):
+    fields = (events.OUTGOING | events.INCOMING)[event_type].model_fields
+
+    members = " ".join(name if field.is_required() else f"[{name}]" for name, field in fields.items())
+
+    assert members == DATA[event_type]
