@@ -1,0 +1,170 @@
+"""Everything that leaves: written as rows in the transaction that decided it, handed out to the relay, then gone."""
+
+import json
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import sqlalchemy as sa
+
+from order_service import envelope, events
+from order_service.announcements import data_of, event_id
+from order_service.db import Database
+from order_service.decisions import Clock
+from order_service.envelope import Delivery, Unreadable, storable
+from order_service.order import AWAITING_MENU, Effect, Order, State
+from order_service.tables import compensations, orders, outbox
+from order_service.topology import EXCHANGE, MENU_HTTP, QUEUES
+
+Row = dict[str, Any]
+#: Returned without a listener these count as sent; anything else waits until it is routed.
+NEEDS_NO_LISTENER = {"OrderPaid", "OrderFailed", "OrderCancelled", "MessageRejected"}
+#: The pause before a returned or refused row is tried again doubles from one to the other.
+FIRST_BACKOFF, LONGEST_BACKOFF = timedelta(seconds=1), timedelta(seconds=60)
+#: A dead letter may call itself what it likes, and have one of our ids.
+_is_event = outbox.c.exchange == EXCHANGE
+_DEAD_LETTERS = {queue.name: queue.dead_letters for queue in (*QUEUES, MENU_HTTP)}
+
+
+def event_row(order: Order, effect: Effect, *, sequence: int, clock: Clock) -> Row:
+    """One announcement or compensation of an order, ready to be added."""
+    id, data = event_id(order, effect), data_of(order, effect, clock)
+    body = envelope.wrap(data, event_id=id, order_id=order.id, sequence=sequence, at=clock.now, trace=order.traceparent)
+    return _row(data, id, body, order_id=order.id, at=clock.now) | {"traceparent": order.traceparent}
+
+
+def dead_letter_rows(delivery: Delivery, why: Unreadable, at: datetime) -> list[Row]:
+    """A message given up on: its dead letter as it came, with the reason, and word of it to whoever sent it."""
+    order_id = why.order_id if why.order_id and 0 < why.order_id < 2**31 else None
+    headers = {"x-error": why.code, "x-error-detail": str(why)[:1000], "x-origin-queue": delivery.queue}
+    if why.order_id is not None:
+        headers["x-order-id"] = str(why.order_id)[:100]
+    # Bytes that are no text came as replacement characters, which may be too many for a short string now.
+    kept = {name: storable(delivery.properties.get(name)) for name in ("content_type", "app_id", "correlation_id")}
+    rejected = events.MessageRejected(message_id=why.message_id, type=why.type, errors=why.errors, received_at=at)
+    id = str(uuid4())
+    body = envelope.wrap(rejected, event_id=id, order_id=order_id, sequence=None, at=at, trace=None)
+    row = _row(rejected, id, body, order_id=order_id, at=at)
+    dead_letter = row | {
+        "type": why.type,
+        "message_id": why.message_id,
+        "exchange": "",
+        "routing_key": _DEAD_LETTERS[delivery.queue],
+        "body": delivery.body,
+        "properties": json.dumps(kept | {"headers": headers}),
+    }
+    return [dead_letter, row]
+
+
+def _row(
+    data: events.EventData | events.MessageRejected, id: str, body: bytes, *, order_id: int | None, at: datetime
+) -> Row:
+    return {
+        "order_id": order_id,
+        "type": type(data).__name__,
+        "message_id": id,
+        "exchange": EXCHANGE,
+        "routing_key": data.routing_key,
+        "body": body,
+        "traceparent": None,
+        "properties": None,
+        "created_at": at,
+        "attempts": 0,
+        "due_at": at,
+    }
+
+
+def add(connection: sa.Connection, rows: Sequence[Row]) -> None:
+    """Let these leave once the transaction is committed."""
+    if rows:
+        connection.execute(sa.insert(outbox), rows)
+
+
+def waiting(connection: sa.Connection, ids: Collection[str]) -> set[str]:
+    """Which of these events have not left yet."""
+    found = connection.execute(sa.select(outbox.c.message_id).where(outbox.c.message_id.in_(ids), _is_event))
+    return set(found.scalars())
+
+
+def renew(connection: sa.Connection, order: Order, effect: Effect, clock: Clock) -> None:
+    """Build an event that has not left yet anew, because its deadline moved; its sequence stays.
+
+    One that a relay holds just now is left alone: to wait for it would hold up everybody who needs the order.
+    """
+    same = sa.select(outbox.c.id, outbox.c.body).where(outbox.c.message_id == event_id(order, effect), _is_event)
+    for row in connection.execute(same.with_for_update(skip_locked=True)).all():
+        renewed = event_row(order, effect, sequence=json.loads(row.body)["sequence"], clock=clock)
+        connection.execute(sa.update(outbox).where(outbox.c.id == row.id).values(body=renewed["body"]))
+
+
+class Claim:
+    """Rows that this relay alone may send until it settles them.
+
+    On PostgreSQL the rows stay locked in an open transaction, so that the claim of a killed relay ends with its
+    connection; nothing is written before the publish. On SQLite only one relay works at a time
+    (`Database.sole`), so reading the rows is claiming them.
+    """
+
+    def __init__(self, database: Database, limit: int, now: datetime) -> None:
+        """Claim the oldest rows that are due. Raises SQLAlchemyError while the database is away."""
+        self._database = database
+        due = sa.select(outbox).where(outbox.c.due_at <= now).order_by(outbox.c.id).limit(limit)
+        self._connection = database.engine.connect().execution_options(read_only=True)
+        try:
+            self.rows = self._connection.execute(due.with_for_update(skip_locked=True)).all()
+        except BaseException:
+            self._connection.close()
+            raise
+        if database.is_sqlite or not self.rows:
+            self._connection.close()
+
+    def settle(self, *, sent: Collection[int], failed: Collection[int], now: datetime) -> None:
+        """Remove what was sent; put off what was returned or refused; free the rest.
+
+        Raises SQLAlchemyError when the database is away: then the rows stay, and go out again under their ids.
+        """
+        if self._database.is_sqlite:
+            with self._database.writing() as connection:
+                self._write(connection, sent, failed, now)
+            return
+        try:
+            self._write(self._connection, sent, failed, now)
+            self._connection.commit()
+        finally:
+            self._connection.close()
+
+    def _write(self, connection: sa.Connection, sent: Collection[int], failed: Collection[int], now: datetime) -> None:
+        if sent:
+            connection.execute(sa.delete(outbox).where(outbox.c.id.in_(sent)))
+        if failed:
+            connection.execute(sa.delete(outbox).where(outbox.c.id.in_(failed), _no_longer_needed()))
+            later = [
+                {"row_id": row.id, "attempts": row.attempts + 1, "due_at": now + backoff(row.attempts)}
+                for row in self.rows
+                if row.id in failed
+            ]
+            connection.execute(sa.update(outbox).where(outbox.c.id == sa.bindparam("row_id")), later)
+
+
+def needs_no_listener(row: sa.Row[Any]) -> bool:
+    """Whether a row that no queue is bound for counts as sent; a dead letter never does, whatever it calls itself."""
+    return bool(row.exchange) and row.type in NEEDS_NO_LISTENER
+
+
+def backoff(attempts: int) -> timedelta:
+    """How long a row that could not be delivered rests before its next attempt."""
+    return min(FIRST_BACKOFF * (1 << min(attempts, 10)), LONGEST_BACKOFF)
+
+
+def _no_longer_needed() -> sa.ColumnElement[bool]:
+    """An unroutable request that its order has meanwhile outlived."""
+    answered = sa.select(orders.c.id).where(orders.c.state.not_in(AWAITING_MENU))
+    settled = sa.select(orders.c.id).where(orders.c.state != State.AWAITING_PAYMENT)
+    confirmed = sa.select(compensations.c.id).where(compensations.c.confirmed_at.is_not(None))
+    outlived = sa.or_(
+        sa.and_(outbox.c.type == "OrderCreated", outbox.c.order_id.in_(answered)),
+        sa.and_(outbox.c.type == "PaymentRequested", outbox.c.order_id.in_(settled)),
+        outbox.c.message_id.in_(confirmed),
+    )
+    return sa.and_(_is_event, outlived)

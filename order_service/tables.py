@@ -1,0 +1,150 @@
+"""The tables. How orders become rows is in db.py; what changes them over time is in migrations/."""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import sqlalchemy as sa
+
+
+class UtcDateTime(sa.TypeDecorator[datetime]):
+    """Timezone-aware UTC on both databases; SQLite itself knows no time zones."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        return value and (value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC))
+
+
+class ExactDecimal(sa.TypeDecorator[Decimal]):
+    """Numeric on PostgreSQL, text on SQLite, which would store a float."""
+
+    impl = sa.Numeric(15, 4)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
+        return dialect.type_descriptor(sa.String(20) if dialect.name == "sqlite" else sa.Numeric(15, 4))
+
+    def process_bind_param(self, value: Decimal | None, dialect: sa.Dialect) -> Any:
+        return str(value) if value is not None and dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> Decimal | None:
+        return None if value is None else Decimal(value)
+
+
+#: Names for what alembic must be able to drop again, on SQLite too.
+metadata = sa.MetaData(
+    naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+                       "fk": "fk_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"}
+)  # fmt: skip
+#: SQLite counts up by itself in INTEGER PRIMARY KEY only.
+BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+orders = sa.Table(
+    "orders",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("key", sa.Uuid, nullable=False),
+    sa.Column("user_id", sa.Integer, nullable=False),
+    sa.Column("menu_ids", sa.Text, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("expected_total", ExactDecimal),
+    sa.Column("state", sa.String(24), nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("items", sa.Text),
+    sa.Column("total_price", ExactDecimal),
+    # JSON: reservations, payments, released, refunded; read and written whole with the order.
+    sa.Column("ledger", sa.Text, nullable=False),
+    sa.Column("reason", sa.String(40)),
+    sa.Column("detail", sa.Text),
+    sa.Column("rejected_menu_id", sa.Integer),
+    sa.Column("paid_at", UtcDateTime),
+    sa.Column("due_at", UtcDateTime),
+    sa.Column("reminders_left", sa.Integer, nullable=False),
+    sa.Column("traceparent", sa.String(55)),
+    # Idempotency-Key of the request and the hash of its body; in the order's own row, so in its transaction.
+    sa.Column("idempotency_key", sa.String(255)),
+    sa.Column("request_hash", sa.String(64)),
+    sa.Index(None, "idempotency_key", unique=True),
+    sa.Index(None, "user_id", "id"),
+    sa.Index(None, "due_at", postgresql_where=sa.text("due_at is not null"),
+             sqlite_where=sa.text("due_at is not null")),
+    # Ids are never used twice: a sibling may remember an order that an operator deleted.
+    sqlite_autoincrement=True,
+)  # fmt: skip
+
+order_history = sa.Table(
+    "order_history",
+    metadata,
+    sa.Column("id", BigId, primary_key=True),
+    sa.Column("order_id", sa.Integer, nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Column("type", sa.String(40), nullable=False),
+    sa.Column("from_state", sa.String(24)),
+    sa.Column("to_state", sa.String(24), nullable=False),
+    # The inbox: a message is applied to an order once. Null for what came from no message.
+    sa.Column("message_id", sa.String(255)),
+    sa.UniqueConstraint("order_id", "type", "message_id"),
+)
+
+outbox = sa.Table(
+    "outbox",
+    metadata,
+    sa.Column("id", BigId, primary_key=True),
+    sa.Column("order_id", sa.Integer),
+    sa.Column("type", sa.String(255)),
+    sa.Column("message_id", sa.String(255)),
+    sa.Column("exchange", sa.String(255), nullable=False),
+    sa.Column("routing_key", sa.String(255), nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("traceparent", sa.String(55)),
+    # JSON, dead letters only: what their AMQP properties keep of the original, and why they are dead.
+    sa.Column("properties", sa.Text),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
+    # When the row may next be claimed: a return moves it ahead.
+    sa.Column("due_at", UtcDateTime, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# Messages that came back again and again, and so may be what kills the consumer: how often each was tried alone.
+suspects = sa.Table(
+    "suspects",
+    metadata,
+    sa.Column("key", sa.String(64), primary_key=True),
+    sa.Column("attempts", sa.Integer, nullable=False),
+)
+
+# How far an order has got at a Menu Service that only speaks HTTP: in hand, or half taken and never finished.
+menu_takings = sa.Table(
+    "menu_takings",
+    metadata,
+    sa.Column("order_id", sa.Integer, primary_key=True, autoincrement=False),
+    # JSON: the menu ids whose stock was taken.
+    sa.Column("taken", sa.Text, nullable=False),
+    # The menu id whose stock is being taken just now, or nobody knows whether it was.
+    sa.Column("asked", sa.Integer),
+    sa.Column("at", UtcDateTime, nullable=False),
+)
+
+compensations = sa.Table(
+    "compensations",
+    metadata,
+    sa.Column("id", sa.String(36), primary_key=True),
+    sa.Column("order_id", sa.Integer, nullable=False),
+    sa.Column("type", sa.String(40), nullable=False),
+    sa.Column("subject", sa.String(100)),
+    sa.Column("amount", ExactDecimal),
+    sa.Column("reason", sa.String(40), nullable=False),
+    sa.Column("sequence", sa.Integer, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("confirmed_at", UtcDateTime),
+    # When it is asked for again; null once confirmed.
+    sa.Column("due_at", UtcDateTime),
+    sa.Index(None, "due_at", postgresql_where=sa.text("due_at is not null"),
+             sqlite_where=sa.text("due_at is not null")),
+)  # fmt: skip
