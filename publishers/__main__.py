@@ -1,0 +1,19 @@
+"""`python -m publishers`: one relay and one pair of eyes on the clock; run as many as you like."""
+
+from order_service import startup
+from order_service.db import Database
+from publishers.deadlines import Deadlines
+from publishers.relay import Relay
+
+
+def main() -> None:
+    settings = startup.begin()
+    stop = startup.stop_on_signal()
+    database = Database(settings.database_url, pool_size=4)
+    startup.wait_for_database(database, stop.wait, stop.is_set)
+    relay, deadlines = Relay(settings, database, stop), Deadlines(settings, database, stop)
+    startup.run_together(stop, relay.run, deadlines.run)
+
+
+if __name__ == "__main__":
+    main()
