@@ -1,0 +1,1 @@
+"""From the broker to the domain: replies come in, are applied in batches, and are acked once committed."""

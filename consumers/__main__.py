@@ -1,0 +1,24 @@
+"""`python -m consumers`: one consumer process; run as many as you like."""
+
+from consumers import menu, payment
+from consumers.menu_http import MenuOverHttp
+from consumers.worker import Worker
+from order_service import startup
+from order_service.db import Database
+from order_service.menus import Menus
+
+
+def main() -> None:
+    settings = startup.begin()
+    stop = startup.stop_on_signal()
+    database = Database(settings.database_url, pool_size=3)
+    startup.wait_for_database(database, stop.wait, stop.is_set)
+    workers = [Worker(settings, database, [menu.SUBSCRIPTION, payment.SUBSCRIPTION], stop)]
+    if settings.menu_service_url:
+        # A thread and a connection of its own: a slow Menu Service holds nobody else up.
+        workers.append(MenuOverHttp(settings, database, Menus(str(settings.menu_service_url)), stop))
+    startup.run_together(stop, *(worker.run for worker in workers))
+
+
+if __name__ == "__main__":
+    main()
