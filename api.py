@@ -1,0 +1,282 @@
+"""The HTTP edge: takes orders, answers questions about them, and never talks to RabbitMQ."""
+
+import threading
+import time
+from datetime import timedelta
+from hashlib import sha256
+
+import sqlalchemy as sa
+import structlog
+from flask import Flask, Response, jsonify, request
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from werkzeug.serving import make_server
+from werkzeug.wrappers import Response as BaseResponse
+
+from order_service import db, handlers, history, schema, startup
+from order_service.config import Settings
+from order_service.db import Database
+from order_service.decisions import Clock
+from order_service.order import (
+    AWAITING_MENU,
+    Cancel,
+    Message,
+    Order,
+    PutFailed,
+    PutPaid,
+    PutPending,
+    State,
+    UnknownOrder,
+)
+from order_service.users import Users, UserServiceDown
+from order_service.web import contract_pages, docs_page, problems, tracing
+from order_service.web.bodies import (
+    MAX_REQUEST_BYTES,
+    OrderRequest,
+    cursor_after,
+    history_body,
+    idempotency_key,
+    json_body,
+    order_body,
+    parse,
+    parse_payment,
+    query,
+)
+from order_service.web.problems import Problem
+from order_service.web.streaming import Streams
+from order_service.web.tracing import traceparent
+from order_service.web.waiting import Watcher, preferred_wait
+
+log = structlog.get_logger(__name__)
+_PAYMENT_MESSAGES: dict[str, Message] = {"paid": PutPaid(), "failed": PutFailed(), "pending": PutPending()}
+#: Database connections of one process; a request holds one only while it reads or writes.
+POOL_SIZE = 10
+#: How soon a waiting request notices that the process is to stop, in seconds.
+SLICE_SECONDS = 1.0
+#: The largest id that the tables hold.
+MAX_ID = 2**31 - 1
+
+
+class Api:
+    """The routes and what they need; one object per process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.database = Database(settings.database_url, pool_size=POOL_SIZE)
+        self.watcher = Watcher(self.database)
+        self.streams = Streams(self.watcher, limit=settings.streams, seconds=settings.stream_seconds)
+        self.users = Users(str(settings.user_service_url)) if settings.user_service_url else None
+        self._waiters = threading.Semaphore(settings.waiters)
+        if self.users is None:
+            log.info("users are not checked: USER_SERVICE_URL is not set")
+
+    def place_order(self) -> Response:
+        """POST /orders: record first, then wait a little for the menu."""
+        wanted, key = parse(OrderRequest, json_body()), idempotency_key()
+        wait_seconds, applied = preferred_wait(request.headers.getlist("Prefer"), self.settings.wait_seconds)
+        order = self._repeated(wanted, key) if key else None
+        if order is None:
+            self._check_user(wanted.user_id)
+            order = self._record(wanted, key)
+        order = self._wait_for_menu(order, wait_seconds)
+        if order.reason in ("menu_not_found", "out_of_stock", "price_changed"):
+            about = {"menu_id": order.rejected_menu_id, "detail": order.detail}
+            raise Problem(order.reason, about, {"order_id": order.id}, {"Preference-Applied": applied})
+        response = _answer(order, 202 if order.state in AWAITING_MENU else 201)
+        response.headers["Location"] = f"/orders/{order.id}"
+        if applied:
+            response.headers["Preference-Applied"] = applied
+        return response
+
+    def get_order(self, order_id: int) -> BaseResponse:
+        """GET /orders/{id}; 304 to a client that has this version already."""
+        return _answer(self._read(order_id), 200).make_conditional(request)
+
+    def list_orders(self) -> Response:
+        """GET /orders, newest first, a page at a time."""
+        wanted = query()
+        states = [state for state in State if state.status == wanted.status]
+        with self.database.reading() as connection:
+            page = db.list_orders(
+                connection, user_id=wanted.user_id, states=states, before=wanted.cursor, limit=wanted.limit + 1
+            )
+        shown = page[: wanted.limit]
+        next_cursor = cursor_after(shown[-1]) if len(page) > wanted.limit else None
+        return jsonify(orders=[order_body(order) for order in shown], next_cursor=next_cursor)
+
+    def cancel_order(self, order_id: int) -> Response:
+        """DELETE /orders/{id}: what was taken for it is given back."""
+        return self._change(order_id, Cancel())
+
+    def get_history(self, order_id: int) -> Response:
+        """GET /orders/{id}/history: everything that happened to it, oldest first."""
+        self._read(order_id)
+        with self.database.reading() as connection:
+            entries = history.of_order(connection, order_id)
+        return jsonify(events=[history_body(entry) for entry in entries])
+
+    def stream_order(self, order_id: int) -> Response:
+        """GET /orders/{id}/events: each change as it happens, until the order ends."""
+        return self.streams.open(self._read(order_id), self._read, request.headers.get("Last-Event-ID"))
+
+    def put_payment(self, order_id: int) -> Response:
+        """PUT /orders/{id}/payment: the same table decides as for messages from the broker."""
+        return self._change(order_id, _PAYMENT_MESSAGES[parse_payment(json_body()).payment_status])
+
+    def healthz(self) -> Response:
+        """GET /healthz: the process answers."""
+        return jsonify(status="ok")
+
+    def readyz(self) -> Response:
+        """GET /readyz: the database is there and migrated. The broker may be away: the outbox absorbs it."""
+        schema.check_migrated(self.database)
+        return jsonify(status="ready")
+
+    def metrics(self) -> Response:
+        """GET /metrics, for Prometheus."""
+        return Response(generate_latest(), content_type=CONTENT_TYPE_LATEST)
+
+    def _repeated(self, wanted: OrderRequest, key: str) -> Order | None:
+        """The order this request placed before. Raises Problem 422 if it was another request's key."""
+        with self.database.reading() as connection:
+            found = db.find_request(connection, key)
+        if found is None:
+            return None
+        order_id, request_hash = found
+        if request_hash != _hash(wanted):
+            raise Problem("idempotency_key_reused", extra={"order_id": order_id})
+        return self._read(order_id)
+
+    def _record(self, wanted: OrderRequest, key: str | None) -> Order:
+        repeatable = {"idempotency_key": key, "request_hash": _hash(wanted)} if key else None
+        placement = handlers.Placement(
+            wanted.user_id, tuple(wanted.menu_ids), wanted.expected_total, traceparent(), repeatable
+        )
+        try:
+            with self.database.writing() as connection:
+                clock, reminders = self._clock(), self.settings.menu_reminders
+                order = handlers.place_order(connection, placement, clock, reminders=reminders)
+        except sa.exc.IntegrityError:
+            # The same request, at the same time, was faster.
+            if key and (order_placed := self._repeated(wanted, key)):
+                return order_placed
+            raise
+        log.info("order placed", order_id=order.id)
+        return order
+
+    def _wait_for_menu(self, order: Order, seconds: float) -> Order:
+        """The order once the menu has answered, or as it stands when the time is up or too many wait already."""
+        end = time.monotonic() + seconds
+        if order.state not in AWAITING_MENU or not seconds or not self._waiters.acquire(blocking=False):
+            return order
+        try:
+            # In slices: a process that is to stop answers 202 rather than drop the connection.
+            while (
+                order.state in AWAITING_MENU
+                and (left := end - time.monotonic()) > 0
+                and not self.streams.stopping.is_set()
+            ):
+                if self.watcher.wait(order.id, order.version, min(left, SLICE_SECONDS)):
+                    order = self._read(order.id)
+        except sa.exc.SQLAlchemyError as error:
+            # It is recorded, and must not be answered with an error that asks for another one.
+            log.warning("an order cannot be read back", order_id=order.id, error=startup.first_line(error))
+        finally:
+            self._waiters.release()
+        return order
+
+    def _change(self, order_id: int, message: Message) -> Response:
+        changes = handlers.Changes(self._clock(), timedelta(seconds=self.settings.compensation_seconds))
+        _require_possible(order_id)
+        try:
+            with self.database.writing() as connection:
+                order, decision = handlers.change_order(connection, order_id, message, changes)
+        except UnknownOrder:
+            raise Problem("order_not_found") from None
+        if decision.answer == 409:
+            raise Problem(f"order_{order.state.value}", extra={"order_id": order.id})
+        return _answer(order, decision.answer or 200)
+
+    def _read(self, order_id: int) -> Order:
+        _require_possible(order_id)
+        with self.database.reading() as connection:
+            order = db.read_orders(connection, [order_id]).get(order_id)
+        if order is None:
+            raise Problem("order_not_found")
+        return order
+
+    def _check_user(self, user_id: int) -> None:
+        """Nothing is recorded for a user who does not exist, or while nobody can say."""
+        try:
+            if self.users and not self.users.exists(user_id):
+                raise Problem("user_not_found")
+        except UserServiceDown as error:
+            log.warning("user not checked", error=str(error))
+            raise Problem("user_service_unavailable") from None
+
+    def _clock(self) -> Clock:
+        return Clock(startup.utc_now(), self.settings.reply_within, self.settings.pay_within)
+
+
+def _answer(order: Order, status: int) -> Response:
+    response = jsonify(order_body(order))
+    response.status_code = status
+    # The key makes it differ between databases that count their orders from one.
+    response.set_etag(f"{order.key.hex[:12]}-{order.version}")
+    return response
+
+
+def _require_possible(order_id: int) -> None:
+    """An id that no column can hold is the id of no order."""
+    if order_id > MAX_ID:
+        raise Problem("order_not_found")
+
+
+def _hash(wanted: OrderRequest) -> str:
+    """Of what was asked for, not of how it was written."""
+    return sha256(wanted.model_dump_json().encode()).hexdigest()
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """The WSGI application. Connects to nothing until the first request."""
+    app = Flask(__name__, static_folder=None)
+    # One byte more, because a chunked body is cut there without a word; json_body() then sees that it is too large.
+    app.config["MAX_CONTENT_LENGTH"] = MAX_REQUEST_BYTES + 1
+    app.json.ensure_ascii = False  # type: ignore[attr-defined]
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    api = Api(settings or startup.begin())
+    app.add_url_rule("/orders", view_func=api.place_order, methods=["POST"])
+    app.add_url_rule("/orders/<int:order_id>", view_func=api.get_order)
+    app.add_url_rule("/orders", view_func=api.list_orders)
+    app.add_url_rule("/orders/<int:order_id>", view_func=api.cancel_order, methods=["DELETE"])
+    app.add_url_rule("/orders/<int:order_id>/history", view_func=api.get_history)
+    app.add_url_rule("/orders/<int:order_id>/events", view_func=api.stream_order)
+    app.add_url_rule("/orders/<int:order_id>/payment", view_func=api.put_payment, methods=["PUT"])
+    app.add_url_rule("/healthz", view_func=api.healthz)
+    app.add_url_rule("/readyz", view_func=api.readyz)
+    app.add_url_rule("/metrics", view_func=api.metrics)
+    app.register_blueprint(contract_pages.pages)
+    app.register_blueprint(docs_page.pages)
+    tracing.install(app)
+    problems.install(app)
+    app.extensions["streams"] = api.streams
+    return app
+
+
+def main() -> None:
+    """`python api.py`: a quick look with Flask's own server; `make run` serves with gunicorn."""
+    settings = startup.begin()
+    stop = startup.stop_on_signal()
+    database = Database(settings.database_url)
+    startup.wait_for_database(database, stop.wait, stop.is_set)
+    database.dispose()
+    if stop.is_set():
+        return
+    server = make_server(settings.host, settings.port, create_app(settings), threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    log.info("serving", url=f"http://{settings.host}:{settings.port}")
+    stop.wait()
+    server.shutdown()
+
+
+if __name__ == "__main__":
+    main()

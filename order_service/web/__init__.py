@@ -1,0 +1,1 @@
+"""What the HTTP edge is made of, one room a concern."""

@@ -1,0 +1,205 @@
+"""Request bodies in, order bodies out."""
+
+import base64
+import json
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+from flask import request
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+
+from order_service.envelope import utc_text
+from order_service.events import Amount, Id, as_number, exact_decimal
+from order_service.history import Entry
+from order_service.order import Order
+from order_service.web.problems import Problem, speaks_english
+
+#: A hundred dishes need a tenth of this.
+MAX_REQUEST_BYTES = 64 * 1024
+
+
+#: Visible ASCII characters.
+IDEMPOTENCY_KEY = "^[!-~]{1,255}$"
+
+
+def _four_decimals(schema: dict[str, Any]) -> None:
+    schema["anyOf"][0]["multipleOf"] = 0.0001
+
+
+class OrderRequest(BaseModel):
+    """POST /orders."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    user_id: Id
+    menu_ids: Annotated[list[Id], Field(min_length=1, max_length=100, description="Repeat an id to order more of it.")]
+    expected_total: Annotated[
+        Amount | None,
+        Field(
+            description="The order fails with price_changed, unpaid, if the menu asks for another total.",
+            json_schema_extra=_four_decimals,
+        ),
+    ] = None
+
+
+class PaymentUpdate(BaseModel):
+    """PUT /orders/{id}/payment."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    payment_status: Literal["pending", "paid", "failed"]
+
+
+def _digits(value: object) -> object:
+    # int() would take " 1", "+1", "1_0" and digits of other scripts.
+    return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,10}", value) else value
+
+
+def _position(value: object) -> object:
+    """A cursor is the id of the last order seen, wrapped so that nobody counts on what it is."""
+    try:
+        return int(base64.b32decode(str(value)).removeprefix(b"before:"))
+    except ValueError:
+        return value
+
+
+Digits = BeforeValidator(_digits)
+
+
+class OrderQuery(BaseModel):
+    """GET /orders."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    user_id: Annotated[Id | None, Digits, Field(description="Only this user's orders.")] = None
+    status: Annotated[
+        Literal["pending", "paid", "failed", "cancelled"] | None, Field(description="Only orders of this status.")
+    ] = None
+    limit: Annotated[int, Field(strict=True, ge=1, le=100), Digits, Field(description="How many a page has.")] = 20
+    cursor: Annotated[
+        Id | None,
+        BeforeValidator(_position),
+        Field(description="The next_cursor of the page before."),
+        WithJsonSchema({"type": "string", "format": "cursor"}),
+    ] = None
+
+
+def cursor_after(order: Order) -> str:
+    """The cursor of the page that follows this order."""
+    return base64.b32encode(b"before:%d" % order.id).decode()
+
+
+#: What to send instead, by field, in Indonesian and in English.
+_REMEDIES = {
+    "user_id": ("harus bilangan bulat dari 1 sampai 2147483647", "must be an integer from 1 to 2147483647"),
+    "menu_ids": (
+        "harus daftar 1 sampai 100 bilangan bulat dari 1 sampai 2147483647",
+        "must be a list of 1 to 100 integers from 1 to 2147483647",
+    ),
+    "expected_total": (
+        "harus angka dari 0 sampai di bawah 100000000000, paling banyak 4 desimal",
+        "must be a number from 0 to below 100000000000 with at most 4 decimals",
+    ),
+    "payment_status": ("harus pending, paid, atau failed", "must be pending, paid or failed"),
+    "status": ("harus pending, paid, failed, atau cancelled", "must be pending, paid, failed or cancelled"),
+    "limit": ("harus bilangan bulat dari 1 sampai 100", "must be an integer from 1 to 100"),
+    "cursor": ("harus next_cursor dari halaman sebelumnya", "must be the next_cursor of the page before"),
+    "Idempotency-Key": ("harus 1 sampai 255 karakter ASCII yang terlihat", "must be 1 to 255 visible ASCII characters"),
+    "body": ("harus objek JSON", "must be a JSON object"),
+}
+_UNKNOWN = ("tidak dikenal; hapus dari permintaan", "is not known; leave it out")
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def json_body() -> dict[str, Any]:
+    """The request's JSON object. Raises Problem: 415, 413, 400 or 422."""
+    if not request.is_json:
+        raise Problem("unsupported_media_type")
+    data = request.get_data()
+    if len(data) > MAX_REQUEST_BYTES:
+        raise Problem("body_too_large")
+    try:
+        # RFC 8259 allows UTF-8 only, and no NaN; a fraction stays the decimal it was written as.
+        body = json.loads(data.decode(), parse_float=exact_decimal, parse_constant=exact_decimal)
+    except RecursionError:
+        raise Problem("malformed_json", {"detail": "too deeply nested"}) from None
+    except ValueError as error:
+        raise Problem("malformed_json", {"detail": str(error)[:200]}) from None
+    if not isinstance(body, dict):
+        raise _invalid([("body", "body")])
+    # JSON can spell half a surrogate pair, which no UTF-8 and no model takes: a field of that name is not known.
+    return {name.encode(errors="backslashreplace").decode(): value for name, value in body.items()}
+
+
+def parse(model: type[Model], body: dict[str, Any]) -> Model:
+    """The body as a model. Raises Problem 422 naming each field and its remedy."""
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        found = {}
+        for part in error.errors(include_url=False, include_context=False, include_input=False)[:20]:
+            unknown = part["type"] == "extra_forbidden"
+            found[".".join(map(str, part["loc"]))[:100]] = "" if unknown else str(part["loc"][0])
+        raise _invalid(list(found.items())) from None
+
+
+def parse_payment(body: dict[str, Any]) -> PaymentUpdate:
+    """The same for PUT payment, where the client's documents fix the answer to any other status: 400."""
+    if body.get("payment_status") not in ("pending", "paid", "failed"):
+        raise Problem("invalid_payment_status", extra={"errors": _errors([("payment_status", "payment_status")])})
+    return parse(PaymentUpdate, body)
+
+
+def idempotency_key() -> str | None:
+    """The Idempotency-Key of the request, if it has one. Raises Problem 422."""
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not re.fullmatch(IDEMPOTENCY_KEY, key):
+        raise _invalid([("Idempotency-Key", "Idempotency-Key")])
+    return key
+
+
+def query() -> OrderQuery:
+    """The query of GET /orders. Raises Problem 422 naming each parameter that cannot be used."""
+    repeated = [name for name, values in request.args.lists() if len(values) > 1]
+    if repeated:
+        raise _invalid([(name[:100], name) for name in repeated])
+    return parse(OrderQuery, request.args.to_dict())
+
+
+def _invalid(problems: list[tuple[str, str]]) -> Problem:
+    errors = _errors(problems)
+    detail = "; ".join(f"{error['field']} {error['message']}" for error in errors)
+    return Problem("invalid_request", {"detail": detail}, {"errors": errors})
+
+
+def _errors(problems: list[tuple[str, str]]) -> list[dict[str, str]]:
+    language = 1 if speaks_english() else 0
+    return [{"field": name, "message": _REMEDIES.get(field, _UNKNOWN)[language]} for name, field in problems]
+
+
+def order_body(order: Order) -> dict[str, Any]:
+    """An order as its clients see it: one item per requested id, in order, unpriced while the menu is silent."""
+    priced = {item.id: item for item in order.items}
+    items = [
+        {"id": id, "name": item.name, "price": as_number(item.price), "stock": item.stock}
+        if (item := priced.get(id))
+        else {"id": id, "name": None, "price": None, "stock": None}
+        for id in order.menu_ids
+    ]
+    return {
+        "id": order.id,
+        "user_id": order.user_id,
+        "items": items,
+        "total_price": None if order.total_price is None else as_number(order.total_price),
+        "status": order.state.status,
+        "created_at": utc_text(order.created_at),
+    }
+
+
+def history_body(entry: Entry) -> dict[str, Any]:
+    """One line of an order's history; `from` and `to` are the states inside, finer than the status."""
+    return {
+        "at": utc_text(entry.at),
+        "type": entry.type,
+        "from": entry.from_state,
+        "to": entry.to_state,
+        "message_id": entry.message_id,
+    }

@@ -1,0 +1,71 @@
+"""The examples of the OpenAPI document: the client's own, and one of each problem. A test has each answered."""
+
+import json
+from typing import Any
+
+from order_service.web.problems import Problem
+
+_ITEMS = [
+    {"id": 1, "name": "Nasi Ayam Bakar", "price": 18000, "stock": 14},
+    {"id": 2, "name": "Kwetiau Goreng", "price": 20000, "stock": 6},
+]
+PENDING: dict[str, Any] = {
+    "id": 1,
+    "user_id": 1,
+    "items": _ITEMS,
+    "total_price": 38000,
+    "status": "pending",
+    "created_at": "2025-01-02T03:04:05.678900Z",
+}
+PAID = PENDING | {"status": "paid"}
+CANCELLED = PENDING | {"status": "cancelled"}
+UNPRICED = PENDING | {
+    "items": [{"id": id, "name": None, "price": None, "stock": None} for id in (1, 2)],
+    "total_price": None,
+}
+PAGE = {"orders": [PENDING], "next_cursor": None}
+HISTORY = {
+    "events": [
+        {
+            "at": "2025-01-02T03:04:05.678900Z",
+            "type": "OrderPlaced",
+            "from": None,
+            "to": "awaiting_menu",
+            "message_id": None,
+        },
+        {
+            "at": "2025-01-02T03:04:05.912345Z",
+            "type": "MenuReserved",
+            "from": "awaiting_menu",
+            "to": "awaiting_payment",
+            "message_id": "menu-1",
+        },
+    ]
+}
+EVENT = {"event": "status", "id": "2", "data": json.dumps(PENDING, ensure_ascii=False)}
+ORDER_REQUEST = {"user_id": 1, "menu_ids": [1, 2]}
+PAYMENT_REQUEST = {"payment_status": "paid"}
+
+_ABOUT_ORDER = {"order_id": 1}
+
+
+def _wrong(field: str, remedy: str, code: str = "invalid_request") -> Problem:
+    errors = {"errors": [{"field": field, "message": remedy}]}
+    return Problem(code, {"detail": f"{field} {remedy}"}, errors)
+
+
+#: One example of each kind that says more than its text.
+PROBLEMS = {
+    "invalid_payment_status": _wrong(
+        "payment_status", "harus pending, paid, atau failed", code="invalid_payment_status"
+    ),
+    "menu_not_found": Problem("menu_not_found", {"menu_id": 9}, _ABOUT_ORDER),
+    "out_of_stock": Problem("out_of_stock", {"menu_id": 2}, _ABOUT_ORDER),
+    "price_changed": Problem("price_changed", {"detail": "expected 37000, the total is 38000"}, _ABOUT_ORDER),
+    "order_paid": Problem("order_paid", extra=_ABOUT_ORDER),
+    "order_failed": Problem("order_failed", extra=_ABOUT_ORDER),
+    "order_cancelled": Problem("order_cancelled", extra=_ABOUT_ORDER),
+    "invalid_request": _wrong("note", "tidak dikenal; hapus dari permintaan"),
+    "malformed_json": Problem("malformed_json", {"detail": "Expecting value: line 1 column 1 (char 0)"}),
+    "idempotency_key_reused": Problem("idempotency_key_reused", extra=_ABOUT_ORDER),
+}

@@ -1,0 +1,131 @@
+"""Errors as RFC 9457 problem details, in the client's words: a stable English code, and `message` for people.
+
+https://www.rfc-editor.org/rfc/rfc9457
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+import structlog
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException
+
+from order_service.schema import NotMigrated
+from order_service.startup import first_line
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of problem: its HTTP status, and what is said in Indonesian and in English."""
+
+    status: int
+    indonesian: str
+    english: str
+
+
+KINDS = {
+    "order_not_found": Kind(404, "Pemesanan tidak ditemukan.", "The order was not found."),
+    "invalid_payment_status": Kind(400, "Status pembayaran tidak valid.", "The payment status is not valid."),
+    "menu_not_found": Kind(404, "Menu item {menu_id} tidak ditemukan.", "Menu item {menu_id} was not found."),
+    "out_of_stock": Kind(400, "Menu item {menu_id} kehabisan stok.", "Menu item {menu_id} is out of stock."),
+    "price_changed": Kind(409, "Total harga berubah: {detail}.", "The total price changed: {detail}."),
+    "user_not_found": Kind(404, "Pengguna tidak ditemukan.", "The user was not found."),
+    "user_service_unavailable": Kind(
+        503, "User Service tidak tersedia; coba lagi nanti.", "The User Service is unavailable; try again later."
+    ),
+    "database_unavailable": Kind(
+        503, "Basis data tidak tersedia; coba lagi nanti.", "The database is unavailable; try again later."
+    ),
+    "order_paid": Kind(409, "Pesanan sudah dibayar.", "The order is already paid."),
+    "order_failed": Kind(409, "Pesanan sudah gagal.", "The order has already failed."),
+    "order_cancelled": Kind(409, "Pesanan sudah dibatalkan.", "The order is already cancelled."),
+    "invalid_request": Kind(422, "Permintaan tidak valid: {detail}.", "The request is not valid: {detail}."),
+    "malformed_json": Kind(400, "Isi permintaan bukan JSON: {detail}.", "The body is not JSON: {detail}."),
+    "unsupported_media_type": Kind(415, "Kirim Content-Type application/json.", "Send Content-Type: application/json."),
+    "body_too_large": Kind(413, "Isi permintaan melebihi 64 KiB.", "The body is larger than 64 KiB."),
+    "too_many_streams": Kind(
+        503, "Terlalu banyak aliran terbuka; coba lagi nanti.", "Too many open streams; try again later."
+    ),
+    "idempotency_key_reused": Kind(
+        422,
+        "Idempotency-Key ini sudah dipakai untuk isi permintaan lain.",
+        "This Idempotency-Key was already used with another body.",
+    ),
+    "not_found": Kind(404, "Alamat tidak ditemukan.", "There is nothing at this address."),
+    "method_not_allowed": Kind(405, "Alamat ini tidak menerima {method}.", "This address does not take {method}."),
+    "bad_request": Kind(400, "Permintaan tidak dapat dibaca.", "The request cannot be read."),
+    "internal_error": Kind(500, "Terjadi kesalahan di pihak kami; coba lagi.", "Something went wrong here; try again."),
+}
+_BY_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_media_type"}
+#: When a client of a service that is away may come back, in seconds.
+RETRY_AFTER_SECONDS = 5
+
+
+@dataclass
+class Problem(Exception):
+    """Raise it to answer with it; `values` fill the text's placeholders, `extra` adds members, `headers` headers."""
+
+    code: str
+    values: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def speaks_english() -> bool:
+    """Indonesian unless the client prefers English."""
+    languages = (tag.lower().split("-")[0] for tag in request.accept_languages.values())
+    return next((language for language in languages if language in ("id", "en")), "id") == "en"
+
+
+def respond(problem: Problem) -> Response:
+    """The problem as an answer in the client's language."""
+    text, status = json.dumps(body(problem, english=speaks_english())), KINDS[problem.code].status
+    response = Response(text, status, content_type="application/problem+json")
+    response.headers.update({name: value for name, value in problem.headers.items() if value})
+    if status == 503:
+        response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    return response
+
+
+def body(problem: Problem, *, english: bool) -> dict[str, Any]:
+    """The problem's members."""
+    kind = KINDS[problem.code]
+    return {
+        "type": f"urn:restaurant:problem:{problem.code}",
+        "title": problem.code.replace("_", " ").capitalize(),
+        "status": kind.status,
+        "code": problem.code,
+        "message": (kind.english if english else kind.indonesian).format(**problem.values),
+        **problem.extra,
+    }
+
+
+def install(app: Flask) -> None:
+    """Every error of the app becomes a problem, those of unknown routes and our own mistakes too."""
+    app.register_error_handler(Problem, respond)
+    app.register_error_handler(HTTPException, _http_error)
+    for away in (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError, NotMigrated):
+        app.register_error_handler(away, _database_error)
+    app.register_error_handler(Exception, _own_error)
+
+
+def _http_error(error: HTTPException) -> Response:
+    status = error.code or 500
+    code = _BY_STATUS.get(status, "internal_error" if status >= 500 else "bad_request")
+    response = respond(Problem(code, {"method": request.method}))
+    response.headers.extend((name, value) for name, value in error.get_headers() if name == "Allow")
+    return response
+
+
+def _database_error(error: Exception) -> Response:
+    log.warning("the database is away", path=request.path, error=first_line(error))
+    return respond(Problem("database_unavailable"))
+
+
+def _own_error(error: Exception) -> Response:
+    log.error("a request failed", path=request.path, exc_info=error)
+    return respond(Problem("internal_error"))

@@ -1,0 +1,45 @@
+"""Which request and which trace a log line or an event belongs to."""
+
+import re
+import secrets
+import time
+
+import structlog
+from flask import Flask, Response, g, request
+from prometheus_client import Counter, Histogram
+
+#: W3C Trace Context, version 00, with a trace and a span that are not all zeros.
+_TRACEPARENT = re.compile(r"^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$")
+_REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
+REQUESTS = Counter("http_requests_total", "Requests answered", ["method", "route", "status"])
+SECONDS = Histogram("http_request_duration_seconds", "Time to the first byte of the answer", ["method", "route"])
+
+
+def traceparent() -> str:
+    """The trace this request belongs to, or a new one; every event of its order carries it."""
+    given = request.headers.get("traceparent", "")
+    trace_id = given[3:35] if _TRACEPARENT.match(given) else secrets.token_hex(16)
+    return f"00-{trace_id}-{secrets.token_hex(8)}-01"
+
+
+def install(app: Flask) -> None:
+    """X-Request-ID in, out and in every log line; requests counted by route, never by address."""
+    app.before_request(_begin)
+    app.after_request(_end)
+
+
+def _begin() -> None:
+    given = request.headers.get("X-Request-ID", "")
+    g.request_id = given if _REQUEST_ID.match(given) else secrets.token_hex(8)
+    g.started = time.perf_counter()
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(request_id=g.request_id)
+
+
+def _end(response: Response) -> Response:
+    route = request.url_rule.rule if request.url_rule else "unknown"
+    method = request.method if request.method in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS") else "other"
+    REQUESTS.labels(method, route, str(response.status_code)).inc()
+    SECONDS.labels(method, route).observe(time.perf_counter() - g.started)
+    response.headers["X-Request-ID"] = g.request_id
+    return response
