@@ -1,0 +1,65 @@
+"""One valid example of every event, for the documents and for `python -m order_service events sample`."""
+
+from typing import Any
+
+from order_service.envelope import SOURCE, schema_name
+from order_service.events import INCOMING, OUTGOING
+
+_AT = "2025-03-01T12:00:00Z"
+_TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+_ORDER, _USER = {"order_id": 7}, {"user_id": 3}
+_LINES = {"lines": [{"menu_id": 1, "quantity": 2}, {"menu_id": 2, "quantity": 1}]}
+_ITEMS = [
+    {"id": 1, "name": "Nasi Ayam Bakar", "price": 17999.5, "stock": 13},
+    {"id": 2, "name": "Kwetiau Goreng", "price": 20000, "stock": 6},
+]
+_RELEASE, _REFUND = "3d2d8055-22ca-5e8b-a7c6-fd381dbdecfa", "30f51855-2b72-5895-946d-33a18160cbbf"
+
+#: The data of each event, all about one order of two Nasi Ayam Bakar and one Kwetiau Goreng.
+DATA: dict[str, dict[str, Any]] = {
+    "OrderCreated": _ORDER
+    | _USER
+    | {"menu_ids": [1, 2, 1], **_LINES, "created_at": _AT, "reply_by": "2025-03-01T12:02:00Z"},
+    "PaymentRequested": _ORDER | _USER | {"amount": 55999, "pay_by": "2025-03-01T12:15:00Z"},
+    "OrderPaid": _ORDER | _USER | {"total_price": 55999, "payment_id": "P1", "paid_at": _AT},
+    "OrderFailed": _ORDER | _USER | {"reason": "out_of_stock", "detail": "menu item 2 is out of stock"},
+    "OrderCancelled": _ORDER | _USER,
+    "StockReleaseRequested": _ORDER
+    | {"release_id": _RELEASE, "reservation_id": "R1", **_LINES, "reason": "amount_mismatch"},
+    "RefundRequested": _ORDER
+    | {"refund_id": _REFUND, "payment_id": "P1", "amount": 55000.5, "reason": "amount_mismatch"},
+    "MessageRejected": {
+        "message_id": "m-1",
+        "type": "PaymentCompleted",
+        "errors": [{"field": "data.amount", "problem": "must be a JSON number"}],
+        "received_at": _AT,
+    },
+    "MenuReserved": _ORDER | {"reservation_id": "R1", "items": _ITEMS},
+    "MenuRejected": _ORDER | {"reason": "out_of_stock", "menu_id": 2},
+    "StockReleased": _ORDER | {"release_id": _RELEASE},
+    "PaymentCompleted": _ORDER | {"payment_id": "P1", "amount": 55999},
+    "PaymentFailed": _ORDER | {"payment_id": "P1", "reason": "kartu ditolak"},
+    "PaymentRefunded": _ORDER | {"refund_id": _REFUND},
+}
+
+
+def event(event_type: str, *, id: str, at: str = _AT, order_id: int = 7) -> dict[str, Any]:
+    """The whole CloudEvent, as we write it or as a sibling should. Raises KeyError for an unknown type."""
+    outgoing, data = event_type in OUTGOING, DATA[event_type]
+    model = (INCOMING | OUTGOING)[event_type]
+    # MessageRejected is about a message, not about a step of an order.
+    of_order = outgoing and "order_id" in data
+    return {
+        "specversion": "1.0",
+        "id": id,
+        "source": SOURCE if outgoing else f"/{model.routing_key.partition('.')[0]}-service",
+        "type": event_type,
+        "subject": str(order_id),
+        "time": at,
+        "datacontenttype": "application/json",
+        "dataschema": schema_name(event_type),
+        **({"sequence": 3} if of_order else {}),
+        "correlationid": str(order_id),
+        **({"traceparent": _TRACE} if of_order else {}),
+        "data": data | ({"order_id": order_id} if "order_id" in data else {}),
+    }
