@@ -1,0 +1,1 @@
+"""What an Order Service needs around it to be tried out: small real siblings, and servers to stand on."""

@@ -1,0 +1,171 @@
+"""`make demo`: one order, from POST to paid, through real processes and a real broker.
+
+Everything is fresh each time, below var/demo, and nothing is left running. What passes through the broker is shown as
+it passes: the demo listens in with a queue of its own.
+"""
+
+import contextlib
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pika
+
+from sandbox import broker, lifeline, processes, web
+from sandbox.management import console
+from sandbox.processes import PORTS, PROJECT_DIR, Started, Trouble
+from sandbox.ways import Unavailable, say_aloud
+
+DEMO_DIR = PROJECT_DIR / "var" / "demo"
+EXCHANGE = "restaurant.events"
+#: The order of the client's own documents, and what must come of it.
+ORDER = {"user_id": 1, "menu_ids": [1, 2]}
+TOTAL = 38000
+STOCK_AFTER = {1: 14, 2: 6}
+#: Seconds for the whole journey; it takes less than one.
+JOURNEY_SECONDS = 30
+
+API = f"http://localhost:{PORTS['api']}"
+MENU = f"http://localhost:{PORTS['menu']}"
+
+RETRY = """
+What to do: the logs of all processes are in var/demo/*.log. Run `make demo` again, or `make run` to look around
+while everything stays up."""
+
+
+def main() -> int:
+    """Returns the exit status."""
+    processes.interrupt_once()
+    try:
+        processes.require_free_ports()
+        shutil.rmtree(DEMO_DIR, ignore_errors=True)
+        with broker.running(DEMO_DIR / "broker") as found, broker.fresh_vhost(found, "order-service-demo") as amqp_url:
+            _demo(found, amqp_url)
+    except KeyboardInterrupt:
+        say_aloud("Stopped.")
+        return 130
+    except (Trouble, Unavailable) as trouble:
+        print(f"\n{trouble}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _demo(found: broker.Broker, amqp_url: str) -> None:
+    env = processes.environment(
+        found,
+        amqp_url,
+        DATABASE_URL=f"sqlite:///{DEMO_DIR / 'order-service.db'}",
+        SANDBOX_DIR=str(DEMO_DIR / "sandbox"),
+        USER_SERVICE_URL=f"http://localhost:{PORTS['users']}",
+        HOST="127.0.0.1",
+    )
+    say_aloud("Preparing the database and the broker ...")
+    processes.prepare(env)
+    with processes.started(env, DEMO_DIR) as running:
+        say_aloud(f"Starting {', '.join(each.name for each in running)} ...")
+        try:
+            processes.wait_healthy(lambda: processes.require_alive(running))
+            _journey(amqp_url, running)
+            _stock()
+        except (Trouble, web.NoAnswer) as trouble:
+            raise Trouble(f"{trouble}\n{_tails(running)}\n{RETRY}") from trouble
+    say_aloud(f"""
+The order is paid. All of it was real: the messages went through this broker, whose console shows queues and messages:
+  {console(found.management_url)}
+Whatever the demo started is stopped again. `make run` keeps everything up: post orders, and watch the queues
+order-service.menu and order-service.payment in the console.""")
+
+
+def _tails(running: list[Started]) -> str:
+    """The ends of the logs, longer for a process that is gone."""
+    ends = []
+    for each in running:
+        log, lines = DEMO_DIR / f"{each.name}.log", 5 if each.process.poll() is None else 40
+        ends.append(f"The end of {log.relative_to(PROJECT_DIR)}:\n{lifeline.tail(log, lines)}")
+    return "\n".join(ends)
+
+
+def _journey(amqp_url: str, running: list[Started]) -> None:
+    """Post the order, and show every message about it until it is paid. Raises Trouble if it does not get there."""
+    start = time.monotonic()
+
+    def show(what: str, detail: str) -> None:
+        say_aloud(f"  {time.monotonic() - start:5.2f} s  {what:<18}{detail}")
+
+    with _listening(amqp_url) as events, ThreadPoolExecutor(1) as pool:
+        say_aloud(f"\nPOST {API}/orders  {json.dumps(ORDER)}")
+        posted = pool.submit(web.post, f"{API}/orders", ORDER)
+        order_id, seen = 0, ""
+        while not (order_id and seen == "OrderPaid"):
+            processes.require_alive(running)
+            if time.monotonic() - start > JOURNEY_SECONDS:
+                raise Trouble(f"The order was not paid within {JOURNEY_SECONDS} s.")
+            if event := next(events):
+                seen = event["type"]
+                show(seen, _told(seen, event["data"]))
+            if not order_id and posted.done():
+                order_id = _accepted(posted.result())
+                show(f"answer {posted.result().status}", _priced(posted.result().body))
+    order = web.get(f"{API}/orders/{order_id}").body
+    show("GET", _priced(order))
+    if (order["status"], order["total_price"]) != ("paid", TOTAL):
+        raise Trouble(f"The order should be paid, with total_price {TOTAL}. It is: {order}")
+    say_aloud(f"\nGET {API}/orders/{order_id}\n{json.dumps(order, indent=2)}")
+
+
+@contextlib.contextmanager
+def _listening(amqp_url: str) -> Iterator[Iterator[dict[str, Any] | None]]:
+    """Every event as it passes the broker, with None in between when nothing passed for a moment."""
+    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(amqp_url))) as connection:
+        channel = connection.channel()
+        queue = channel.queue_declare("", exclusive=True).method.queue
+        channel.queue_bind(queue, EXCHANGE, "#")
+        messages = channel.consume(queue, auto_ack=True, inactivity_timeout=0.02)
+        yield (json.loads(body) if body else None for _, _, body in messages)
+
+
+def _told(event_type: str, data: dict[str, Any]) -> str:
+    """What an event says, for a person. Raises Trouble at one that ends the order otherwise than paid."""
+    match event_type:
+        case "OrderCreated":
+            return f"order {data['order_id']} is pending; the menu is asked for {data['menu_ids']}"
+        case "MenuReserved":
+            return "reserved: " + ", ".join(f"{i['name']} {i['price']} ({i['stock']} left)" for i in data["items"])
+        case "PaymentRequested":
+            return f"total {data['amount']}"
+        case "PaymentCompleted":
+            return f"payment {data['payment_id']} of {data['amount']}"
+        case "OrderPaid":
+            return f"order {data['order_id']} is paid"
+        case _:
+            raise Trouble(f"{event_type}, which should not happen here: {json.dumps(data)}")
+
+
+def _accepted(answer: web.Answer) -> int:
+    """The id of the order; raises Trouble when POST did not take it."""
+    if answer.status not in (201, 202):
+        raise Trouble(f"POST /orders answered {answer.status}: {json.dumps(answer.body)}")
+    order_id: int = answer.body["id"]
+    return order_id
+
+
+def _priced(order: dict[str, Any]) -> str:
+    return f"order {order['id']}: status {order['status']}, total_price {order['total_price']}"
+
+
+def _stock() -> None:
+    """Read the stock back from the Menu Service. Raises Trouble when it is not what the order leaves."""
+    say_aloud(f"\nStock at the Menu Service, {MENU}/menus")
+    for menu_id, expected in STOCK_AFTER.items():
+        menu = web.get(f"{MENU}/menus/{menu_id}").body
+        say_aloud(f"  {menu['name']:<18}{menu['stock']}")
+        if menu["stock"] != expected:
+            raise Trouble(f"The stock of menu {menu_id} should be {expected}.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

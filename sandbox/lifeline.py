@@ -1,0 +1,102 @@
+"""Runs a server that must not outlive us, and waits until it is ready.
+
+A signal handler cannot see `kill -9`, so the server hangs on a pipe instead: a small shell waits for the end of its
+standard input, which comes when we close it or when our process ends, however it ends, and then stops the server.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Literal
+
+from sandbox.ways import Unavailable
+
+#: The shell's part; $0 is the signal that stops the server. The watcher reads the pipe; the server does not inherit it.
+WATCH = """
+exec 3<&0
+"$@" </dev/null 3<&- & server=$!
+(cat <&3; kill -s "$0" $server) >/dev/null 2>&1 & watcher=$!
+wait $server; status=$?
+kill $watcher 2>/dev/null
+exit $status
+"""
+#: Seconds between two looks at whether a server is ready.
+POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to run, with its log (None: a pipe for us to read), as which OS user (None: as we are)."""
+
+    arguments: Sequence[str]
+    env: Mapping[str, str]
+    log: Path | None
+    user: str | None = None
+    cwd: Path | None = None
+    stop_signal: Literal["TERM", "KILL"] = "TERM"
+    #: Seconds that the server gets to stop by itself before it is killed.
+    stop_seconds: float = field(default=20, kw_only=True)
+
+
+@contextlib.contextmanager
+def serving(command: Command) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the command for the length of the block, in its own process group, its output in its log."""
+    with contextlib.ExitStack() as stack:
+        output: int | IO[bytes] = subprocess.PIPE
+        if command.log:
+            command.log.parent.mkdir(parents=True, exist_ok=True)
+            output = stack.enter_context(command.log.open("ab"))
+        process = subprocess.Popen(  # noqa: S603 - every caller passes its own fixed command
+            ["/bin/sh", "-c", WATCH, command.stop_signal, *command.arguments],
+            env=dict(command.env),
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=command.cwd,
+            start_new_session=True,
+            user=command.user,
+            group=command.user,
+            extra_groups=[] if command.user else None,
+        )
+    try:
+        yield process
+    finally:
+        stop(process, seconds=command.stop_seconds)
+
+
+def let_go(process: subprocess.Popen[bytes]) -> None:
+    """Tell the server to stop, without waiting for it. May be repeated."""
+    if process.stdin:
+        process.stdin.close()
+
+
+def stop(process: subprocess.Popen[bytes], *, seconds: float) -> None:
+    """Let go of the lifeline; after `seconds`, kill what is left of the process group. May be repeated."""
+    let_go(process)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def wait_ready(process: subprocess.Popen[bytes], log: Path, ready: Callable[[], bool], *, seconds: float) -> None:
+    """Return once `ready()` is true; raise Unavailable, with the end of the log, when that cannot come any more."""
+    deadline = time.monotonic() + seconds
+    while not ready():
+        if process.poll() is not None:
+            raise Unavailable(f"it ended with status {process.returncode}; the end of {log}:\n{tail(log)}")
+        if time.monotonic() > deadline:
+            raise Unavailable(f"it was not ready after {seconds:.0f} s; the end of {log}:\n{tail(log)}")
+        time.sleep(POLL_SECONDS)
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    """The last lines of a log, indented for showing under a message."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    return "\n".join(f"    {line}" for line in text.splitlines()[-lines:])
