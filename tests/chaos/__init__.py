@@ -1,0 +1,1 @@
+"""The same processes with faults on purpose."""

@@ -1,0 +1,1 @@
+"""The processes of the Procfile, started as a user starts them."""

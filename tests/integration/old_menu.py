@@ -1,0 +1,97 @@
+"""A Menu Service as the client's original one: HTTP only, prices as floats, no way to give stock back."""
+
+import json
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class OldMenu:
+    """Serves on a port of its own from `start` to `stop`; tests change `dishes` and look at `puts`."""
+
+    def __init__(self) -> None:
+        self.dishes: dict[int, dict[str, Any]] = {
+            1: {"id": 1, "name": "Nasi Ayam Bakar", "price": 18000.0, "stock": 15},
+            2: {"id": 2, "name": "Kwetiau Goreng", "price": 20000.0, "stock": 7},
+        }
+        #: (menu id, quantity) of every PUT that arrived, carried out or not.
+        self.puts: list[tuple[int, int]] = []
+        #: Called with a PUT's menu id before it is carried out.
+        self.before_put: Callable[[int], None] = lambda menu_id: None
+        #: By menu id, what goes wrong with its PUTs: drop_before, drop_after, error_after; or with its GETs: broken.
+        self.trouble: dict[int, str] = {}
+        self.port = 0
+        self._lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+    @property
+    def stock(self) -> dict[int, int]:
+        return {menu_id: dish["stock"] for menu_id, dish in self.dishes.items()}
+
+    def start(self) -> None:
+        """Serve; on the same port as before, if there was one."""
+        handler = type("Handler", (_Handler,), {"menu": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
+        self.port = self._server.server_port
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def sell(self, menu_id: int, quantity: int) -> tuple[int, dict[str, Any]]:
+        with self._lock:
+            dish = self.dishes.get(menu_id)
+            if dish is None:
+                return 404, {"message": "Menu tidak ditemukan."}
+            if quantity < 1 or dish["stock"] < quantity:
+                return 400, {"message": "Stok tersedia tidak mencukupi."}
+            dish["stock"] -= quantity
+            return 200, {"message": "Stok berhasil diperbarui.", "stock": dish["stock"]}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    menu: OldMenu
+
+    def do_GET(self) -> None:
+        menu_id = int(self.path.split("/")[2])
+        dish = self.menu.dishes.get(menu_id)
+        if self.menu.trouble.get(menu_id) == "broken":
+            self._answer(500, {"message": "Internal Server Error"})
+        else:
+            self._answer(200 if dish else 404, dish or {"message": "Menu tidak ditemukan."})
+
+    def do_PUT(self) -> None:
+        menu_id = int(self.path.split("/")[2])
+        body = self.rfile.read(int(self.headers["content-length"]))
+        quantity = json.loads(body)["sold_quantity"]
+        self.menu.puts.append((menu_id, quantity))
+        self.menu.before_put(menu_id)
+        trouble = self.menu.trouble.get(menu_id)
+        if trouble == "drop_before":
+            self.close_connection = True
+            return
+        status, answer = self.menu.sell(menu_id, quantity)
+        if trouble == "drop_after":
+            self.close_connection = True
+        elif trouble == "error_after":
+            self._answer(500, {"message": "Internal Server Error"})
+        else:
+            self._answer(status, answer)
+
+    def _answer(self, status: int, answer: object) -> None:
+        body = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass

@@ -1,0 +1,213 @@
+"""Finding a broker, and starting a private one, as a fresh machine needs it."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from sandbox import broker, containers, debian, lifeline, rabbitmq_node
+from sandbox.broker import Broker
+from sandbox.management import Management, ManagementError
+from sandbox.ways import Say, Unavailable
+
+#: An address where nothing listens: port 1 is reserved, and we do not run as its service.
+NOWHERE = "amqp://guest:guest@127.0.0.1:1/"
+
+requires_rabbitmq_server = pytest.mark.skipif(
+    rabbitmq_node.script() is None, reason="rabbitmq-server is not installed, and a test does not install it"
+)
+
+
+@contextlib.contextmanager
+def no_docker(say: Say) -> Iterator[broker.Address]:
+    raise Unavailable("no Docker in this test")
+    yield
+
+
+def finding(data_dir: Path, said: list[str], **more: Any) -> AbstractContextManager[Broker]:
+    return broker.running(data_dir, docker=no_docker, say=said.append, **more)
+
+
+def port_of(url: str) -> int:
+    port = urlsplit(url).port
+    assert port
+    return port
+
+
+def refuses(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+@requires_rabbitmq_server
+def test_private_node_answers_and_is_gone_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., Any]
+) -> None:
+    monkeypatch.setenv("RABBITMQ_URL", NOWHERE)
+    monkeypatch.setenv("RABBITMQ_NODE_PORT", "1")  # what is set for another node is not for this one
+    said: list[str] = []
+
+    with finding(tmp_path / "a directory" / "broker", said) as found:
+        assert broker.refusal(found.amqp_url) is None
+        assert found.management_url
+        assert Management(found.management_url).call("GET", "whoami")["name"] == "guest"
+        assert "no Docker in this test" in found.how
+        with broker.fresh_vhost(found, "test") as vhost_url:
+            assert broker.refusal(vhost_url) is None
+        assert broker.refusal(vhost_url) is not None
+        assert lifeline_processes(tmp_path)
+
+    assert refuses(port_of(found.amqp_url))
+    assert refuses(port_of(found.management_url))
+    eventually(lambda: not lifeline_processes(tmp_path), "the node and its name server to be gone")
+    assert said[-1] == f"RabbitMQ: {found.how}"
+
+
+@requires_rabbitmq_server
+def test_data_of_a_kept_node_outlives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RABBITMQ_URL", NOWHERE)
+
+    with finding(tmp_path, [], keep=True) as found:
+        assert found.management_url
+        Management(found.management_url).create_vhost("kept")
+
+    with finding(tmp_path, [], keep=True) as again:
+        assert again.management_url
+        vhosts = Management(again.management_url).call("GET", "vhosts")
+        assert "kept" in {vhost["name"] for vhost in vhosts}
+
+
+@requires_rabbitmq_server
+def test_private_node_does_not_outlive_a_killed_parent(tmp_path: Path, eventually: Callable[..., Any]) -> None:
+    program = (
+        "import sys, pathlib; from sandbox import rabbitmq_node as node\n"
+        "ports = node.free_ports()\n"
+        "with node.running(pathlib.Path(sys.argv[1]), ports, keep=False): print(ports.amqp, flush=True); input()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        port = int(parent.stdout.readline())
+        assert not refuses(port)
+        parent.kill()
+
+    eventually(lambda: refuses(port), "the node to stop listening", seconds=30)
+    eventually(lambda: not lifeline_processes(tmp_path), "its processes to be gone", seconds=30)
+
+
+def lifeline_processes(directory: Path) -> list[str]:
+    """The processes that were started with their data below the directory, zombies apart."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            environ = (process / "environ").read_bytes()
+            if f"HOME={directory}".encode() in environ:
+                found.append(process.name)
+    return found
+
+
+def test_a_broker_that_answers_is_taken_and_never_emptied(
+    broker: Broker, amqp_url: str, management: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert broker.management_url
+    management.api.call("PUT", "queues", management.vhost, "theirs", body={"durable": True})
+    monkeypatch.setenv("RABBITMQ_URL", amqp_url)
+    monkeypatch.setenv("RABBITMQ_MANAGEMENT_URL", broker.management_url)
+    said: list[str] = []
+
+    with finding(tmp_path, said) as found:
+        assert found.amqp_url == amqp_url
+        assert found.how.startswith("RABBITMQ_URL amqp://")
+
+    assert "theirs" in management.queues()
+    assert urlsplit(amqp_url).password not in said[-1].partition("@")[0].split(":")
+
+
+def test_of_several_addresses_the_first_that_answers_is_taken(
+    broker: Broker, amqp_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert broker.management_url
+    monkeypatch.setenv("RABBITMQ_URL", f"{NOWHERE}, {amqp_url}")
+    monkeypatch.setenv("RABBITMQ_MANAGEMENT_URL", broker.management_url)
+
+    with finding(tmp_path, []) as found:
+        assert found.amqp_url == amqp_url
+
+
+def test_a_broker_without_management_api_is_passed_over_when_a_fresh_vhost_is_needed(
+    amqp_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RABBITMQ_URL", amqp_url)
+    monkeypatch.setenv("RABBITMQ_MANAGEMENT_URL", "http://guest:guest@127.0.0.1:1")
+    nothing_installed(monkeypatch)
+
+    with pytest.raises(Unavailable, match="its management API, which makes the fresh vhosts, does not"):
+        finding(tmp_path, []).__enter__()
+
+    with finding(tmp_path, [], needs_management=False) as found:
+        assert (found.amqp_url, found.management_url) == (amqp_url, None)
+        with pytest.raises(Unavailable, match="fresh vhost"):
+            fresh_vhost(found).__enter__()
+
+
+def fresh_vhost(found: Broker) -> AbstractContextManager[str]:
+    return broker.fresh_vhost(found, "test")
+
+
+def test_nothing_available_names_the_three_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RABBITMQ_URL", NOWHERE)
+    nothing_installed(monkeypatch)
+
+    with pytest.raises(Unavailable) as refused:
+        broker.running(tmp_path, say=print).__enter__()
+
+    message = str(refused.value)
+    for way in ("export RABBITMQ_URL=", "Docker is not installed", "apt-get install rabbitmq-server"):
+        assert way in message
+    assert "guest:guest@127" not in message
+
+
+def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(rabbitmq_node, "DEBIAN_SCRIPT", "/nonexistent/*")
+
+
+def test_an_engine_that_does_not_answer_is_no_docker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "docker"
+    program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path) + os.pathsep + os.environ["PATH"])
+
+    with pytest.raises(Unavailable, match="no running engine"):
+        containers.require_image("rabbitmq:4-management", print)
+
+
+def test_without_root_or_sudo_nothing_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "apt-get").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+
+    with pytest.raises(Unavailable, match="sudo apt-get install rabbitmq-server"):
+        debian.install("rabbitmq-server", service="rabbitmq-server", say=print)
+
+
+def test_a_server_that_ends_is_reported_with_the_end_of_its_log(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    command = lifeline.Command(["/bin/sh", "-c", "echo a reason; exit 3"], os.environ, log)
+
+    with lifeline.serving(command) as process, pytest.raises(Unavailable, match=r"(?s)status 3.*a reason"):
+        lifeline.wait_ready(process, log, lambda: False, seconds=10)
+
+
+def test_an_unreachable_management_api_is_said_with_the_call() -> None:
+    with pytest.raises(ManagementError, match=r"GET http://127\.0\.0\.1:1/api/whoami"):
+        Management("http://guest:secret@127.0.0.1:1").call("GET", "whoami")

@@ -1,0 +1,452 @@
+"""Thousands of generated messages through the real consumer: each is applied or dead-lettered, and nothing stops it.
+
+ORDER_TEST_MESSAGES says how many; the same number gives the same messages.
+"""
+
+import itertools
+import json
+import os
+import struct
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pika
+import pika.data
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from order_service import envelope, samples, topology
+from order_service.db import Database
+from order_service.events import INCOMING
+from order_service.order import State
+from order_service.tables import order_history
+from publishers.relay import Relay
+from tests.integration import core
+from tests.integration.core import Eventually, Message, Wire
+
+COUNT = int(os.environ.get("ORDER_TEST_MESSAGES", "600"))
+#: Seconds a message may take, on a machine that is busy with other tests.
+SECONDS_EACH = 0.1
+#: Orders to talk about; others are unknown. Their menu ids are 1 and 2.
+ORDERS = 40
+UNKNOWN_ORDER = 2**31 - 1
+#: Says which of the messages it is, and comes back with the dead letter.
+NUMBER = "correlation_id"
+
+
+class Raw(NamedTuple):
+    """A header's value as it goes over the wire, for what pika itself would not write."""
+
+    encoded: bytes
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A message, and what must become of it: applied, or dead-lettered with one of these codes about this field."""
+
+    routing_key: str
+    body: bytes
+    properties: dict[str, Any] = field(default_factory=dict)
+    codes: frozenset[str] = frozenset()
+    field: str = ""
+    #: Only in generated ones whose fate depends on the order, or on luck.
+    may_be_applied: bool = False
+
+
+INVALID = frozenset({"invalid"})
+MALFORMED = frozenset({"malformed"})
+ANY = frozenset({"invalid", "malformed", "unknown_type", "newer_version", "oversized", "unknown_order"})
+types = st.sampled_from(sorted(INCOMING))
+orders = st.integers(1, ORDERS)
+#: Mostly new, for the same example is generated often; some come again and again.
+_fresh = itertools.count()
+message_ids = st.integers(0, 300).map(lambda number: f"again-{number}" if number < 30 else f"new-{next(_fresh)}")
+#: Text with everything in it: NUL, lone surrogates, letters outside the basic plane.
+texts = st.text(st.characters(codec=None), max_size=40)
+numbers = st.one_of(
+    st.integers(), st.integers(-(10**40), 10**40), st.just(10**4000), st.floats(), st.sampled_from([2**31, 2**63, -0.0])
+)
+json_values = st.recursive(
+    st.none() | st.booleans() | numbers | texts,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    max_leaves=12,
+)
+#: Headers of every kind that a client may set, and some that look like the broker's own.
+header_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.text(max_size=20)
+    | st.binary(max_size=20)
+    | st.integers(0, 2**64 - 1).map(lambda seconds: Raw(b"T" + struct.pack(">Q", seconds)))
+    | st.integers(-(2**15), 2**15 - 1).map(lambda number: Raw(b"s" + struct.pack(">h", number)))
+    | st.floats(-1e300, 1e300).map(lambda number: Raw(b"d" + struct.pack(">d", number))),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+headers = st.dictionaries(
+    st.text(max_size=20) | st.sampled_from(["x-delivery-count", "x-death", "traceparent", "x-error", "CC-not"]),
+    header_values,
+    max_size=4,
+)
+#: AMQP short strings are bytes that nobody checks.
+short_strings = st.binary(max_size=255) | st.text(max_size=60)
+odd_properties = st.fixed_dictionaries(
+    {},
+    optional={
+        "headers": headers,
+        "content_type": short_strings,
+        "content_encoding": st.sampled_from(["gzip", "utf-16", ""]),
+        "app_id": short_strings,
+        "reply_to": short_strings,
+        "priority": st.integers(0, 255),
+        "timestamp": st.integers(0, 2**64 - 1),
+        "delivery_mode": st.sampled_from([1, 2]),
+    },
+)
+
+
+def key_of(event_type: str) -> str:
+    return INCOMING[event_type].routing_key
+
+
+def encoded(document: Any) -> bytes:
+    """JSON as Python writes it: NaN and Infinity too, and a lone surrogate as an escape."""
+    return json.dumps(document).encode()
+
+
+@st.composite
+def valid(draw: st.DrawFn) -> Sent:
+    """A message as it should be, enveloped or bare, for an order of ours."""
+    event_type, order_id = draw(types), draw(orders)
+    event = samples.event(event_type, id=draw(message_ids), order_id=order_id)
+    # A release or a refund that nobody asked for, and items that are not the order's, are refused.
+    applied = event_type in ("MenuRejected", "PaymentCompleted", "PaymentFailed", "MenuReserved")
+    codes, about = (frozenset(), "") if applied else (INVALID, "data")
+    properties = draw(odd_properties)
+    if draw(st.booleans()):
+        event[draw(st.sampled_from(["extra", "time", "sequence"]))] = samples.event(event_type, id="1")["time"]
+        return Sent(key_of(event_type), encoded(event), properties, codes, about)
+    properties["message_id"] = event["id"]
+    return Sent(key_of(event_type), encoded(event["data"]), properties, codes, about)
+
+
+@st.composite
+def of_unknown_orders(draw: st.DrawFn) -> Sent:
+    event_type = draw(types)
+    event = samples.event(event_type, id=draw(message_ids), order_id=UNKNOWN_ORDER - draw(st.integers(0, 1000)))
+    return Sent(key_of(event_type), encoded(event), {}, frozenset({"unknown_order"}), "data.order_id")
+
+
+@st.composite
+def with_a_wrong_field(draw: st.DrawFn) -> Sent:
+    """One required field is gone, or is something that it can never be."""
+    event_type = draw(types)
+    event = samples.event(event_type, id=draw(message_ids), order_id=draw(orders))
+    name = draw(st.sampled_from([name for name in event["data"] if name not in ("payment_id", "reservation_id")]))
+    wrong = st.sampled_from([True, [], {}, None, [[1]], {"a": 1}, "", -1, 0.5, 10**20, "\0"])
+    if draw(st.booleans()):
+        del event["data"][name]
+    else:
+        event["data"][name] = draw(wrong.filter(lambda value: not _could_be(name, value)))
+    return Sent(key_of(event_type), encoded(event), {}, INVALID, f"data.{name}")
+
+
+def _could_be(name: str, value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    match name:
+        case "amount":
+            return is_number and 0 <= value < 10**11
+        case "release_id" | "refund_id":  # any integer, and any text with something in it
+            return isinstance(value, int) and not isinstance(value, bool)
+        case "reason":
+            return value == ""
+    return False
+
+
+@st.composite
+def with_anything_as_data(draw: st.DrawFn) -> Sent:
+    event_type = draw(types)
+    data = dict(samples.DATA[event_type]) | {"order_id": draw(orders)}
+    for name in draw(st.lists(st.sampled_from(sorted(data)), min_size=1, max_size=3)):
+        data[name] = draw(json_values)
+    return Sent(key_of(event_type), encoded(data), draw(odd_properties), ANY, may_be_applied=True)
+
+
+@st.composite
+def with_an_odd_envelope(draw: st.DrawFn) -> Sent:
+    event_type = draw(types)
+    event = samples.event(event_type, id=draw(message_ids), order_id=draw(orders))
+    name = draw(st.sampled_from(["specversion", "id", "type", "dataschema", "data", "time", "source"]))
+    event[name] = draw(json_values)
+    properties = draw(odd_properties) | {"type": draw(short_strings), "message_id": draw(short_strings)}
+    return Sent(key_of(event_type), encoded(event), properties, ANY, may_be_applied=True)
+
+
+@st.composite
+def of_unknown_types(draw: st.DrawFn) -> Sent:
+    event = samples.event(draw(types), id=draw(message_ids), order_id=draw(orders))
+    event["type"] = draw(texts.filter(lambda text: text and text not in INCOMING) | st.just("OrderPaid"))
+    return Sent("menu.reserved", encoded(event), {}, frozenset({"unknown_type"}), "type")
+
+
+@st.composite
+def of_the_other_queue(draw: st.DrawFn) -> Sent:
+    event = samples.event("PaymentCompleted", id=draw(message_ids), order_id=draw(orders))
+    return Sent("menu.released", encoded(event), {}, frozenset({"unknown_type"}), "type")
+
+
+@st.composite
+def of_newer_versions(draw: st.DrawFn) -> Sent:
+    event_type = draw(types)
+    event = samples.event(event_type, id=draw(message_ids), order_id=draw(orders))
+    name = draw(st.sampled_from(["dataschema", "specversion"]))
+    version = draw(st.integers(2, 999))
+    event[name] = f"urn:restaurant:schema:{event_type}:{version}" if name == "dataschema" else f"{version}.0"
+    return Sent(key_of(event_type), encoded(event), {}, frozenset({"newer_version"}), name)
+
+
+@st.composite
+def not_json(draw: st.DrawFn) -> Sent:
+    whole = encoded(samples.event("PaymentCompleted", id="1", order_id=draw(orders)))
+    body = draw(
+        st.one_of(
+            st.binary(max_size=60).filter(lambda some: not _is_object(some)),
+            st.integers(0, len(whole) - 1).map(lambda length: whole[:length]),
+            st.just(whole + b"}"),
+            st.just(whole.replace(b"55999", b"NaN")),
+            st.just(whole.replace(b"55999", b"-Infinity")),
+            st.just(whole.replace(b"55999", b"1" * 5000)),
+            st.just(whole.replace(b"55999", b"1e" + b"9" * 30)),
+            st.just(whole.replace(b"P1", b"\xff\xfe")),
+            st.integers(20_000, 50_000).map(lambda depth: b'{"a":' * depth),
+            st.integers(20_000, 60_000).map(lambda depth: b'{"a":' + b"[" * depth + b"]" * depth + b"}"),
+            json_values.filter(lambda value: not isinstance(value, dict)).map(encoded),
+            st.sampled_from([b"", b" ", b"\0", b"null", b"[]", b"\xef\xbb\xbf\xef\xbb\xbf{}", b"{'a': 1}"]),
+        )
+    )
+    return Sent(draw(types.map(key_of)), body, draw(odd_properties), MALFORMED, "body")
+
+
+def _is_object(body: bytes) -> bool:
+    try:
+        return isinstance(json.loads(body), dict)
+    except ValueError:
+        return False
+
+
+@st.composite
+def in_other_encodings(draw: st.DrawFn) -> Sent:
+    """UTF-16 and UTF-32 are JSON by its older standard, and Python reads them; others are not."""
+    text = json.dumps(samples.event("MenuRejected", id=draw(message_ids), order_id=draw(orders)))
+    if draw(st.booleans()):
+        return Sent("menu.rejected", text.encode(draw(st.sampled_from(["utf-16", "utf-32", "utf-8-sig", "utf-16-be"]))))
+    return Sent("menu.rejected", text.encode(draw(st.sampled_from(["cp037", "utf-7"])))[:-1], {}, MALFORMED, "body")
+
+
+@st.composite
+def oversized(draw: st.DrawFn) -> Sent:
+    size = envelope.MAX_BODY_BYTES + draw(st.integers(1, 1000))
+    return Sent("menu.reserved", b"x" * size, {}, frozenset({"oversized"}), "body")
+
+
+WHAT = {
+    valid: 25, of_unknown_orders: 8, with_a_wrong_field: 15, with_anything_as_data: 15, with_an_odd_envelope: 10,
+    of_unknown_types: 5, of_the_other_queue: 1, of_newer_versions: 4, not_json: 14, in_other_encodings: 3, oversized: 1,
+}  # fmt: skip
+MESSAGES = st.sampled_from([made for made, share in WHAT.items() for _ in range(share)]).flatmap(lambda made: made())
+
+
+def generated(count: int) -> list[Sent]:
+    """The same messages each time."""
+    global _fresh
+    _fresh = itertools.count()
+    found: list[Sent] = []
+    quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
+
+    @settings(
+        max_examples=count, derandomize=True, database=None, phases=[Phase.generate], deadline=None,
+        suppress_health_check=quiet,
+    )  # fmt: skip
+    @given(MESSAGES)
+    def draw(message: Sent) -> None:
+        found.append(message)
+
+    draw()
+    return found[:count]
+
+
+@pytest.fixture
+def raw_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = pika.data.encode_value
+
+    def encode_value(pieces: list[bytes], value: Any) -> int:
+        if isinstance(value, Raw):
+            pieces.append(value.encoded)
+            return len(value.encoded)
+        return encode(pieces, value)
+
+    monkeypatch.setattr(pika.data, "encode_value", encode_value)
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    with core.opened(database_url, pool_size=3) as database:
+        yield database
+
+
+@pytest.fixture
+def wire(amqp_url: str) -> Wire:
+    wire = Wire(amqp_url)
+    wire.declare()
+    wire.listen("order.message_rejected")
+    wire.listen("payment.requested", "menu.release_requested", "payment.refund_requested", queue="siblings")
+    return wire
+
+
+class Bench:
+    """The consumer and the relay at work, and what has become of the messages."""
+
+    def __init__(self, amqp_url: str, database: Database, wire: Wire, eventually: Eventually) -> None:
+        self.url, self.database, self.wire, self._eventually = amqp_url, database, wire, eventually
+
+    def send(self, messages: list[Sent]) -> None:
+        """Publish all of these, numbered."""
+        with self.wire.channel() as channel:
+            for number, message in enumerate(messages):
+                properties = pika.BasicProperties(**{"delivery_mode": 2, **message.properties, NUMBER: f"m{number}"})
+                channel.basic_publish(topology.EXCHANGE, message.routing_key, message.body, properties, mandatory=True)
+
+    def wait(self, count: int) -> None:
+        """Until all of it is dealt with: what was sent after it is applied, and nothing waits to leave."""
+        seconds, name = 30 + count * SECONDS_EACH, str(uuid.uuid4())
+        last = {each: samples.event(each, id=name, order_id=1) for each in ("MenuRejected", "PaymentFailed")}
+        self.send([Sent(key_of(event_type), encoded(event)) for event_type, event in last.items()])
+        ours = order_history.c.message_id == name
+        self._eventually(
+            lambda: len(core.rows(self.database, order_history, ours)) == 2, "the queues to end", seconds=seconds
+        )
+        self._eventually(lambda: core.count(self.database, core.outbox) == 0, "the outbox to be empty", seconds=seconds)
+        with self.database.writing() as connection:
+            connection.execute(sa.delete(order_history).where(ours))
+
+    def dead(self) -> dict[str, list[Message]]:
+        """The dead letters by their number."""
+        found: dict[str, list[Message]] = {}
+        for queue in topology.QUEUES:
+            for message in self.wire.take(queue.dead_letters):
+                found.setdefault(str(message.properties.correlation_id), []).append(message)
+        return found
+
+    def applied(self) -> Counter[tuple[int, str, str]]:
+        """What the orders' history has of messages, by order, type and id."""
+        columns = (order_history.c.order_id, order_history.c.type, order_history.c.message_id)
+        with self.database.reading() as connection:
+            rows = connection.execute(sa.select(*columns).where(order_history.c.message_id.is_not(None)))
+            return Counter((row.order_id, row.type, row.message_id) for row in rows)
+
+
+@pytest.fixture
+def bench(amqp_url: str, database: Database, wire: Wire, eventually: Eventually, raw_headers: None) -> Iterator[Bench]:
+    settings_ = core.settings(amqp_url, database.url, batch_size=50)
+    with ExitStack() as stack:
+        stack.enter_context(core.running(core.worker(settings_, database)))
+        stack.enter_context(core.running(lambda stop: Relay(settings_, database, stop)))
+        yield Bench(amqp_url, database, wire, eventually)
+
+
+def identity(message: Sent) -> tuple[int, str, str] | None:
+    """Under what it is applied, if it can be read at all."""
+    properties = {
+        name: value.decode(errors="replace") if isinstance(value, bytes) else value
+        for name, value in message.properties.items()
+    }
+    try:
+        reply = envelope.read(envelope.Delivery("", message.routing_key, message.body, properties))
+    except envelope.Unreadable:
+        return None
+    return reply.order_id, reply.type, reply.message_id
+
+
+@pytest.mark.timeout(120 + 2 * COUNT * SECONDS_EACH)
+def test_each_generated_message_is_applied_or_dead_lettered(bench: Bench):
+    core.place_sent(bench.database, ORDERS)
+    messages = generated(COUNT)
+
+    assert len(messages) == COUNT
+    bench.send(messages)
+    bench.wait(len(messages))
+
+    dead, applied, rejected = bench.dead(), bench.applied(), bench.wire.take()
+    identities = {f"m{number}": identity(message) for number, message in enumerate(messages)}
+    problems = [
+        (number, message, dead.get(number))
+        for number, message in zip(identities, messages, strict=True)
+        if not _is_right(message, dead.get(number, []), identities[number], applied)
+    ]
+    assert problems[:3] == []
+    # None is missing, none is both, and none was applied twice.
+    survivors = Counter(identities[number] for number in identities if number not in dead)
+    assert applied == dict.fromkeys(survivors, 1)
+    assert sum(map(len, dead.values())) + survivors.total() == len(messages)
+    assert len(rejected) == len(dead)
+    assert len(dead) > len(messages) / 3
+    assert len(applied) > len(messages) / 8
+    for message in rejected:
+        errors = message.event["data"]["errors"]
+        assert errors
+        assert all(error["field"] and error["problem"] for error in errors), errors
+
+
+def _is_right(
+    message: Sent, dead: list[Message], key: tuple[int, str, str] | None, applied: Counter[tuple[int, str, str]]
+) -> bool:
+    if not dead:
+        return (not message.codes or message.may_be_applied) and key is not None and applied[key] == 1
+    [letter] = dead
+    headers_ = letter.properties.headers or {}
+    kept = letter.body == message.body and letter.routing_key.endswith(".dlq")
+    return kept and headers_["x-error"] in message.codes and f" {message.field}" in headers_["x-error-detail"]
+
+
+ODD_HEADERS = {
+    "a time in milliseconds": Raw(b"T" + struct.pack(">Q", 1_772_000_000_000)),
+    "a time before 1970, as Java writes it": Raw(b"T" + struct.pack(">q", -1)),
+    "deep nesting": Raw(b"\1a".join(b"F" + struct.pack(">I", 7 * depth) for depth in range(3000, -1, -1))),
+    "a list as the delivery count": [1],
+    "a negative delivery count": -3,
+    "a high delivery count": 50,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("case", ODD_HEADERS)
+def test_an_odd_header_stops_nobody(case: str, bench: Bench):
+    _, order_id = core.place_sent(bench.database, 2)
+    properties = {"headers": {"x-delivery-count" if "count" in case else "sent": ODD_HEADERS[case]}}
+    body = encoded(samples.event("PaymentFailed", id="1", order_id=order_id))
+
+    bench.send([Sent("payment.failed", body, properties)])
+    bench.wait(1)
+
+    assert core.get(bench.database, order_id).state is State.FAILED
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("name", ["correlation_id", "app_id", "content_type", "type", "message_id"])
+@pytest.mark.parametrize("value", [b"\xff" * 255, b"\0", "\0" * 255], ids=["not UTF-8", "NUL", "many NULs"])
+def test_an_odd_property_of_a_dead_letter_holds_nothing_up(name: str, value: bytes | str, bench: Bench):
+    core.place_sent(bench.database)
+
+    bench.wire.send_raw("menu.reserved", b"{", **{name: value})
+    bench.wait(1)
+
+    assert [letter.body for letter in bench.wire.take("order-service.menu.dlq")] == [b"{"]
+    [rejected] = bench.wire.take()
+    assert rejected.event["data"]["errors"][0]["field"] == "body"

@@ -1,0 +1,132 @@
+"""The OpenAPI document: valid, complete, made from the models that validate; and its page, which needs no internet."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from api import create_app
+from order_service.config import Settings
+from order_service.web import openapi
+from order_service.web.problems import KINDS
+from tests.integration.test_api import database_of
+
+DOCUMENT = openapi.document()
+#: Answered wherever nothing else is, so no operation can document them.
+NOWHERE = {"method_not_allowed", "bad_request"}
+OPERATIONS = [
+    (f"{method.upper()} {path}", operation)
+    for path, methods in DOCUMENT["paths"].items()
+    for method, operation in methods.items()
+]
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[Flask]:
+    app = create_app(Settings(database_url=f"sqlite:///{tmp_path}/none.db"))
+    yield app
+    database_of(app).dispose()
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+def test_document_is_valid_openapi_3_1(client: FlaskClient) -> None:
+    document = client.get("/openapi.json").json
+
+    assert document == DOCUMENT
+    assert document["openapi"] == "3.1.1"
+    OpenAPIV31SpecValidator(document).validate()
+
+
+def test_every_route_is_documented_and_nothing_else(app: Flask) -> None:
+    def nameless(route: str) -> str:
+        return re.sub("<[^>]+>|{[^}]+}", "{}", route)
+
+    routes = {
+        nameless(f"{method} {rule.rule}")
+        for rule in app.url_map.iter_rules()
+        for method in rule.methods or ()
+        if method not in ("HEAD", "OPTIONS")
+    }
+    assert routes - {"GET /docs/{}"} == {nameless(name) for name, _ in OPERATIONS}
+
+
+def test_every_problem_is_documented_under_its_own_status() -> None:
+    shown = {
+        (code, int(status))
+        for _, operation in OPERATIONS
+        for status, answer in operation["responses"].items()
+        for code in answer.get("content", {}).get("application/problem+json", {}).get("examples", ())
+    }
+
+    assert shown == {(code, kind.status) for code, kind in KINDS.items() if code not in NOWHERE}
+
+
+def test_answers_have_exactly_the_documented_members() -> None:
+    schemas = DOCUMENT["components"]["schemas"]
+
+    loose = [
+        name
+        for name, schema in schemas.items()
+        if schema["type"] == "object" and schema.get("additionalProperties") is not False
+    ]
+    assert not loose
+    members = ["id", "user_id", "items", "total_price", "status", "created_at"]
+    assert list(schemas["Order"]["properties"]) == schemas["Order"]["required"] == members
+    assert schemas["Item"]["required"] == ["id", "name", "price", "stock"]
+
+
+@pytest.mark.parametrize(("name", "operation"), OPERATIONS, ids=[name for name, _ in OPERATIONS])
+def test_examples_are_valid_by_their_own_schemas(name: str, operation: dict[str, Any]) -> None:
+    described = [operation.get("requestBody", {}), *operation["responses"].values()]
+    for content in (content for each in described for content in each.get("content", {}).values()):
+        shown = [DOCUMENT["components"]["examples"][code]["value"] for code in content.get("examples", ())]
+        shown += [content["example"]] if "example" in content else []
+        schema = content["schema"] | {"components": DOCUMENT["components"]}
+        for example in shown:
+            checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
+            jsonschema.validate(example, schema, jsonschema.Draft202012Validator, format_checker=checker)
+
+
+@pytest.mark.parametrize("path", ["/docs", "/openapi.json", "/asyncapi", "/asyncapi.json", "/schemas/OrderPaid.json"])
+def test_documents_and_pages_are_answered_as_documented(client: FlaskClient, path: str) -> None:
+    answer = client.get(path)
+
+    described = DOCUMENT["paths"][re.sub("OrderPaid", "{event}", path)]["get"]["responses"]["200"]
+    assert (answer.status_code, [answer.mimetype]) == (200, list(described["content"]))
+
+
+def test_page_asks_for_nothing_from_elsewhere(client: FlaskClient) -> None:
+    # given
+    page = client.get("/docs")
+
+    # when
+    asked_for = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    start = client.get("/docs/start.js").text
+    style = client.get("/docs/swagger-ui.css").text
+
+    # then
+    assert {"/docs/start.js", "/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js", "/openapi.json"} <= set(asked_for)
+    assert [path for path in asked_for if not path.startswith("/") or path.startswith("//")] == []
+    assert {path: client.get(path).status_code for path in asked_for} == dict.fromkeys(asked_for, 200)
+    assert 'url: "/openapi.json"' in start
+    assert "validatorUrl: null" in start
+    assert not re.search(r"@import|url\(\s*['\"]?(?!['\"]?data:)", style)
+    assert "<script>" not in page.text
+    policy = page.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "http" not in policy
+
+
+@pytest.mark.parametrize("name", ["nothing.js", "..", "%2e%2e%2fopenapi.py", "swagger-ui.css.map"])
+def test_no_other_file_is_served(client: FlaskClient, name: str) -> None:
+    assert client.get(f"/docs/{name}").status_code == 404

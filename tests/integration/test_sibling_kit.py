@@ -1,0 +1,384 @@
+"""What a sibling team is given works as it is given: the consumers of docs/siblings.md, the commands, the document."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from order_service import asyncapi, handlers, samples
+from order_service.db import Database
+from order_service.order import Cancel, State
+from publishers.relay import Relay
+from tests.integration import core
+from tests.integration.core import Eventually, Wire, completed
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "siblings.md").read_text(encoding="utf-8")
+JAVASCRIPT = ROOT / "tests" / "contract-js"
+GOLDEN = sorted((ROOT / "tests" / "contracts").glob("*.json"))
+ANSWERS = ("menu.reserved", "menu.rejected", "menu.released", "payment.completed", "payment.failed", "payment.refunded")
+#: Seconds for a process to start, on a machine that is busy with other tests.
+START_SECONDS = 60
+
+NEEDS_NODE = [
+    pytest.mark.contract,
+    pytest.mark.skipif(not (JAVASCRIPT / "node_modules").is_dir(), reason="needs Node.js: make test-contract"),
+]
+
+
+def javascript(function: Callable[..., None]) -> Callable[..., None]:
+    """Needs Node.js and the packages that `make test-contract` installs."""
+    for mark in NEEDS_NODE:
+        function = mark(function)
+    return function
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def write_files(language: str, directory: Path) -> None:
+    """The page's files, each under the name in its first line."""
+    for block in blocks(language):
+        name = block.splitlines()[0].split()[-1]
+        (directory / name).write_text(block, encoding="utf-8")
+    if language == "javascript":
+        (directory / "node_modules").symlink_to(JAVASCRIPT / "node_modules")
+
+
+@contextmanager
+def started(command: list[str], directory: Path, amqp_url: str, eventually: Eventually) -> Iterator[None]:
+    """A sibling's process, consuming, for the length of the block."""
+    log = directory / f"{Path(command[-1]).name}.log"
+    environment = os.environ | {"RABBITMQ_URL": amqp_url, "PYTHONUNBUFFERED": "1"}
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, cwd=directory, env=environment, stdout=output, stderr=output)
+        try:
+            eventually(
+                lambda: "consuming" in log.read_text() or process.poll() is not None,
+                f"{command} to consume", seconds=START_SECONDS,
+            )  # fmt: skip
+            assert process.poll() is None, log.read_text()
+            yield
+            assert process.poll() is None, log.read_text()
+        finally:
+            process.kill()
+            process.wait()
+
+
+LANGUAGES = [
+    pytest.param(("python", sys.executable, "py"), id="python"),
+    pytest.param(("javascript", "node", "mjs"), id="javascript", marks=NEEDS_NODE),
+]
+
+
+@pytest.fixture
+def wire(amqp_url: str) -> Wire:
+    wire = Wire(amqp_url)
+    wire.declare()
+    return wire
+
+
+@pytest.fixture
+def database(tmp_path: Path, migrated_sqlite: Path) -> Iterator[Database]:
+    path = tmp_path / "orders.db"
+    path.write_bytes(migrated_sqlite.read_bytes())
+    with core.opened(f"sqlite:///{path}") as database:
+        yield database
+
+
+@pytest.fixture(params=LANGUAGES)
+def documented_siblings(
+    request: pytest.FixtureRequest, tmp_path: Path, amqp_url: str, wire: Wire, eventually: Eventually
+) -> Iterator[None]:
+    """The page's Menu and Payment Service, running."""
+    language, interpreter, suffix = request.param
+    write_files(language, tmp_path)
+    with ExitStack() as stack:
+        for name in ("menu", "payment"):
+            command = [interpreter, f"{name}.{suffix}"]
+            stack.enter_context(started(command, tmp_path, amqp_url, eventually))
+        yield
+
+
+@contextmanager
+def our_processes(amqp_url: str, database: Database) -> Iterator[None]:
+    """Our consumer and our relay."""
+    settings = core.settings(amqp_url, database.url)
+    with core.running(core.worker(settings, database)), core.running(lambda stop: Relay(settings, database, stop)):
+        yield
+
+
+def see_an_order_through(database: Database, wire: Wire, eventually: Eventually) -> None:
+    """Orders get paid, and a second payment and the reservation of a cancelled order are given back and confirmed."""
+    ids = core.place(database, 3)
+    eventually(lambda: core.states(database, ids) == {State.PAID}, "the orders to be paid", seconds=30)
+
+    wire.send(completed(ids[0], "another payment"))
+    confirmed = lambda: [row.confirmed_at for row in core.given_back(database)]  # noqa: E731
+    eventually(lambda: len(confirmed()) == 1 and all(confirmed()), "the refund to be confirmed", seconds=30)
+
+    cancelled = core.place(database)
+    with database.writing() as connection:
+        handlers.change_order(connection, cancelled[0], Cancel(), core.changes())
+    eventually(lambda: len(confirmed()) == 2 and all(confirmed()), "the release to be confirmed", seconds=30)
+
+
+def test_an_order_gets_paid_by_the_documented_siblings(
+    documented_siblings: None, amqp_url: str, database: Database, wire: Wire, eventually: Eventually
+):
+    with our_processes(amqp_url, database):
+        see_an_order_through(database, wire, eventually)
+
+
+class Conversation:
+    """What a sibling is told, and what it answers."""
+
+    def __init__(self, wire: Wire, eventually: Eventually) -> None:
+        self._wire, self._eventually = wire, eventually
+        self._wire.listen(*ANSWERS)
+
+    def tell(self, event_type: str, **data: Any) -> None:
+        event = samples.event(event_type, id="repeated", order_id=data["order_id"])
+        body = json.dumps(event | {"data": event["data"] | data}).encode()
+        self._wire.send_raw(asyncapi.EVENTS[event_type].routing_key, body)
+
+    def ask(self, event_type: str, **data: Any) -> tuple[str, dict[str, Any]]:
+        """Tell it, and return the type and the data of its answer."""
+        self.tell(event_type, **data)
+        [answer] = self._eventually(self._wire.take, f"an answer to {event_type}")
+        assert answer.properties.type == answer.event["type"]
+        assert answer.properties.message_id == answer.event["id"]
+        assert answer.properties.delivery_mode == 2
+        return answer.event["type"], answer.event["data"]
+
+
+@pytest.fixture
+def conversation(documented_siblings: None, wire: Wire, eventually: Eventually) -> Conversation:
+    return Conversation(wire, eventually)
+
+
+def lines(**quantities: int) -> list[dict[str, int]]:
+    return [{"menu_id": int(name.removeprefix("menu_")), "quantity": count} for name, count in quantities.items()]
+
+
+def test_a_documented_menu_decides_once_and_gives_back_once(conversation: Conversation):
+    everything = {"order_id": 1, "lines": lines(menu_1=15, menu_2=1)}
+
+    reserved = conversation.ask("OrderCreated", **everything)
+    again = conversation.ask("OrderCreated", **everything)
+    short = conversation.ask("OrderCreated", order_id=2, lines=lines(menu_2=1, menu_1=1))
+    unknown = conversation.ask("OrderCreated", order_id=3, lines=lines(menu_2=1, menu_9=1))
+
+    reservation_id = reserved[1]["reservation_id"]
+    assert reserved[0] == "MenuReserved"
+    assert [(item["id"], item["stock"]) for item in reserved[1]["items"]] == [(1, 0), (2, 6)]
+    assert again == reserved
+    assert short == ("MenuRejected", {"order_id": 2, "reason": "out_of_stock", "menu_id": 1})
+    assert unknown == ("MenuRejected", {"order_id": 3, "reason": "menu_not_found", "menu_id": 9})
+
+    for release_id, named in (("r1", "no such"), ("r2", reservation_id), ("r3", reservation_id), ("r4", None)):
+        released = conversation.ask("StockReleaseRequested", order_id=1, release_id=release_id, reservation_id=named)
+        assert released == ("StockReleased", {"order_id": 1, "release_id": release_id})
+
+    _, after = conversation.ask("OrderCreated", order_id=4, lines=lines(menu_1=1, menu_2=1))
+    assert [item["stock"] for item in after["items"]] == [14, 6]
+
+
+def test_a_documented_menu_reserves_nothing_for_an_order_that_is_over(conversation: Conversation):
+    conversation.ask("StockReleaseRequested", order_id=1, release_id="r1", reservation_id=None)
+    conversation.tell("OrderCreated", order_id=1, lines=lines(menu_1=15))
+
+    event_type, data = conversation.ask("OrderCreated", order_id=2, lines=lines(menu_1=1))
+
+    assert (event_type, data["order_id"], data["items"][0]["stock"]) == ("MenuReserved", 2, 14)
+
+
+def test_a_documented_payment_is_taken_once_and_given_back_once(conversation: Conversation):
+    asked = {"order_id": 1, "amount": 38000.5}
+
+    paid = conversation.ask("PaymentRequested", **asked)
+    again = conversation.ask("PaymentRequested", **asked)
+
+    assert (paid[0], paid[1]["amount"]) == ("PaymentCompleted", 38000.5)
+    assert again == paid
+    for order_id, named in ((1, "no such"), (1, paid[1]["payment_id"]), (1, None), (2, None)):
+        refunded = conversation.ask("RefundRequested", order_id=order_id, refund_id="f1", payment_id=named, amount=None)
+        assert refunded == ("PaymentRefunded", {"order_id": order_id, "refund_id": "f1"})
+
+
+def test_a_documented_sibling_outlives_what_it_cannot_read(conversation: Conversation, wire: Wire):
+    for body in (b"{", b"[]", b"1", b"{}", b'{"type": "Unknown", "data": {}}', b'{"type": "OrderCreated"}'):
+        wire.send_raw("order.created", body)
+        wire.send_raw("payment.requested", body)
+
+    assert conversation.ask("OrderCreated", order_id=1, lines=lines(menu_1=1))[0] == "MenuReserved"
+    assert conversation.ask("PaymentRequested", order_id=1, amount=1)[0] == "PaymentCompleted"
+
+
+def test_a_documented_sibling_connects_again(conversation: Conversation, management: Any, eventually: Eventually):
+    eventually(lambda: management.close_connections() >= 2, "the siblings' connections in the console", seconds=30)
+
+    def answered() -> bool:
+        event_type, _ = conversation.ask("OrderCreated", order_id=1, lines=lines(menu_1=1))
+        return event_type == "MenuReserved"
+
+    assert answered()
+
+
+@javascript
+def test_an_order_gets_paid_by_a_consumer_written_from_the_asyncapi_document(
+    tmp_path: Path, amqp_url: str, database: Database, wire: Wire, eventually: Eventually
+):
+    document = tmp_path / "asyncapi.json"
+    document.write_text(json.dumps(asyncapi.document()))
+
+    command = ["node", str(JAVASCRIPT / "consumer.mjs"), str(document)]
+    with started(command, tmp_path, amqp_url, eventually), our_processes(amqp_url, database):
+        see_an_order_through(database, wire, eventually)
+
+
+def parser(document: Any, directory: Path) -> subprocess.CompletedProcess[str]:
+    path = directory / "asyncapi.json"
+    path.write_text(json.dumps(document))
+    command = ["node", str(JAVASCRIPT / "check.mjs"), str(path), *map(str, GOLDEN)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@javascript
+def test_the_official_parser_takes_the_document_and_it_describes_the_golden_samples(tmp_path: Path):
+    judged = parser(asyncapi.document(), tmp_path)
+
+    assert judged.returncode == 0, judged.stderr
+    assert judged.stdout == "14 messages, 14 events\n"
+
+
+@javascript
+def test_the_check_finds_mistakes_in_the_document(tmp_path: Path):
+    document = json.loads(json.dumps(asyncapi.document()))
+    document["channels"]["order.created"]["bindings"]["amqp"]["is"] = "nonsense"
+    document["operations"]["sendOrderPaid"]["channel"]["$ref"] = "#/channels/nowhere"
+
+    judged = parser(document, tmp_path)
+
+    assert judged.returncode == 1
+    assert "channels.order.created.bindings" in judged.stderr
+    assert "operations.sendOrderPaid.channel" in judged.stderr
+
+
+@javascript
+def test_the_check_finds_events_that_are_not_as_the_document_says(tmp_path: Path):
+    document = json.loads(json.dumps(asyncapi.document()))
+    payload = document["components"]["messages"]["OrderPaid"]["payload"]
+    payload["properties"]["data"]["properties"]["user_id"]["maximum"] = 2
+
+    judged = parser(document, tmp_path)
+
+    assert judged.returncode == 1
+    assert "example of OrderPaid: data/data/user_id must be <= 2" in judged.stderr
+    assert "OrderPaid.json: data/data/user_id must be <= 2" in judged.stderr
+
+
+def run(command: list[str], directory: Path, amqp_url: str) -> subprocess.CompletedProcess[str]:
+    """A command as a user types it, with our Python first in the path."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"RABBITMQ_URL": amqp_url, "PATH": path, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def events(arguments: str, directory: Path, amqp_url: str) -> subprocess.CompletedProcess[str]:
+    return run(["python", "-m", "order_service", "events", *arguments.split()], directory, amqp_url)
+
+
+def test_the_commands_of_the_page_publish_the_sample_to_our_queue(tmp_path: Path, amqp_url: str, wire: Wire):
+    [script] = blocks("sh")
+
+    done = run(["bash", "-ec", script], tmp_path, amqp_url)
+
+    assert done.returncode == 0, done.stderr
+    [message] = wire.take("order-service.menu")
+    published = json.loads((tmp_path / "reserved.json").read_text())
+    assert message.event == published
+    assert message.routing_key == "menu.reserved"
+    properties = message.properties
+    assert (properties.type, properties.message_id, properties.correlation_id) == ("MenuReserved", published["id"], "1")
+    assert (properties.content_type, properties.delivery_mode) == ("application/cloudevents+json", 2)
+    assert properties.timestamp
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_json_of_the_page_reserves_an_order(
+    number: int, amqp_url: str, database: Database, wire: Wire, eventually: Eventually
+):
+    body = blocks("json")[number].encode()
+    ids = core.place_sent(database)
+
+    with core.running(core.worker(core.settings(amqp_url, database.url), database)):
+        wire.send_raw("menu.reserved", body)
+
+        eventually(lambda: core.states(database, ids) == {State.AWAITING_PAYMENT}, "the order to be reserved")
+
+
+def test_publishing_says_when_nobody_gets_it(tmp_path: Path, amqp_url: str, wire: Wire):
+    (tmp_path / "paid.json").write_text(json.dumps(samples.event("OrderPaid", id="1")))
+
+    done = events("publish paid.json", tmp_path, amqp_url)
+
+    assert done.returncode == 1
+    assert "no queue is bound to order.paid" in done.stderr
+
+
+def test_publishing_refuses_what_is_not_valid_unless_told_otherwise(tmp_path: Path, amqp_url: str, wire: Wire):
+    (tmp_path / "bad.json").write_text('{"order_id": "x"}')
+
+    refused = events("publish bad.json --type MenuRejected", tmp_path, amqp_url)
+    assert refused.returncode == 1
+    assert "data.order_id" in refused.stderr
+    assert wire.take("order-service.menu") == []
+
+    done = events("publish bad.json --unchecked --routing-key menu.rejected", tmp_path, amqp_url)
+    assert done.returncode == 0, done.stderr
+    assert [message.body for message in wire.take("order-service.menu")] == [b'{"order_id": "x"}']
+
+
+def test_without_an_exchange_the_command_to_declare_it_is_named(tmp_path: Path, amqp_url: str):
+    done = events("tail", tmp_path, amqp_url)
+
+    assert done.returncode == 1
+    assert "python -m order_service topology" in done.stderr
+
+
+def test_without_a_broker_the_setting_is_named(tmp_path: Path):
+    done = events("tail", tmp_path, "amqp://guest:guest@localhost:1/")
+
+    assert done.returncode == 1
+    assert "RABBITMQ_URL" in done.stderr
+
+
+def test_the_tail_shows_a_line_for_each_event_until_it_is_interrupted(tmp_path: Path, amqp_url: str, wire: Wire):
+    command = [sys.executable, "-m", "order_service", "events", "tail"]
+    environment = os.environ | {"RABBITMQ_URL": amqp_url, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True) as tail:
+        assert tail.stdout
+        assert tail.stderr
+        assert "Watching restaurant.events" in tail.stderr.readline()
+
+        wire.send(completed(12, "p7"))
+        shown = tail.stdout.readline()
+        for body in (b"\xff", b"[1]", b'{"order_id": {}, "a": "\\u001b[2J"}', b'{"specversion": 1}', b"[" * 90_000):
+            wire.send_raw("menu.reserved", body)
+        odd = [tail.stdout.readline() for _ in range(5)]
+        tail.send_signal(signal.SIGINT)
+
+        assert tail.wait(20) == 0
+    assert re.fullmatch(r"\d\d:\d\d:\d\d  PaymentCompleted +order 12 +payment_id=\"p7\" amount=38000.5\n", shown), shown
+    assert all("MenuReserved" in line and "\x1b" not in line for line in odd)

@@ -1,0 +1,211 @@
+"""The contract as documents: complete, self-contained, true to the golden samples, and printed as it is committed."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from flask import Flask
+from flask.testing import FlaskClient
+
+from order_service import asyncapi, event_pages, samples, topology
+from order_service.cli import main
+from order_service.envelope import Delivery, read
+from order_service.events import INCOMING, OUTGOING
+from order_service.web import contract_pages, problems
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "tests/contracts").glob("*.json")}
+EVENTS = [*OUTGOING, *INCOMING]
+
+
+@pytest.fixture
+def client() -> FlaskClient:
+    app = Flask("contract")
+    app.register_blueprint(contract_pages.pages)
+    problems.install(app)
+    return app.test_client()
+
+
+def objects(node: Any) -> Iterator[dict[str, Any]]:
+    """Every JSON object in a document."""
+    if isinstance(node, dict):
+        yield node
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from objects(child)
+
+
+def resolve(document: dict[str, Any], reference: str) -> Any:
+    found: Any = document
+    for part in reference.removeprefix("#/").split("/"):
+        found = found[part]
+    return found
+
+
+def shape(value: Any) -> Any:
+    """The members of a document in their order, whatever their values."""
+    if isinstance(value, dict):
+        return {name: shape(inner) for name, inner in value.items()}
+    return [shape(each) for each in value[:1]] if isinstance(value, list) else None
+
+
+@pytest.mark.parametrize("event_type", EVENTS)
+def test_every_event_has_its_channel_its_operation_and_its_message(event_type: str):
+    document = asyncapi.document()
+    sent = event_type in OUTGOING
+
+    operation = document["operations"][f"{'send' if sent else 'receive'}{event_type}"]
+    channel = resolve(document, operation["channel"]["$ref"])
+    message = document["components"]["messages"][event_type]
+
+    assert operation["action"] == ("send" if sent else "receive")
+    assert channel["address"] == asyncapi.EVENTS[event_type].routing_key
+    assert channel["bindings"]["amqp"]["exchange"]["name"] == topology.EXCHANGE
+    assert message["payload"]["properties"]["type"] == {"const": event_type}
+
+
+def test_our_queues_are_channels_with_the_messages_that_are_bound_to_them():
+    channels = asyncapi.document()["channels"]
+
+    bound = {queue.name: {asyncapi.EVENTS[name].routing_key for name in channels[queue.name]["messages"]}
+             for queue in topology.QUEUES}  # fmt: skip
+
+    assert bound == {queue.name: set(queue.routing_keys) for queue in topology.QUEUES}
+
+
+def test_every_reference_leads_somewhere():
+    document = asyncapi.document()
+
+    references = [each["$ref"] for each in objects(document) if "$ref" in each]
+
+    assert references
+    assert all(resolve(document, reference) for reference in references)
+
+
+@pytest.mark.parametrize("event_type", EVENTS)
+def test_a_schema_needs_no_other_document(event_type: str):
+    schema = asyncapi.data_schema(event_type)
+
+    assert not [each for each in objects(schema) if {"$ref", "$defs", "discriminator"} & each.keys()]
+
+
+@pytest.mark.parametrize("event_type", EVENTS)
+def test_an_example_is_exactly_what_the_model_writes(event_type: str):
+    data = samples.DATA[event_type]
+
+    written = asyncapi.EVENTS[event_type].model_validate(data).model_dump(mode="json")
+
+    assert written == data
+    assert list(written) == list(data)
+
+
+@pytest.mark.parametrize("event_type", EVENTS)
+def test_an_example_has_the_shape_of_the_golden_sample(event_type: str):
+    example = samples.event(event_type, id="1")
+
+    expected = shape(GOLDEN[event_type])
+
+    assert shape(example) == expected
+    assert list(example) == list(expected)
+
+
+@pytest.mark.parametrize("event_type", EVENTS)
+def test_the_document_requires_only_what_the_golden_sample_has(event_type: str):
+    payload = asyncapi.event_schema(event_type)
+
+    golden = GOLDEN[event_type]
+
+    assert set(payload["required"]) <= golden.keys() <= payload["properties"].keys()
+
+
+@pytest.mark.parametrize("event_type", INCOMING)
+def test_an_example_is_understood(event_type: str):
+    body = json.dumps(samples.event(event_type, id="m-1", order_id=12)).encode()
+
+    reply = read(Delivery("", "", body))
+
+    assert (reply.message_id, reply.type, reply.order_id) == ("m-1", event_type, 12)
+
+
+def test_the_committed_page_is_printed_from_the_contract():
+    committed = (ROOT / "docs/events.md").read_text(encoding="utf-8")
+
+    command = "python -m order_service events page > docs/events.md"
+
+    assert committed == event_pages.events_page(), f"docs/events.md is out of date; run: {command}"
+    assert command in committed
+
+
+def test_the_api_serves_the_document_and_every_schema(client: FlaskClient):
+    served = client.get("/asyncapi.json")
+    schemas = {name: client.get(f"/schemas/{name}.json") for name in EVENTS}
+
+    assert served.get_json() == asyncapi.document()
+    assert {name: answer.get_json(force=True) for name, answer in schemas.items()} == {
+        name: asyncapi.data_schema(name) for name in EVENTS
+    }
+    assert {answer.mimetype for answer in schemas.values()} == {"application/schema+json"}
+
+
+@pytest.mark.parametrize("name", ["Unknown", "ordercreated", "..%2Fevents", "OrderCreated.json"])
+def test_an_unknown_schema_is_a_problem(client: FlaskClient, name: str):
+    answer = client.get(f"/schemas/{name}.json")
+
+    assert (answer.status_code, answer.mimetype) == (404, "application/problem+json")
+    assert answer.get_json(force=True)["code"] == "not_found"
+
+
+def test_the_page_shows_everything_and_loads_nothing(client: FlaskClient):
+    page = client.get("/asyncapi").get_data(as_text=True)
+
+    for model in asyncapi.EVENTS.values():
+        assert f'id="{model.__name__}"' in page
+        assert model.routing_key in page
+    for queue in topology.QUEUES:
+        assert queue.dead_letters in page
+    assert not [word for word in ("<script", "http://", "https://", "src=", "@import") if word in page]
+
+
+@pytest.mark.parametrize("event_type", EVENTS)
+def test_the_sample_command_prints_what_the_validate_command_takes(event_type: str):
+    sample = CliRunner().invoke(main, ["events", "sample", event_type.lower(), "--order", "12"])
+    judged = CliRunner().invoke(main, ["events", "validate", "-"], input=sample.output)
+
+    assert json.loads(sample.output)["correlationid"] == "12"
+    assert (judged.exit_code, judged.output) == (0, f"OK: {event_type}\n")
+
+
+@pytest.mark.parametrize("option", [["--type", "OrderPaid"], ["--routing-key", "order.paid"]])
+def test_bare_data_is_judged_by_the_type_it_is_said_to_have(option: list[str]):
+    body = json.dumps(samples.DATA["OrderPaid"])
+
+    judged = CliRunner().invoke(main, ["events", "validate", "-", *option], input=body)
+
+    assert (judged.exit_code, judged.output) == (0, "OK: OrderPaid\n")
+
+
+WRONG = {
+    "two fields": ('{"order_id": true, "reason": "x", "menu_id": 2}', "MenuRejected", ["data.order_id", "data.reason"]),
+    "an outgoing event": (json.dumps(samples.event("OrderPaid", id="1") | {"data": {"order_id": 7}}), None,
+                          ["OrderPaid", "data.total_price", "data.paid_at"]),
+    "no type": ('{"order_id": 7}', None, ["type: ", "--type"]),
+    "no JSON": ("{", None, ["body: is not JSON"]),
+    "no object": ("[]", "OrderPaid", ["body: must be a JSON object"]),
+    "NaN": ('{"order_id": 7, "payment_id": 1, "amount": NaN}', "PaymentCompleted", ["body: is not JSON"]),
+    "data that is no object": ('{"specversion": "1.0", "id": "1", "type": "OrderPaid", "data": 1}', None, ["data"]),
+    "a newer version": (json.dumps(samples.event("MenuRejected", id="1") | {"dataschema": "urn:x:2"}), None,
+                        ["dataschema: names version 2"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_said_of_each_field(case: str):
+    body, event_type, expected = WRONG[case]
+    options = ["--type", event_type] if event_type else []
+
+    judged = CliRunner().invoke(main, ["events", "validate", "-", *options], input=body)
+
+    assert judged.exit_code == 1
+    assert all(part in judged.output for part in expected), judged.output
