@@ -1,0 +1,74 @@
+# Every command makes what it needs first (.venv, a broker, a database): on a fresh machine, just run it.
+# Needs Python 3.11 or later (PYTHON=/path/to/python3 names one) and, for a broker, one of: a running RabbitMQ, Docker,
+# or Debian's rabbitmq-server, which is installed if we may.
+
+#: More arguments for pytest: make test PYTEST="tests/unit -k saga"
+PYTEST ?=
+export PYTHON
+
+python := .venv/bin/python
+javascript := tests/contract-js
+tests := $(python) -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup $(PYTEST)
+
+# A venv that was moved, or whose Python is gone, is no good, however new its stamps are.
+venv_works := $(shell exec 2>/dev/null; grep -qF '$(CURDIR)/.venv/bin/python' .venv/bin/pip && $(python) -c '' && echo yes)
+ifneq ($(venv_works),yes)
+.PHONY: .venv/run.stamp .venv/dev.stamp
+endif
+
+.PHONY: help demo run test test-containers test-contract lint types layering lock clean
+.NOTPARALLEL:
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/run.stamp ## one order, from POST to paid, through real processes and a real broker; leaves nothing running
+	@$(python) -m sandbox.demo
+
+run: .venv/run.stamp ## everything, with one log per process, until Ctrl-C
+	@$(python) -m sandbox.run
+
+test: .venv/dev.stamp ## all tests, on SQLite and PostgreSQL, with a real broker
+	$(tests)
+
+test-containers: .venv/dev.stamp ## the same tests, with RabbitMQ and PostgreSQL from Docker (testcontainers)
+	ORDER_TEST_CONTAINERS=1 $(tests)
+
+test-contract: .venv/dev.stamp $(javascript)/node_modules/.stamp ## what needs Node.js: AsyncAPI's own parser, and consumers in JavaScript
+	$(python) -m pytest -m contract $(PYTEST)
+
+lint: .venv/dev.stamp ## style and format (ruff)
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+
+types: .venv/dev.stamp ## types (mypy --strict)
+	$(python) -m mypy
+
+layering: .venv/dev.stamp ## who may import whom (import-linter)
+	.venv/bin/lint-imports
+
+lock: ## requirements*.in -> requirements*.txt, newest versions, pinned with hashes for Python 3.11 to 3.13
+	$(or $(PYTHON),python3) -m venv var/lock
+	var/lock/bin/pip install --quiet uv
+	$(lock) requirements.in --output-file requirements.txt
+	$(lock) requirements-dev.in --output-file requirements-dev.txt
+
+clean: ## remove .venv, var (the data of make run too) and caches
+	rm -rf .venv var .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(javascript)/node_modules/.stamp: $(javascript)/package-lock.json
+	@command -v npm >/dev/null || { echo 'make test-contract needs Node.js 20 or later with npm: https://nodejs.org' >&2; exit 1; }
+	npm ci --prefix $(javascript) --ignore-scripts --no-audit --no-fund
+	@touch $@
+
+lock := var/lock/bin/uv pip compile --upgrade --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	--custom-compile-command 'make lock'
+
+.venv/run.stamp: requirements.txt
+	@deploy/make-venv requirements.txt
+	@touch $@
+
+.venv/dev.stamp: requirements-dev.txt
+	@deploy/make-venv requirements-dev.txt
+	@touch $@ .venv/run.stamp
