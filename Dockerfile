@@ -1,0 +1,20 @@
+# One image for every process: the API by default, the others by their command (see docker-compose.yml).
+FROM python:3.13-slim
+
+ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /app
+
+# First what seldom changes, so that a change of the code does not install everything again.
+COPY requirements.txt ./
+RUN pip install --require-hashes --requirement requirements.txt
+
+# /data is the sandbox's; a volume mounted there takes over its owner. The code itself belongs to root.
+RUN useradd --uid 10001 --home-dir /nonexistent --no-create-home order \
+    && mkdir /data \
+    && chown order /data
+COPY . .
+RUN python -m compileall -q .
+
+USER order
+EXPOSE 5003
+CMD ["gunicorn", "--config", "deploy/gunicorn.conf.py", "api:create_app()"]
