@@ -4,6 +4,8 @@
 
 #: More arguments for pytest: make test PYTEST="tests/unit -k saga"
 PYTEST ?=
+#: More arguments for the benchmarks: make bench BENCH="--measure worker --systems ours --quick"
+BENCH ?=
 export PYTHON
 
 python := .venv/bin/python
@@ -16,7 +18,7 @@ ifneq ($(venv_works),yes)
 .PHONY: .venv/run.stamp .venv/dev.stamp
 endif
 
-.PHONY: help demo run test test-containers test-contract lint types layering lock clean
+.PHONY: help demo run test test-containers test-contract bench lint types layering lock clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -37,6 +39,9 @@ test-containers: .venv/dev.stamp ## the same tests, with RabbitMQ and PostgreSQL
 test-contract: .venv/dev.stamp $(javascript)/node_modules/.stamp ## what needs Node.js: AsyncAPI's own parser, and consumers in JavaScript
 	$(python) -m pytest -m contract $(PYTEST)
 
+bench: var/bench-venv/run.stamp ## how fast it is, next to other systems and to the limit of this machine; the answer is in var/benchmarks
+	var/bench-venv/bin/python -m benchmarks $(BENCH)
+
 lint: .venv/dev.stamp ## style and format (ruff)
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
@@ -52,6 +57,7 @@ lock: ## requirements*.in -> requirements*.txt, newest versions, pinned with has
 	var/lock/bin/pip install --quiet uv
 	$(lock) requirements.in --output-file requirements.txt
 	$(lock) requirements-dev.in --output-file requirements-dev.txt
+	$(lock) benchmarks/requirements.in --output-file benchmarks/requirements.txt
 
 clean: ## remove .venv, var (the data of make run too) and caches
 	rm -rf .venv var .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
@@ -72,3 +78,7 @@ lock := var/lock/bin/uv pip compile --upgrade --quiet --universal --python-versi
 .venv/dev.stamp: requirements-dev.txt
 	@deploy/make-venv requirements-dev.txt
 	@touch $@ .venv/run.stamp
+
+var/bench-venv/run.stamp: benchmarks/requirements.txt
+	@deploy/make-venv benchmarks/requirements.txt var/bench-venv
+	@touch $@
