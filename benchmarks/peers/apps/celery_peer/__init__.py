@@ -1,0 +1,1 @@
+"""Celery: the siblings' answers are tasks, run by a prefork worker."""
