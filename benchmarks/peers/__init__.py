@@ -64,10 +64,10 @@ PEERS = (
     ),
     peer(
         "celery",
-        "Flask on gunicorn; a prefork worker with one process",
+        "Flask on gunicorn; a prefork worker of 2 processes",
         api=gunicorn("celery_peer.api"),
         worker=(
-            *("celery", "--app", "celery_peer.tasks", "worker", "--concurrency", "1", "--loglevel", "warning"),
+            *("celery", "--app", "celery_peer.tasks", "worker", "--concurrency", "2", "--loglevel", "warning"),
             *("--without-gossip", "--without-mingle", "--without-heartbeat"),
         ),
         wire=wires.CELERY,

@@ -19,7 +19,6 @@ app.conf.update(
     task_acks_late=True,
     task_reject_on_worker_lost=True,
     task_ignore_result=True,
-    worker_prefetch_multiplier=int(os.environ.get("PREFETCH", "50")),
     broker_pool_limit=int(os.environ.get("API_THREADS", "16")),
     broker_connection_retry_on_startup=True,
 )

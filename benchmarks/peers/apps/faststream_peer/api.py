@@ -13,7 +13,8 @@ from faststream_peer.events import broker, publish
 from orders.model import PlaceOrder
 from orders.statements import PLACE
 
-POOL_SIZE = int(os.environ.get("API_POOL", "10"))
+#: Connections to the database; asyncpg's own default.
+POOL_SIZE = 10
 
 
 @asynccontextmanager

@@ -4,31 +4,30 @@ import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Any
 
 import asyncpg
-from faststream import AckPolicy, Context, ContextRepo, FastStream
+from faststream import AckPolicy, FastStream
 from faststream.rabbit import RabbitMessage, RabbitQueue
 
-from faststream_peer.events import EXCHANGE, broker, publish
+from faststream_peer.events import EXCHANGE, PREFETCH, broker, publish
 from orders.model import price_of
 from orders.statements import PAY, REMEMBER, RESERVE
 
-Pool = Annotated[asyncpg.Pool, Context("pool")]
-POOL_SIZE = int(os.environ.get("WORKER_POOL", "10"))
-
 
 @asynccontextmanager
-async def lifespan(context: ContextRepo) -> AsyncIterator[None]:
-    async with asyncpg.create_pool(os.environ["DATABASE_URL"], min_size=POOL_SIZE, max_size=POOL_SIZE) as pool:
-        context.set_global("pool", pool)
+async def lifespan() -> AsyncIterator[None]:
+    global pool
+    async with asyncpg.create_pool(os.environ["DATABASE_URL"], min_size=PREFETCH, max_size=PREFETCH) as pool:
         yield
 
 
+#: Not a `Context`, which FastStream resolves in another thread for every message.
+pool: asyncpg.Pool
 app = FastStream(broker, lifespan=lifespan)
 
 
-async def apply_once(pool: asyncpg.Pool, message: RabbitMessage, statement: str, *arguments: Any) -> bool:
+async def apply_once(message: RabbitMessage, statement: str, *arguments: Any) -> bool:
     """Run the statement unless the message was applied before; whether it changed the order."""
     async with pool.acquire() as connection, connection.transaction():
         if await connection.execute(REMEMBER, message.message_id) == "INSERT 0 0":
@@ -41,9 +40,9 @@ async def apply_once(pool: asyncpg.Pool, message: RabbitMessage, statement: str,
     EXCHANGE,
     ack_policy=AckPolicy.NACK_ON_ERROR,
 )
-async def menu_reserved(order_id: int, items: list[dict[str, Any]], message: RabbitMessage, pool: Pool) -> None:
+async def menu_reserved(order_id: int, items: list[dict[str, Any]], message: RabbitMessage) -> None:
     amount = price_of(items)
-    if await apply_once(pool, message, RESERVE, order_id, json.dumps(items), amount):
+    if await apply_once(message, RESERVE, order_id, json.dumps(items), amount):
         await publish("payment.requested", {"order_id": order_id, "amount": amount})
 
 
@@ -52,6 +51,6 @@ async def menu_reserved(order_id: int, items: list[dict[str, Any]], message: Rab
     EXCHANGE,
     ack_policy=AckPolicy.NACK_ON_ERROR,
 )
-async def payment_completed(order_id: int, payment_id: str, amount: int, message: RabbitMessage, pool: Pool) -> None:
-    if await apply_once(pool, message, PAY, order_id, payment_id, amount):
+async def payment_completed(order_id: int, payment_id: str, amount: int, message: RabbitMessage) -> None:
+    if await apply_once(message, PAY, order_id, payment_id, amount):
         await publish("order.paid", {"order_id": order_id, "payment_id": payment_id})

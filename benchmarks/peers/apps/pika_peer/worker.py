@@ -12,7 +12,7 @@ from orders import database
 from pika_peer.events import publish
 
 #: Messages on their way to us while we are at work on one; with fewer, the worker waits for the network.
-PREFETCH = int(os.environ.get("PREFETCH", "100"))
+PREFETCH = 100
 
 
 def main() -> None:
