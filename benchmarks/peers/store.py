@@ -14,7 +14,9 @@ from benchmarks.system import TOTAL
 TABLES = Path(__file__).with_name("tables.sql").read_text()
 COUNT_RESERVED = "SELECT count(*) FROM orders WHERE state <> 'awaiting_menu'"
 COUNT_PAID = "SELECT count(*) FROM orders WHERE state = 'paid'"
-TIMES = {"postgresql": "SELECT extract(epoch FROM paid_at - created_at)::float8 FROM orders WHERE state = 'paid'"}
+TIMES = {
+    "postgresql": "SELECT extract(epoch FROM paid_at - created_at)::float8 FROM orders WHERE state = 'paid' ORDER BY id"
+}
 
 
 def prepare_events(database_url: str, rabbitmq_url: str) -> None:

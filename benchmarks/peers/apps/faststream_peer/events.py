@@ -10,7 +10,7 @@ EXCHANGE = RabbitExchange("orders", type=ExchangeType.TOPIC, durable=True)
 #: worker's one thread is busy.
 PREFETCH = 10
 
-#: The broker does not confirm, as with the other peers; to wait for it costs a tenth of the throughput.
+#: The broker does not confirm, as with the other peers; to wait for it costs the worker about a tenth.
 broker = RabbitBroker(
     os.environ["RABBITMQ_URL"], default_channel=Channel(prefetch_count=PREFETCH, publisher_confirms=False)
 )
