@@ -5,7 +5,7 @@ import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, LiteralString, cast
+from typing import Any
 
 import psycopg
 
@@ -36,7 +36,7 @@ def reader(url: str) -> Iterator[Callable[[str], Rows]]:
         with psycopg.connect(url, autocommit=True) as connection:
 
             def run(sql: str) -> Rows:
-                cursor = connection.execute(cast(LiteralString, sql))
+                cursor = connection.execute(sql)
                 return cursor.fetchall() if cursor.description else []
 
             yield run

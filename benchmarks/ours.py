@@ -45,7 +45,9 @@ def reserved(ask: Ask) -> Publish:
 
 def completed(ask: Ask) -> Publish:
     """PaymentCompleted, as docs/siblings.md has it."""
-    return _reply("PaymentCompleted", "payment.completed", ask, {"payment_id": ask.order_id, "amount": int(ask.amount or 0)})
+    return _reply(
+        "PaymentCompleted", "payment.completed", ask, {"payment_id": ask.order_id, "amount": int(ask.amount or 0)}
+    )
 
 
 def _reply(type: str, routing_key: str, ask: Ask, data: dict[str, Any]) -> Publish:
@@ -73,9 +75,19 @@ def _reply(type: str, routing_key: str, ask: Ask, data: dict[str, Any]) -> Publi
 
 def prepare(database_url: str, rabbitmq_url: str) -> None:
     """The two commands that a user runs before the processes."""
-    env = os.environ | {"DATABASE_URL": database_url, "RABBITMQ_URL": rabbitmq_url, "LOG_LEVEL": "WARNING"}
-    for step in ("migrate", "topology"):
-        subprocess.run([sys.executable, "-m", "order_service", step], cwd=PROJECT_DIR, env=env, check=True, stdout=subprocess.DEVNULL)
+    migrate(database_url)
+    _order_service("topology", RABBITMQ_URL=rabbitmq_url)
+
+
+def migrate(database_url: str) -> None:
+    """The tables; may be repeated."""
+    _order_service("migrate", DATABASE_URL=database_url)
+
+
+def _order_service(step: str, **settings: str) -> None:
+    env = os.environ | {"LOG_LEVEL": "WARNING"} | settings
+    command = [sys.executable, "-m", "order_service", step]
+    subprocess.run(command, cwd=PROJECT_DIR, env=env, check=True, stdout=subprocess.DEVNULL)
 
 
 def preload(database_url: str, awaiting_menu: int, awaiting_payment: int) -> None:
@@ -130,7 +142,9 @@ OURS = System(
     count_paid="select count(*) from orders where state = 'paid'",
     times={
         "postgresql": "select extract(epoch from paid_at - created_at) from orders where state = 'paid' order by id",
-        "sqlite": "select (julianday(paid_at) - julianday(created_at)) * 86400 from orders where state = 'paid' order by id",
+        "sqlite": (
+            "select (julianday(paid_at) - julianday(created_at)) * 86400 from orders where state = 'paid' order by id"
+        ),
     },
     worker="consumers",
     databases=frozenset({"postgresql", "sqlite"}),

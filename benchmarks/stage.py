@@ -1,11 +1,11 @@
 """A system on its stage: a fresh vhost and database, its processes, and the stubs of its siblings."""
 
 import contextlib
+import math
 import os
 import shutil
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -80,6 +80,12 @@ class Stage:
     def usage(self, *names: str) -> Usage:
         """What the system's processes use; with names, those alone."""
         return usage.of_tree(*(each.pid for name, each in self.running.items() if not names or name in names))
+
+    def database_cpu(self) -> float:
+        """CPU seconds of the whole PostgreSQL server so far; NaN where it is not on this machine, or not PostgreSQL."""
+        if self.database_url.startswith("sqlite"):
+            return math.nan
+        return usage.of_server("postgres", self.count("select pg_backend_pid()"))
 
     def stubs_cpu(self) -> float:
         return usage.of_tree(self.stubs.pid).cpu_seconds if self.stubs else 0.0

@@ -21,5 +21,5 @@ def named(name: str) -> System:
     for system in SYSTEMS:
         if system.name == name:
             return system
-    missing = f" ({MISSING} is not installed)" if MISSING else ""
+    missing = f" (without the peers: there is no {MISSING} here)" if MISSING else ""
     raise LookupError(f"no system {name!r}; there are {', '.join(each.name for each in SYSTEMS)}{missing}")

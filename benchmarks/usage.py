@@ -1,5 +1,6 @@
 """What processes use, read from /proc: CPU time and memory of a process with all its children."""
 
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator
@@ -32,6 +33,15 @@ def of_tree(*roots: int) -> Usage:
                 memory += _status_kib(pid, "VmRSS")
                 peak += _status_kib(pid, "VmHWM")
     return Usage(ticks / TICKS, memory / 1024, peak / 1024)
+
+
+def of_server(name: str, child: int) -> float:
+    """CPU seconds of a server of this name, found by the id of one of its children; NaN where no such process is."""
+    with suppress(OSError):
+        found, fields = _stat(child)
+        if found == name:
+            return of_tree(int(fields[1])).cpu_seconds
+    return math.nan
 
 
 def _tree(roots: tuple[int, ...]) -> Iterator[int]:

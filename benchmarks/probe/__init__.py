@@ -23,8 +23,8 @@ ITEMS = [{"id": id, "name": name, "price": price, "stock": 1000} for id, (name, 
 TABLES = """
 create table orders (
     id bigint generated always as identity primary key, user_id int not null, menu_ids text not null,
-    state text not null, items text, total_price numeric(15, 4), created_at timestamptz not null default clock_timestamp(),
-    paid_at timestamptz
+    state text not null, items text, total_price numeric(15, 4),
+    created_at timestamptz not null default clock_timestamp(), paid_at timestamptz
 ) with (fillfactor = 70);
 create table inbox (message_id text primary key);
 create table outbox (
@@ -98,7 +98,9 @@ def _system(name: str, what: str, *api: str) -> System:
         preload=preload,
         count_reserved="select count(*) from orders where items is not null",
         count_paid="select count(*) from orders where state = 'paid'",
-        times={"postgresql": "select extract(epoch from paid_at - created_at) from orders where state = 'paid' order by id"},
+        times={
+            "postgresql": "select extract(epoch from paid_at - created_at) from orders where state = 'paid' order by id"
+        },
         orders=5000,
     )
 
