@@ -113,8 +113,8 @@ def _growth(found: _Found) -> Iterator[Verdict]:
     pair = costs[-2:] if len(costs) > 1 else None
     name = f"cost per order, {pair[1][0]}" if pair else "cost per order with many old orders"
     yield _ratio(name, "at most", 1.15, pair[1][1] if pair else None, ("empty tables", pair[0][1]) if pair else None)
-    memory = next(iter(found.variants("backlog", "memory_growth_mib").items()), None)
-    name = f"consumer memory above idle, {memory[0]}" if memory else "consumer memory above idle"
+    memory = next(iter(found.variants("backlog-of-replies", "memory_growth_mib").items()), None)
+    name = f"consumer memory above idle, backlog of {memory[0]}" if memory else "consumer memory above idle"
     yield Verdict(name, "at most", 30, "MiB", memory[1] if memory else None)
 
 

@@ -20,8 +20,9 @@ FILL_OUTBOX = """
 insert into outbox (order_id, type, message_id, exchange, routing_key, body, created_at, due_at)
 select n, 'OrderCreated', gen_random_uuid()::text, %s, 'order.created', convert_to(
     '{"specversion":"1.0","id":"' || gen_random_uuid() || '","source":"/order-service","type":"OrderCreated",'
-    || '"subject":"' || n || '","data":{"order_id":' || n || ',"user_id":1,"menu_ids":[1,2],"lines":[{"menu_id":1,"quantity":1},'
-    || '{"menu_id":2,"quantity":1}],"created_at":"2025-03-01T12:00:00Z","reply_by":"2025-03-01T12:02:00Z"}}', 'UTF8'),
+    || '"subject":"' || n || '","data":{"order_id":' || n || ',"user_id":1,"menu_ids":[1,2],"lines":['
+    || '{"menu_id":1,"quantity":1},{"menu_id":2,"quantity":1}],'
+    || '"created_at":"2025-03-01T12:00:00Z","reply_by":"2025-03-01T12:02:00Z"}}', 'UTF8'),
     now(), now()
 from generate_series(1, %s) as n
 """

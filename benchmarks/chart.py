@@ -51,6 +51,7 @@ def _bars(results: Sequence[Result], panel: Panel) -> list[Bar]:
     return [
         (system if database == "postgresql" else f"{system}, {database}", figures[panel.name])
         for (_, system, database, _), figures in summary.items()
+        if panel.name in figures
     ]
 
 

@@ -1,5 +1,6 @@
 """The order of the runs: round by round, in each every system by turns, each on a fresh vhost and database."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -62,8 +63,8 @@ class Runs:
     def _growth(self) -> Iterator[Result]:
         for round in range(1, self.rounds + 1):
             for copies in self.effort.copies:
-                for name, run in self._backlogs(copies):
-                    yield from self._noted(Result("backlog", OURS.name, "postgresql", name, round, {}), run)
+                for measure, name, run in self._backlogs(copies):
+                    yield from self._noted(Result(measure, OURS.name, "postgresql", name, round, {}), run)
         rounds: dict[str, int] = {}
         try:
             for variant, figures in growth.measure(self.house, self.effort, rounds=self.rounds, say=self.say):
@@ -73,7 +74,7 @@ class Runs:
         except (Failed, load.NoAnswer, OSError) as error:
             self._fail(f"growth: {error}")
 
-    def _backlogs(self, copies: int) -> Iterator[tuple[str, Callable[[], Figures]]]:
+    def _backlogs(self, copies: int) -> Iterator[tuple[str, str, Callable[[], Figures]]]:
         backlog_size = self.effort.backlog
 
         def replies() -> Figures:
@@ -82,8 +83,8 @@ class Runs:
         def rows() -> Figures:
             return self._alone(lambda stage: backlog.rows(stage, backlog=backlog_size, relays=copies))
 
-        yield f"{backlog_size:,} replies, consumers: {copies}", replies
-        yield f"{backlog_size:,} outbox rows, relays: {copies}", rows
+        yield "backlog-of-replies", f"{backlog_size:,}, consumers: {copies}", replies
+        yield "backlog-of-outbox-rows", f"{backlog_size:,}, relays: {copies}", rows
 
     def _alone(self, measure: Callable[[Stage], Figures]) -> Figures:
         with (
@@ -95,7 +96,7 @@ class Runs:
     def _noted(self, result: Result, run: Callable[[], Figures]) -> Iterator[Result]:
         title = " ".join(filter(None, [result.measure, result.system, result.database, result.variant]))
         try:
-            figures = run()
+            figures = {name: value for name, value in run().items() if not math.isnan(value)}
         except (Failed, load.NoAnswer, OSError) as error:
             self._fail(f"round {result.round} {title}: {error}")
             return
@@ -104,5 +105,7 @@ class Runs:
         yield Result(result.measure, result.system, result.database, result.variant, result.round, figures)
 
     def _fail(self, problem: str) -> None:
-        self.failures.append(problem)
+        # What the log ends with is the error; the rest was on the screen.
+        lines = [line.strip() for line in problem.splitlines() if line.strip()]
+        self.failures.append(": ".join(dict.fromkeys([lines[0].rstrip(":"), lines[-1]])))
         self.say(f"FAILED {problem}")
