@@ -69,6 +69,14 @@ class Api:
         if self.users is None:
             log.info("users are not checked: USER_SERVICE_URL is not set")
 
+    def close(self) -> None:
+        """Let go of every connection and thread, once nothing is being answered any more. Final."""
+        self.streams.stopping.set()
+        self.watcher.close()
+        if self.users:
+            self.users.close()
+        self.database.dispose()
+
     def place_order(self) -> Response:
         """POST /orders: record first, then wait a little for the menu."""
         wanted, key = parse(OrderRequest, json_body()), idempotency_key()
@@ -258,7 +266,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.register_blueprint(docs_page.pages)
     tracing.install(app)
     problems.install(app)
-    app.extensions["streams"] = api.streams
+    app.extensions["api"] = api
     return app
 
 
@@ -271,11 +279,13 @@ def main() -> None:
     database.dispose()
     if stop.is_set():
         return
-    server = make_server(settings.host, settings.port, create_app(settings), threaded=True)
+    app = create_app(settings)
+    server = make_server(settings.host, settings.port, app, threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     log.info("serving", url=f"http://{settings.host}:{settings.port}")
     stop.wait()
     server.shutdown()
+    app.extensions["api"].close()
 
 
 if __name__ == "__main__":

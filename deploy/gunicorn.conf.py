@@ -21,7 +21,7 @@ control_socket_disable = True
 
 def post_worker_init(worker: Any) -> None:
     """Let open event streams end by themselves on SIGTERM; gunicorn would wait for them until it gives up."""
-    streams = worker.wsgi.extensions["streams"]
+    streams = worker.wsgi.extensions["api"].streams
     gunicorns_own = signal.getsignal(signal.SIGTERM)
 
     def stop(number: int, frame: Any) -> None:

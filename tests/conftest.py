@@ -196,7 +196,7 @@ def eventually() -> Callable[..., Any]:
     return _eventually
 
 
-def _eventually(check: Callable[[], Any], what: str, *, seconds: float = 30) -> Any:
+def _eventually(check: Callable[[], Any], what: str, *, seconds: float = 90) -> Any:
     deadline = time.monotonic() + seconds
     while True:
         value = check()

@@ -42,13 +42,22 @@ class Watcher:
         self._waiting: dict[int, list[tuple[int, threading.Event]]] = {}
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def close(self) -> None:
+        """End the thread. Those who still wait get no answer before their time is up."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread:
+            self._thread.join()
 
     def wait(self, order_id: int, version: int, seconds: float) -> bool:
         """True as soon as the order has another version than this; False when the time is up."""
         entry = (version, threading.Event())
         with self._changed:
             self._waiting.setdefault(order_id, []).append(entry)
-            if self._thread is None:
+            if self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
                 self._thread.start()
             self._changed.notify()
@@ -64,7 +73,9 @@ class Watcher:
         pause, away = threading.Event(), False
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: bool(self._waiting))
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if self._closed:
+                    return
                 ids = list(self._waiting)
             try:
                 with self._database.reading() as connection:

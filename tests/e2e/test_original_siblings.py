@@ -219,7 +219,7 @@ def test_order_placed_while_the_original_menu_is_down_is_paid_later(
 
     eventually(is_reminded, "the menu to be reminded", seconds=60)
     with restaurant.menu.up():
-        eventually(lambda: restaurant.get(order_id)["total_price"] == 56000, "the order to be priced", seconds=30)
+        eventually(lambda: restaurant.get(order_id)["total_price"] == 56000, "the order to be priced")
         assert restaurant.pay(restaurant.get(order_id)).status_code == 201
         assert restaurant.get(order_id)["status"] == "paid"
         assert restaurant.stock() == [13, 6]

@@ -235,9 +235,8 @@ class Wire:
                 found.append(Message(str(method.routing_key), properties, body))
 
     def send(self, *replies: Reply) -> None:
-        """Publish replies as events, without waiting for each: whoever sends hundreds has no time for that."""
-        with contextlib.closing(pika.BlockingConnection(self._parameters)) as connection:
-            channel = connection.channel()
+        """Publish replies as events, each confirmed: a busy broker may forget what it did not confirm."""
+        with self.channel() as channel:
             for reply in replies:
                 properties = pika.BasicProperties(type=reply.type, message_id=reply.message_id, delivery_mode=2)
                 channel.basic_publish(topology.EXCHANGE, ROUTING_KEYS[reply.type], event(reply), properties)

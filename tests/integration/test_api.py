@@ -27,10 +27,9 @@ from flask.testing import FlaskClient
 from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.test import TestResponse
 
-from api import create_app
+from api import Api, create_app
 from order_service import handlers
 from order_service.config import Settings
-from order_service.db import Database
 from order_service.decisions import Clock
 from order_service.envelope import Reply
 from order_service.order import Cancel, Item, MenuRejected, MenuReserved, Message, PaymentCompleted, State
@@ -49,10 +48,10 @@ SIX_KEYS = ["id", "user_id", "items", "total_price", "status", "created_at"]
 PROBLEM = "application/problem+json"
 
 
-def database_of(app: Flask) -> Database:
-    """The database that the app's routes use."""
-    database: Database = app.view_functions["healthz"].__self__.database  # type: ignore[attr-defined]
-    return database
+def api_of(app: Flask) -> Api:
+    """What the app's routes use."""
+    found: Api = app.extensions["api"]
+    return found
 
 
 class Service:
@@ -61,13 +60,13 @@ class Service:
     def __init__(self, database_url: str, eventually: Eventually, **settings: Any) -> None:
         self.settings = Settings(database_url=database_url, **{"wait_seconds": 10} | settings)
         self.app = create_app(self.settings)
-        self.database = database_of(self.app)
+        self.database = api_of(self.app).database
         self.eventually = eventually
         self._pool = ThreadPoolExecutor(32)
 
     def close(self) -> None:
         self._pool.shutdown()
-        self.database.dispose()
+        api_of(self.app).close()
 
     @property
     def client(self) -> FlaskClient:
@@ -159,7 +158,7 @@ def client(tmp_path: Path) -> Iterator[FlaskClient]:
     unusable.mkdir()
     app = create_app(Settings(database_url=f"sqlite:///{unusable}", wait_seconds=0))
     yield app.test_client()
-    database_of(app).dispose()
+    api_of(app).close()
 
 
 class QuietHandler(WSGIRequestHandler):
@@ -855,7 +854,7 @@ def test_readyz_is_503_before_the_migration(tmp_path: Path) -> None:
 
     problem(app.test_client().get("/readyz"), 503, "database_unavailable")
     assert app.test_client().get("/healthz").status_code == 200
-    database_of(app).dispose()
+    api_of(app).close()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -893,7 +892,7 @@ def test_absent_database_is_503_in_json_with_retry_after(absent_database_url: st
         assert int(answer.headers["Retry-After"]) > 0
         assert "nobody" not in answer.text
     assert client.get("/healthz").status_code == 200
-    database_of(app).dispose()
+    api_of(app).close()
 
 
 @contextlib.contextmanager

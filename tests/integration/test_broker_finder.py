@@ -99,8 +99,8 @@ def test_private_node_does_not_outlive_a_killed_parent(tmp_path: Path, eventuall
         assert not refuses(port)
         parent.kill()
 
-    eventually(lambda: refuses(port), "the node to stop listening", seconds=30)
-    eventually(lambda: not lifeline_processes(tmp_path), "its processes to be gone", seconds=30)
+    eventually(lambda: refuses(port), "the node to stop listening")
+    eventually(lambda: not lifeline_processes(tmp_path), "its processes to be gone")
 
 
 def lifeline_processes(directory: Path) -> list[str]:

@@ -352,7 +352,7 @@ def test_two_instances_at_once_do_each_thing_once(
             core.running(lambda stop: Deadlines(settings, one, stop)),
             core.running(lambda stop: Deadlines(settings, two, stop)),
         ):
-            eventually(lambda: core.states(one, expiring + unpaid) == {"failed"}, "orders to expire", seconds=30)
+            eventually(lambda: core.states(one, expiring + unpaid) == {"failed"}, "orders to expire")
             eventually(
                 lambda: {row.attempts for row in core.given_back(one) if row.type == "RefundRequested"} == {2},
                 "refunds to be asked for again",

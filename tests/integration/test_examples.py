@@ -25,7 +25,7 @@ from order_service.envelope import Reply
 from order_service.handlers import apply_replies
 from order_service.order import MenuRejected, State
 from order_service.web import openapi
-from tests.integration.test_api import ASYNC, EXAMPLE, RESERVED, Eventually, Service, database_of, served
+from tests.integration.test_api import ASYNC, EXAMPLE, RESERVED, Eventually, Service, api_of, served
 
 Scene = Callable[[Service], TestResponse]
 PAID = {"payment_status": "paid"}
@@ -49,7 +49,7 @@ def user_service() -> Iterator[str]:
 def service(database_url: str, user_service: str, eventually: Eventually) -> Iterator[Service]:
     service = Service(database_url, eventually, user_service_url=user_service, streams=1)
     with contextlib.closing(service):
-        service.app.extensions["streams"]._seconds = 0.05  # a stream ends soon after its first event
+        api_of(service.app).streams._seconds = 0.05  # a stream ends soon after its first event
         yield service
 
 
@@ -300,9 +300,8 @@ def away(tmp_path: Path) -> Iterator[Flask]:
     """The API on a database that cannot be opened."""
     (tmp_path / "orders.db").mkdir()
     app = create_app(Settings(database_url=f"sqlite:///{tmp_path}/orders.db"))
-    database = database_of(app)
     yield app
-    database.dispose()
+    api_of(app).close()
 
 
 @pytest.mark.parametrize("code", sorted(ANYWHERE))

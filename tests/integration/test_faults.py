@@ -157,7 +157,7 @@ def test_silent_menu_is_reminded_then_the_order_expires_and_all_is_asked_back(
 
     order_id = restaurant.place()
 
-    eventually(lambda: restaurant.state(order_id) == ("failed", "expired"), "the order to expire", seconds=20)
+    eventually(lambda: restaurant.state(order_id) == ("failed", "expired"), "the order to expire")
     assert restaurant.history(order_id) == ["OrderPlaced", "MenuReminder", "MenuReminder", "MenuDeadline"]
     [release] = core.given_back(restaurant.database)
     assert (release.type, release.subject) == ("StockReleaseRequested", None)
@@ -185,9 +185,9 @@ def test_menu_later_than_its_deadline_gets_its_reservation_back(restaurant: Rest
 
     order_id = restaurant.place()
 
-    eventually(lambda: restaurant.state(order_id) == ("failed", "expired"), "the order to expire", seconds=20)
+    eventually(lambda: restaurant.state(order_id) == ("failed", "expired"), "the order to expire")
     both = ["StockReleaseRequested"] * 2
-    eventually(lambda: restaurant.confirmed() == both, "both releases to be confirmed", seconds=30)
+    eventually(lambda: restaurant.confirmed() == both, "both releases to be confirmed")
     assert restaurant.stock() == FULL
 
 
@@ -200,7 +200,7 @@ def test_answers_sent_twice_or_out_of_order_leave_every_order_paid_once(
 
     ids = [restaurant.place() for _ in range(4)]
 
-    eventually(lambda: core.states(restaurant.database, ids) == {"paid"}, "all orders to be paid", seconds=20)
+    eventually(lambda: core.states(restaurant.database, ids) == {"paid"}, "all orders to be paid")
     assert restaurant.stock() == {1: 11, 2: 3}
     assert restaurant.payments() == [("38000", "paid")] * 4
     assert [restaurant.history(order_id).count("PaymentCompleted") for order_id in ids] == [1] * 4

@@ -15,7 +15,7 @@ from api import create_app
 from order_service.config import Settings
 from order_service.web import openapi
 from order_service.web.problems import KINDS
-from tests.integration.test_api import database_of
+from tests.integration.test_api import api_of
 
 DOCUMENT = openapi.document()
 #: Answered wherever nothing else is, so no operation can document them.
@@ -31,7 +31,7 @@ OPERATIONS = [
 def app(tmp_path: Path) -> Iterator[Flask]:
     app = create_app(Settings(database_url=f"sqlite:///{tmp_path}/none.db"))
     yield app
-    database_of(app).dispose()
+    api_of(app).close()
 
 
 @pytest.fixture

@@ -250,7 +250,7 @@ def test_two_relays_at_once_publish_each_row_once(
     add(database, core.outbox_rows(2000))
 
     with relaying(relay_window=100), relaying(relay_window=100):
-        eventually(lambda: is_empty(database), "2,000 rows to leave", seconds=30)
+        eventually(lambda: is_empty(database), "2,000 rows to leave")
 
     taken = Counter(message.properties.message_id for message in wire.take())
     assert len(taken) == 2000
@@ -262,7 +262,7 @@ def test_one_relay_publishes_in_order(database: Database, wire: Wire, relaying: 
     add(database, core.outbox_rows(600))
 
     with relaying():
-        eventually(lambda: is_empty(database), "600 rows to leave", seconds=30)
+        eventually(lambda: is_empty(database), "600 rows to leave")
 
     assert [message.event["number"] for message in wire.take()] == list(range(600))
 
@@ -277,7 +277,7 @@ def test_on_sqlite_a_second_relay_stands_by_until_the_first_process_ends(
     with subprocess.Popen([sys.executable, "-m", "publishers"], env=environment, stderr=subprocess.DEVNULL) as first:
         try:
             core.place(database, now=startup.utc_now())
-            eventually(lambda: is_empty(database), "the first relay to work", seconds=20)
+            eventually(lambda: is_empty(database), "the first relay to work")
             with core.opened(database.url) as another:
                 assert not another.sole("relay")
                 with core.running(lambda stop: Relay(core.settings(amqp_url, another.url), another, stop)) as second:
@@ -312,7 +312,7 @@ def test_everything_arrives_when_connections_are_cut(
         add(database, core.outbox_rows(150))
         eventually(management.close_connections, "the relay's connection to be cut")
         add(database, core.outbox_rows(150))
-        eventually(lambda: is_empty(database), "300 rows to leave", seconds=30)
+        eventually(lambda: is_empty(database), "300 rows to leave")
 
     assert core.said(log, "relaying") == 2
     taken = Counter(message.properties.message_id for message in wire.take())
@@ -366,7 +366,7 @@ def test_events_for_others_leave_while_one_sibling_refuses_everything(
             [row] = core.outbox_rows(1, routing_key="order.paid", type="OrderPaid")
             started = time.monotonic()
             add(database, [row | {"message_id": f"paid-{number}"}])
-            eventually(lambda number=number: wire.take(), "news for another sibling", seconds=20)
+            eventually(lambda number=number: wire.take(), "news for another sibling")
             slowest = max(slowest, time.monotonic() - started)
 
     assert slowest < 2

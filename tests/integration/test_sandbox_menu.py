@@ -427,7 +427,7 @@ def test_thousand_orders_are_answered_once_each(
                 answers.append(heard[2]["type"])
             return len(answers) >= len(orders)
 
-        eventually(take, "a thousand answers", seconds=30)
+        eventually(take, "a thousand answers")
         assert sorted(answers) == ["MenuRejected"] * 400 + ["MenuReserved"] * 600
         assert httpx2.get(f"{url}/menus/{created['id']}").json()["stock"] == 0
 

@@ -33,7 +33,7 @@ from order_service.envelope import Reply
 from order_service.order import Item, MenuRejected, MenuReserved, Message, Order, PaymentCompleted, State
 from order_service.tables import orders
 from order_service.web.bodies import IDEMPOTENCY_KEY
-from tests.integration.test_api import database_of, served
+from tests.integration.test_api import api_of, served
 
 #: Requests to be made at least; without it, a few of each operation.
 WANTED = int(os.environ.get("ORDER_TEST_CASES", "0"))
@@ -89,7 +89,7 @@ def service(database_url: str) -> Iterator[str]:
     """The address of a real threaded server, whose orders are answered, and whose streams end by themselves."""
     settings = Settings(database_url=database_url, wait_seconds=0.05, stream_seconds=0.05)
     app, stop = create_app(settings), threading.Event()
-    siblings = threading.Thread(target=Siblings(database_of(app), settings).run, args=[stop])
+    siblings = threading.Thread(target=Siblings(api_of(app).database, settings).run, args=[stop])
     siblings.start()
     try:
         with served(app) as (host, port):
@@ -97,7 +97,7 @@ def service(database_url: str) -> Iterator[str]:
     finally:
         stop.set()
         siblings.join()
-        database_of(app).dispose()
+        api_of(app).close()
 
 
 def test_generated_requests_find_nothing(database_url: str) -> None:

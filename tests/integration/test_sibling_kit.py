@@ -120,16 +120,16 @@ def our_processes(amqp_url: str, database: Database) -> Iterator[None]:
 def see_an_order_through(database: Database, wire: Wire, eventually: Eventually) -> None:
     """Orders get paid, and a second payment and the reservation of a cancelled order are given back and confirmed."""
     ids = core.place(database, 3)
-    eventually(lambda: core.states(database, ids) == {State.PAID}, "the orders to be paid", seconds=30)
+    eventually(lambda: core.states(database, ids) == {State.PAID}, "the orders to be paid")
 
     wire.send(completed(ids[0], "another payment"))
     confirmed = lambda: [row.confirmed_at for row in core.given_back(database)]  # noqa: E731
-    eventually(lambda: len(confirmed()) == 1 and all(confirmed()), "the refund to be confirmed", seconds=30)
+    eventually(lambda: len(confirmed()) == 1 and all(confirmed()), "the refund to be confirmed")
 
     cancelled = core.place(database)
     with database.writing() as connection:
         handlers.change_order(connection, cancelled[0], Cancel(), core.changes())
-    eventually(lambda: len(confirmed()) == 2 and all(confirmed()), "the release to be confirmed", seconds=30)
+    eventually(lambda: len(confirmed()) == 2 and all(confirmed()), "the release to be confirmed")
 
 
 def test_an_order_gets_paid_by_the_documented_siblings(
@@ -225,7 +225,7 @@ def test_a_documented_sibling_outlives_what_it_cannot_read(conversation: Convers
 
 
 def test_a_documented_sibling_connects_again(conversation: Conversation, management: Any, eventually: Eventually):
-    eventually(lambda: management.close_connections() >= 2, "the siblings' connections in the console", seconds=30)
+    eventually(lambda: management.close_connections() >= 2, "the siblings' connections in the console")
 
     def answered() -> bool:
         event_type, _ = conversation.ask("OrderCreated", order_id=1, lines=lines(menu_1=1))

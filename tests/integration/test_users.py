@@ -270,9 +270,7 @@ def client(database_url: str, stand_in: StandIn) -> Iterator[FlaskClient]:
     given = {"database_url": database_url, "user_service_url": stand_in.url, "wait_seconds": 0}
     app = create_app(Settings.model_validate(given))
     yield app.test_client()
-    api = app.view_functions["healthz"].__self__  # type: ignore[attr-defined]
-    api.users.close()
-    api.database.dispose()
+    app.extensions["api"].close()
 
 
 def test_order_of_an_unknown_user_is_404_and_not_recorded(

@@ -170,7 +170,7 @@ def test_hopeless_messages_are_dead_lettered_at_once_with_their_reason_while_the
     wire.send(completed(ids[0]))
 
     with consuming():
-        eventually(lambda: len(dead(database)) == len(HOPELESS), "the dead letters", seconds=20)
+        eventually(lambda: len(dead(database)) == len(HOPELESS), "the dead letters")
         eventually(lambda: core.states(database, ids[:1]) == {"paid"}, "the good messages to be applied")
 
     by_body = {(letter["body"], letter["x-error"]): letter for letter in dead(database)}
@@ -348,7 +348,7 @@ def test_nothing_is_acked_or_given_up_while_the_database_is_away(
             with core.database_away(database_url):
                 wire.send(*[reserved(id) for id in ids])
                 eventually(lambda: core.said(log, "the transaction failed, trying again"), "the trouble to be noticed")
-            eventually(lambda: core.states(database, ids) == {"awaiting_payment"}, "them to be applied", seconds=20)
+            eventually(lambda: core.states(database, ids) == {"awaiting_payment"}, "them to be applied")
 
         assert dead(database) == []
         assert remaining(wire) == 0
@@ -403,7 +403,7 @@ def test_on_postgresql_cut_connections_cost_nothing(
     with consuming(batch_size=10):
         for _ in range(3):
             core.end_connections(database.url)
-        eventually(lambda: core.states(database, ids) == {"awaiting_payment"}, "them to be applied", seconds=20)
+        eventually(lambda: core.states(database, ids) == {"awaiting_payment"}, "them to be applied")
 
     assert core.count(database, order_history) == 2 * len(ids)
     assert dead(database) == []
@@ -463,7 +463,7 @@ def test_everything_is_applied_once_when_connections_are_cut(
     with consuming(batch_size=20):
         eventually(management.close_connections, "the consumer's connection to be cut")
         wire.send(*[reserved(id) for id in ids])
-        eventually(lambda: core.states(database, ids) == {"awaiting_payment"}, "them to be applied", seconds=30)
+        eventually(lambda: core.states(database, ids) == {"awaiting_payment"}, "them to be applied")
 
     assert core.said(log, "consuming") == 2
     assert core.count(database, order_history) == 2 * len(ids)
@@ -479,7 +479,7 @@ def test_two_consumers_at_once_apply_each_reply_once(
 
         settings = core.settings(amqp_url, database_url, batch_size=50)
         with core.running(core.worker(settings, one)), core.running(core.worker(settings, two)):
-            eventually(lambda: core.count(one, order_history) == 4 * len(ids), "1,000 replies", seconds=30)
+            eventually(lambda: core.count(one, order_history) == 4 * len(ids), "1,000 replies")
             eventually(lambda: core.states(one, ids) == {"paid"}, "orders to be paid")
 
         assert remaining(wire) == 0
@@ -583,7 +583,7 @@ def test_message_that_ends_the_process_again_and_again_is_given_up_alone(
     for _ in range(20):
         stop = threading.Event()
         process = core.Running(Worker(settings, database, core.SUBSCRIPTIONS, stop), stop)
-        eventually(lambda process=process: dead(database) or not process.is_alive, "an end of one kind", seconds=20)
+        eventually(lambda process=process: dead(database) or not process.is_alive, "an end of one kind")
         if process.is_alive:
             process.stop()
             break
