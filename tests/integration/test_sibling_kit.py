@@ -299,7 +299,7 @@ def events(arguments: str, directory: Path, amqp_url: str) -> subprocess.Complet
 
 
 def test_the_commands_of_the_page_publish_the_sample_to_our_queue(tmp_path: Path, amqp_url: str, wire: Wire):
-    [script] = blocks("sh")
+    script, _ = blocks("sh")
 
     done = run(["bash", "-ec", script], tmp_path, amqp_url)
 

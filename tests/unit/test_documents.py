@@ -1,0 +1,121 @@
+"""README, its Indonesian twin and the pages written by hand say all there is, and the same."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from order_service import asyncapi
+from order_service.web.operations import OPERATIONS
+from order_service.web.problems import KINDS
+from sandbox import menu, payment
+from sandbox.faults import Faults
+
+ROOT = Path(__file__).parents[2]
+TWINS = ("README.md", "README.id.md")
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def outline(page: str) -> list[str]:
+    """Line by line what a translation keeps: headings, table rows, entries of lists, fences."""
+    marks = (re.match(r"#+ |\||- |```", line) for line in text(page).splitlines())
+    return [mark[0] for mark in marks if mark]
+
+
+def code(page: str) -> list[str]:
+    """The code in fences, without its comments."""
+    blocks = re.findall(r"^```[a-z]+\n(.*?)^```", text(page), re.MULTILINE | re.DOTALL)
+    return [re.sub(r" +# .*", "", block) for block in blocks]
+
+
+def prose(page: str) -> str:
+    """The page without what stands in fences."""
+    return re.sub(r"^```.*?^```", "", text(page), flags=re.MULTILINE | re.DOTALL)
+
+
+def named(page: str) -> set[str]:
+    """What stands in backticks, and the pages linked to, but for the other README."""
+    quoted = re.findall(r"`([^`\n]+)`", prose(page))
+    return {*quoted, *re.findall(r"\]\(([^)]+)\)", prose(page))} - set(TWINS)
+
+
+def test_the_readmes_have_the_same_headings_tables_and_lists() -> None:
+    assert outline(TWINS[0]) == outline(TWINS[1])
+
+
+def test_the_readmes_have_the_same_code() -> None:
+    assert code(TWINS[0]) == code(TWINS[1])
+
+
+def test_the_readmes_name_the_same_files_commands_and_values() -> None:
+    assert named(TWINS[0]) == named(TWINS[1])
+
+
+def cells(page: str) -> str:
+    """All table rows."""
+    return "\n".join(line for line in text(page).splitlines() if line.startswith("|"))
+
+
+@pytest.mark.parametrize("page", [*TWINS, "docs/rest.md"])
+def test_every_endpoint_is_in_the_table(page: str) -> None:
+    listed = re.sub(r"\?[a-z_=&]+", "", cells(page))
+
+    missing = [
+        operation.path
+        for operation in OPERATIONS
+        if f"`{operation.method} {operation.path.replace('{event}', '{Event}')}`" not in listed
+        and f"`{operation.path.replace('{event}', '{Event}')}`" not in listed
+    ]
+
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", TWINS)
+def test_every_event_and_its_routing_key_are_in_the_table(page: str) -> None:
+    listed = set(re.findall("`([^`]+)`", cells(page)))
+
+    assert asyncapi.EVENTS.keys() <= listed
+    assert {event.routing_key for event in asyncapi.EVENTS.values()} <= listed
+
+
+def test_every_problem_is_documented_with_its_status() -> None:
+    rows = re.findall(r"^\| ((?:`[a-z_]+` )+)\| (\d+) \|", text("docs/rest.md"), re.MULTILINE)
+
+    documented = {code: int(status) for codes, status in rows for code in re.findall("`([a-z_]+)`", codes)}
+
+    assert documented == {code: kind.status for code, kind in KINDS.items()}
+
+
+def test_every_fault_of_the_sandbox_is_documented() -> None:
+    documented = set(re.findall(r"^\| `([a-z_]+)` \| (\w+) \|", text("docs/siblings.md"), re.MULTILINE))
+
+    known = {"Menu": Faults(menu.DECIDING).known, "Payment": Faults(payment.DECIDING).known}
+    both = set(known["Menu"]) & set(known["Payment"]) - {"reject"}
+
+    own = {(fault, who) for who, faults in known.items() for fault in faults if fault not in both}
+    assert documented == {(fault, "both") for fault in both} | own
+
+
+def test_make_help_lists_every_command() -> None:
+    [line] = re.findall(r"^\.PHONY: (help .*)$", text("Makefile"), re.MULTILINE)
+
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    assert re.findall(r"^  make ([a-z-]+) +\S", done.stdout, re.MULTILINE) == line.split()
+
+
+def test_every_link_to_a_page_of_ours_leads_somewhere() -> None:
+    pages = [*TWINS, *(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
+
+    lost = [
+        f"{page}: {link}"
+        for page in pages
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", prose(page))
+        if not ((ROOT / page).parent / link).exists()
+    ]
+
+    assert lost == []
