@@ -71,9 +71,6 @@ def remaining(wire: Wire) -> int:
         return sum(queue.method.message_count for queue in queues)
 
 
-@pytest.mark.xfail(
-    strict=False, reason="stalled on PostgreSQL in two of four whole runs, never alone; not understood yet"
-)
 def test_replies_move_orders(database: Database, wire: Wire, consuming: Any, eventually: Eventually) -> None:
     ids = core.place_sent(database, 30)
     paid, unserved, unpaid = ids[:10], ids[10:20], ids[20:]
