@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from hashlib import sha256
 
@@ -42,6 +43,7 @@ from order_service.web.bodies import (
     query,
 )
 from order_service.web.problems import Problem
+from order_service.web.recording import Recorder
 from order_service.web.streaming import Streams
 from order_service.web.tracing import traceparent
 from order_service.web.waiting import Watcher, preferred_wait
@@ -62,6 +64,7 @@ class Api:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.database = Database(settings.database_url, pool_size=POOL_SIZE)
+        self.recorder = Recorder(self._record_all)
         self.watcher = Watcher(self.database)
         self.streams = Streams(self.watcher, limit=settings.streams, seconds=settings.stream_seconds)
         self.users = Users(str(settings.user_service_url)) if settings.user_service_url else None
@@ -72,6 +75,7 @@ class Api:
     def close(self) -> None:
         """Let go of every connection and thread, once nothing is being answered any more. Final."""
         self.streams.stopping.set()
+        self.recorder.close()
         self.watcher.close()
         if self.users:
             self.users.close()
@@ -117,14 +121,14 @@ class Api:
 
     def get_history(self, order_id: int) -> Response:
         """GET /orders/{id}/history: everything that happened to it, oldest first."""
-        self._read(order_id)
+        order = self._read(order_id)
         with self.database.reading() as connection:
-            entries = history.of_order(connection, order_id)
+            entries = history.of_order(connection, order)
         return jsonify(events=[history_body(entry) for entry in entries])
 
     def stream_order(self, order_id: int) -> Response:
         """GET /orders/{id}/events: each change as it happens, until the order ends."""
-        return self.streams.open(self._read(order_id), self._read, request.headers.get("Last-Event-ID"))
+        return self.streams.open(self._read(order_id), request.headers.get("Last-Event-ID"))
 
     def put_payment(self, order_id: int) -> Response:
         """PUT /orders/{id}/payment: the same table decides as for messages from the broker."""
@@ -155,14 +159,12 @@ class Api:
         return self._read(order_id)
 
     def _record(self, wanted: OrderRequest, key: str | None) -> Order:
-        repeatable = {"idempotency_key": key, "request_hash": _hash(wanted)} if key else None
+        repeatable = {"idempotency_key": key, "request_hash": _hash(wanted)} if key else {}
         placement = handlers.Placement(
             wanted.user_id, tuple(wanted.menu_ids), wanted.expected_total, traceparent(), repeatable
         )
         try:
-            with self.database.writing() as connection:
-                clock, reminders = self._clock(), self.settings.menu_reminders
-                order = handlers.place_order(connection, placement, clock, reminders=reminders)
+            order = self.recorder.place(placement)
         except sa.exc.IntegrityError:
             # The same request, at the same time, was faster.
             if key and (order_placed := self._repeated(wanted, key)):
@@ -170,6 +172,11 @@ class Api:
             raise
         log.info("order placed", order_id=order.id)
         return order
+
+    def _record_all(self, placements: Sequence[handlers.Placement]) -> list[Order]:
+        with self.database.writing() as connection:
+            reminders = self.settings.menu_reminders
+            return handlers.place_orders(connection, placements, self._clock(), reminders=reminders)
 
     def _wait_for_menu(self, order: Order, seconds: float) -> Order:
         """The order once the menu has answered, or as it stands when the time is up or too many wait already."""
@@ -183,11 +190,7 @@ class Api:
                 and (left := end - time.monotonic()) > 0
                 and not self.streams.stopping.is_set()
             ):
-                if self.watcher.wait(order.id, order.version, min(left, SLICE_SECONDS)):
-                    order = self._read(order.id)
-        except sa.exc.SQLAlchemyError as error:
-            # It is recorded, and must not be answered with an error that asks for another one.
-            log.warning("an order cannot be read back", order_id=order.id, error=startup.first_line(error))
+                order = self.watcher.wait(order, min(left, SLICE_SECONDS))
         finally:
             self._waiters.release()
         return order

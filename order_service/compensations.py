@@ -7,6 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from order_service import bulk
 from order_service.order import Compensation
 from order_service.tables import compensations
 
@@ -19,8 +20,7 @@ def row(order_id: int, wanted: Compensation, *, sequence: int, due_at: datetime)
 
 
 def add(connection: sa.Connection, rows: Sequence[Row]) -> None:
-    if rows:
-        connection.execute(sa.insert(compensations), rows)
+    bulk.insert(connection, compensations, rows)
 
 
 def confirm(connection: sa.Connection, ids: Sequence[str], at: datetime) -> None:

@@ -13,16 +13,16 @@ from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, TextIO
+from uuid import UUID
 
 import psycopg
 import sqlalchemy as sa
-import structlog
 from sqlalchemy import event
 
+from order_service import bulk
 from order_service.order import FINAL, Item, Order, Payment, State
 from order_service.tables import compensations, orders
 
-log = structlog.get_logger(__name__)
 #: How long SQLite waits for another process's write transaction before it gives up, in milliseconds.
 SQLITE_BUSY_MS = 15_000
 #: The PostgreSQL channel that says: there is something new in the outbox.
@@ -49,15 +49,15 @@ class Database:
         self._lock: TextIO | None = None
         # SQLite has one writer at a time; the threads of one process need not even ask it for their turn.
         self._turn: AbstractContextManager[object] = threading.Lock() if self.is_sqlite else nullcontext()
-        self._bell = None if self.is_sqlite else _Bell(self.engine)
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
         """A transaction, committed at the end or rolled back by any exception; then the relay is woken."""
-        with self._turn, self.engine.begin() as connection:
-            yield connection
-        if self._bell:
-            self._bell.ring()
+        with self._turn, self.engine.connect() as connection:
+            with connection.begin():
+                yield connection
+            if not self.is_sqlite:
+                _wake_relays(connection)
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
@@ -94,53 +94,22 @@ class Database:
         return True
 
     def dispose(self) -> None:
-        """Let go of every connection, lock and thread; the object can be used again afterwards."""
-        for held in (self._bell, self._lock):
-            if held:
-                held.close()
+        """Let go of every connection and lock; the object can be used again afterwards."""
+        if self._lock:
+            self._lock.close()
         self._lock = None
         self.engine.dispose()
 
 
-class _Bell:
-    """Wakes the relays after a commit, once for all the commits of a moment.
+def _wake_relays(connection: sa.Connection) -> None:
+    """NOTIFY after the commit, not in the transaction: that would make committing transactions wait for each other.
 
-    NOTIFY inside the transactions would make them commit one after the other: PostgreSQL holds a lock over all
-    of a database from a notifying transaction's commit record to its end, the flush included.
+    PostgreSQL holds a lock over all of a database from a notifying transaction's commit record to its end, the flush
+    included; one that only notifies has nothing to flush. A lost wake-up loses nothing: the relay also looks by itself.
     https://www.postgresql.org/docs/current/sql-notify.html
     """
-
-    def __init__(self, engine: sa.Engine) -> None:
-        self._engine = engine
-        self._rung = threading.Event()
-        self._start = threading.Lock()
-        self._closing = False
-        self._thread: threading.Thread | None = None
-
-    def ring(self) -> None:
-        self._rung.set()
-        if self._thread is None:
-            with self._start:
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="bell", daemon=True)
-                    self._thread.start()
-
-    def close(self) -> None:
-        if self._thread:
-            self._closing = True
-            self._rung.set()
-            self._thread.join()
-            self._thread, self._closing = None, False
-
-    def _run(self) -> None:
-        while self._rung.wait() and not self._closing:
-            self._rung.clear()
-            try:
-                with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-                    connection.exec_driver_sql(f"NOTIFY {CHANNEL}")
-            except sa.exc.SQLAlchemyError:
-                # Nothing is lost: the relay also looks by itself.
-                log.warning("could not wake the relay", exc_info=True)
+    driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
+    driver.pgconn.exec_(f"NOTIFY {CHANNEL}".encode())
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:
@@ -182,16 +151,23 @@ _FIXED = ("key", "user_id", "created_at", "expected_total", "traceparent")
 _CHANGING = (
     "state", "version", "total_price", "reason", "detail", "rejected_menu_id", "paid_at", "due_at", "reminders_left",
 )  # fmt: skip
+_SELECT = sa.select(*(orders.c[name] for name in ("id", "menu_ids", "items", "ledger", *_FIXED, *_CHANGING)))
 
 
-def insert_order(connection: sa.Connection, order: Order, *, request: Mapping[str, str] | None = None) -> None:
-    """Write a new order, with what makes its request a repeat, and give it its id.
+def insert_orders(connection: sa.Connection, placed: Sequence[tuple[Order, Mapping[str, str]]]) -> None:
+    """Write new orders, each with what makes its request a repeat, and give them their ids.
 
-    Raises sqlalchemy.exc.IntegrityError where the idempotency key is taken.
+    Raises sqlalchemy.exc.IntegrityError where an idempotency key is taken.
     """
-    fixed = {name: getattr(order, name) for name in _FIXED} | {"menu_ids": json.dumps(order.menu_ids)}
-    row = fixed | _changing(order) | dict(request or {})
-    order.id = connection.execute(sa.insert(orders).values(row).returning(orders.c.id)).scalar_one()
+    rows = [
+        {name: getattr(order, name) for name in _FIXED}
+        | {"menu_ids": json.dumps(order.menu_ids), "idempotency_key": None, "request_hash": None, **request}
+        | _changing(order)
+        for order, request in placed
+    ]
+    ids = {UUID(str(key)): id for key, id in bulk.insert(connection, orders, rows, returning="key, id")}
+    for order, _ in placed:
+        order.id = ids[order.key]
 
 
 def lock_orders(connection: sa.Connection, ids: Sequence[int]) -> dict[int, Order]:
@@ -199,29 +175,25 @@ def lock_orders(connection: sa.Connection, ids: Sequence[int]) -> dict[int, Orde
 
     They are locked in the order of their ids, or two transactions could wait for each other for ever.
     """
-    found = connection.execute(sa.select(orders).where(orders.c.id.in_(ids)).order_by(orders.c.id).with_for_update())
-    return {row["id"]: _order(row) for row in found.mappings()}
+    wanted = _SELECT.where(bulk.among(connection, orders.c.id, ids)).order_by(orders.c.id).with_for_update()
+    return {row[0]: _order(row) for row in connection.execute(wanted)}
 
 
 def read_orders(connection: sa.Connection, ids: Sequence[int]) -> dict[int, Order]:
     """The orders that exist among these ids, as they stand."""
-    found = connection.execute(sa.select(orders).where(orders.c.id.in_(ids)))
-    return {row["id"]: _order(row) for row in found.mappings()}
+    found = connection.execute(_SELECT.where(bulk.among(connection, orders.c.id, ids)))
+    return {row[0]: _order(row) for row in found}
 
 
 def update_orders(connection: sa.Connection, changed: Sequence[Order]) -> None:
     """Write back orders locked in this transaction."""
-    if not changed:
-        return
-    rows = [{"row_id": order.id} | {f"new_{k}": v for k, v in _changing(order).items()} for order in changed]
-    values: dict[str, Any] = {name: sa.bindparam(f"new_{name}") for name in (*_CHANGING, "items", "ledger")}
-    connection.execute(sa.update(orders).where(orders.c.id == sa.bindparam("row_id")).values(values), rows)
+    bulk.update(connection, orders, [_changing(order) | {"id": order.id} for order in changed])
 
 
 def lock_due_orders(connection: sa.Connection, now: datetime, limit: int) -> list[Order]:
     """Orders whose deadline has come, locked; those another process holds just now are left to it."""
-    due = sa.select(orders).where(orders.c.due_at <= now).order_by(orders.c.id).limit(limit)
-    return [_order(row) for row in connection.execute(due.with_for_update(skip_locked=True)).mappings()]
+    due = _SELECT.where(orders.c.due_at <= now).order_by(orders.c.id).limit(limit)
+    return [_order(row) for row in connection.execute(due.with_for_update(skip_locked=True))]
 
 
 def any_due(connection: sa.Connection, now: datetime) -> bool:
@@ -232,8 +204,8 @@ def any_due(connection: sa.Connection, now: datetime) -> bool:
 
 def versions(connection: sa.Connection, ids: Sequence[int]) -> dict[int, int]:
     """The version of each of these orders, to see what has changed."""
-    found = connection.execute(sa.select(orders.c.id, orders.c.version).where(orders.c.id.in_(ids)))
-    return {row.id: row.version for row in found}
+    wanted = sa.select(orders.c.id, orders.c.version).where(bulk.among(connection, orders.c.id, ids))
+    return {row.id: row.version for row in connection.execute(wanted)}
 
 
 def find_request(connection: sa.Connection, idempotency_key: str) -> tuple[int, str] | None:
@@ -247,7 +219,7 @@ def list_orders(
     connection: sa.Connection, *, user_id: int | None, states: Collection[State], before: int | None, limit: int
 ) -> list[Order]:
     """A page of orders, newest first: those of a user, in some states, and older than the last one seen."""
-    wanted = sa.select(orders).order_by(orders.c.id.desc()).limit(limit)
+    wanted = _SELECT.order_by(orders.c.id.desc()).limit(limit)
     if user_id is not None:
         wanted = wanted.where(orders.c.user_id == user_id)
     if before is not None:
@@ -257,7 +229,7 @@ def list_orders(
     if states and not FINAL & set(states):
         # A pending order always has a deadline: its index finds the few among millions that have ended.
         wanted = wanted.where(orders.c.due_at.is_not(None))
-    return [_order(row) for row in connection.execute(wanted).mappings()]
+    return [_order(row) for row in connection.execute(wanted)]
 
 
 def _changing(order: Order) -> dict[str, Any]:
@@ -275,16 +247,16 @@ def _changing(order: Order) -> dict[str, Any]:
     return columns
 
 
-def _order(row: Mapping[Any, Any]) -> Order:
-    columns = {name: row[name] for name in (*_FIXED, *_CHANGING)}
-    columns["state"] = State(row["state"])
-    ledger = json.loads(row["ledger"])
+def _order(row: Sequence[Any]) -> Order:
+    id, menu_ids, items, ledger_text, *plain = row
+    columns = dict(zip((*_FIXED, *_CHANGING), plain, strict=True))
+    columns["state"] = State(columns["state"])
+    ledger = json.loads(ledger_text)
     payments = [Payment(id, None if amount is None else Decimal(amount)) for id, amount in ledger.pop("payments")]
-    items = json.loads(row["items"]) if row["items"] else []
     return Order(
-        id=row["id"],
-        menu_ids=tuple(json.loads(row["menu_ids"])),
-        items=tuple(Item(id, name, Decimal(price), stock) for id, name, price, stock in items),
+        id=id,
+        menu_ids=tuple(json.loads(menu_ids)),
+        items=tuple(Item(id, name, Decimal(price), stock) for id, name, price, stock in json.loads(items or "[]")),
         payments=payments,
         **columns,
         **ledger,

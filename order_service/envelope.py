@@ -54,9 +54,9 @@ def wrap(
         "correlationid": None if order_id is None else str(order_id),
         "traceparent": trace,
     }
-    event: dict[str, Any] = {name: value for name, value in attributes.items() if value is not None}
-    event["data"] = data.model_dump(mode="json")
-    return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
+    event = {name: value for name, value in attributes.items() if value is not None}
+    attributes_json = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
+    return f'{attributes_json[:-1]},"data":{data.model_dump_json()}}}'.encode()
 
 
 def schema_name(event_type: str) -> str:

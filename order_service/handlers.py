@@ -92,26 +92,35 @@ class Placement:
     expected_total: Decimal | None = None
     traceparent: str | None = None
     #: Columns that recognise a repeated request: idempotency_key and request_hash, or nothing.
-    request: Mapping[str, str] | None = None
+    request: Mapping[str, str] = field(default_factory=dict)
 
 
-def place_order(connection: sa.Connection, placement: Placement, clock: Clock, *, reminders: int) -> Order:
-    """Record a new order, and that the menu is to be asked."""
-    order = Order(
-        id=0,
-        key=uuid4(),
-        user_id=placement.user_id,
-        menu_ids=placement.menu_ids,
-        created_at=clock.now,
-        expected_total=placement.expected_total,
-        due_at=clock.now + clock.reply_within,
-        reminders_left=reminders,
-        traceparent=placement.traceparent,
-    )
-    db.insert_order(connection, order, request=placement.request)
-    history.record(connection, [history.Entry(order.id, clock.now, "OrderPlaced", None, order.state.value)])
-    outbox.add(connection, [outbox.event_row(order, Announcement.ORDER_CREATED, sequence=1, clock=clock)])
-    return order
+def place_orders(
+    connection: sa.Connection, placements: Sequence[Placement], clock: Clock, *, reminders: int
+) -> list[Order]:
+    """Record new orders, and that the menu is to be asked for each.
+
+    Raises sqlalchemy.exc.IntegrityError where one of the requests was recorded before.
+    """
+    placed = [
+        Order(
+            id=0,
+            key=uuid4(),
+            user_id=placement.user_id,
+            menu_ids=placement.menu_ids,
+            created_at=clock.now,
+            expected_total=placement.expected_total,
+            due_at=clock.now + clock.reply_within,
+            reminders_left=reminders,
+            traceparent=placement.traceparent,
+        )
+        for placement in placements
+    ]
+    requests = [placement.request for placement in placements]
+    db.insert_orders(connection, list(zip(placed, requests, strict=True)))
+    created = Announcement.ORDER_CREATED
+    outbox.add(connection, [outbox.event_row(order, created, sequence=1, clock=clock) for order in placed])
+    return placed
 
 
 def change_order(

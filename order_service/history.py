@@ -7,6 +7,8 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from order_service import bulk
+from order_service.order import Order, State
 from order_service.tables import order_history, suspects
 
 
@@ -28,23 +30,20 @@ Key = tuple[int, str, str]
 def applied(connection: sa.Connection, keys: Sequence[Key]) -> set[Key]:
     """Which of these messages were applied before. Only sure while their orders are locked."""
     columns = (order_history.c.order_id, order_history.c.type, order_history.c.message_id)
-    order_ids = sorted({key[0] for key in keys})
-    message_ids = sorted({key[2] for key in keys})
-    found = sa.select(*columns).where(columns[0].in_(order_ids), columns[2].in_(message_ids))
-    return {(row[0], row[1], row[2]) for row in connection.execute(found)}
+    return {(row[0], row[1], row[2]) for row in bulk.present(connection, columns, keys)}
 
 
 def record(connection: sa.Connection, entries: Sequence[Entry]) -> None:
     """Write down what happened, in the order in which it happened."""
-    if entries:
-        connection.execute(sa.insert(order_history), [entry._asdict() for entry in entries])
+    bulk.insert(connection, order_history, [entry._asdict() for entry in entries])
 
 
-def of_order(connection: sa.Connection, order_id: int) -> list[Entry]:
-    """The whole story of one order, oldest first."""
+def of_order(connection: sa.Connection, order: Order) -> list[Entry]:
+    """The whole story of one order, oldest first. Its beginning needs no row: the order's own tells it."""
     columns = [order_history.c[name] for name in Entry._fields]
-    of_it = sa.select(*columns).where(order_history.c.order_id == order_id).order_by(order_history.c.id)
-    return [Entry(*row) for row in connection.execute(of_it)]
+    of_it = sa.select(*columns).where(order_history.c.order_id == order.id).order_by(order_history.c.id)
+    placed = Entry(order.id, order.created_at, "OrderPlaced", None, State.AWAITING_MENU.value)
+    return [placed, *(Entry(*row) for row in connection.execute(of_it))]
 
 
 def count_attempt(connection: sa.Connection, key: str) -> int:

@@ -1,14 +1,14 @@
 """Everything that leaves: written as rows in the transaction that decided it, handed out to the relay, then gone."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
 import sqlalchemy as sa
 
-from order_service import envelope, events
+from order_service import bulk, envelope, events
 from order_service.announcements import data_of, event_id
 from order_service.db import Database
 from order_service.decisions import Clock
@@ -77,14 +77,13 @@ def _row(
 
 def add(connection: sa.Connection, rows: Sequence[Row]) -> None:
     """Let these leave once the transaction is committed."""
-    if rows:
-        connection.execute(sa.insert(outbox), rows)
+    bulk.insert(connection, outbox, rows)
 
 
-def waiting(connection: sa.Connection, ids: Collection[str]) -> set[str]:
+def waiting(connection: sa.Connection, ids: Sequence[str]) -> set[str]:
     """Which of these events have not left yet."""
-    found = connection.execute(sa.select(outbox.c.message_id).where(outbox.c.message_id.in_(ids), _is_event))
-    return set(found.scalars())
+    wanted = sa.select(outbox.c.message_id).where(bulk.among(connection, outbox.c.message_id, ids), _is_event)
+    return set(connection.execute(wanted).scalars())
 
 
 def renew(connection: sa.Connection, order: Order, effect: Effect, clock: Clock) -> None:
@@ -119,7 +118,7 @@ class Claim:
         if database.is_sqlite or not self.rows:
             self._connection.close()
 
-    def settle(self, *, sent: Collection[int], failed: Collection[int], now: datetime) -> None:
+    def settle(self, *, sent: Sequence[int], failed: Sequence[int], now: datetime) -> None:
         """Remove what was sent; put off what was returned or refused; free the rest.
 
         Raises SQLAlchemyError when the database is away: then the rows stay, and go out again under their ids.
@@ -134,9 +133,9 @@ class Claim:
         finally:
             self._connection.close()
 
-    def _write(self, connection: sa.Connection, sent: Collection[int], failed: Collection[int], now: datetime) -> None:
+    def _write(self, connection: sa.Connection, sent: Sequence[int], failed: Sequence[int], now: datetime) -> None:
         if sent:
-            connection.execute(sa.delete(outbox).where(outbox.c.id.in_(sent)))
+            connection.execute(sa.delete(outbox).where(bulk.among(connection, outbox.c.id, sent)))
         if failed:
             connection.execute(sa.delete(outbox).where(outbox.c.id.in_(failed), _no_longer_needed()))
             later = [

@@ -6,9 +6,8 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import sqlalchemy as sa
 from flask import Response
 
 from order_service.order import FINAL, Order
@@ -30,27 +29,24 @@ class Streams:
         self._slots = threading.Semaphore(limit)
         self.stopping = threading.Event()
 
-    def open(self, order: Order, read: Callable[[int], Order], last_event_id: str | None) -> Response:
+    def open(self, order: Order, last_event_id: str | None) -> Response:
         """A stream of this order. Raises Problem 503 when too many are open."""
         if not self._slots.acquire(blocking=False):
             raise Problem("too_many_streams")
-        response = Response(self._events(order, read, last_event_id), content_type="text/event-stream")
+        response = Response(self._events(order, last_event_id), content_type="text/event-stream")
         response.headers["Cache-Control"] = "no-store"
         # Called even if the client left before the first event was asked for.
         response.call_on_close(self._slots.release)
         return response
 
-    def _events(self, order: Order, read: Callable[[int], Order], last_event_id: str | None) -> Iterator[str]:
+    def _events(self, order: Order, last_event_id: str | None) -> Iterator[str]:
         end = time.monotonic() + self._seconds
         if last_event_id != str(order.version):
             yield _event(order)
         heartbeat = time.monotonic() + HEARTBEAT_SECONDS
         while order.state not in FINAL and (left := end - time.monotonic()) > 0 and not self.stopping.is_set():
-            if self._watcher.wait(order.id, order.version, min(left, STOP_LOOK_SECONDS)):
-                try:
-                    order = read(order.id)
-                except (sa.exc.SQLAlchemyError, Problem):
-                    return  # The client comes back by itself, with its Last-Event-ID.
+            seen, order = order, self._watcher.wait(order, min(left, STOP_LOOK_SECONDS))
+            if order is not seen:
                 yield _event(order)
             elif time.monotonic() >= heartbeat:
                 heartbeat = time.monotonic() + HEARTBEAT_SECONDS

@@ -2,11 +2,13 @@
 
 import re
 import threading
+from dataclasses import dataclass, field
 
 import structlog
 
 from order_service import db
 from order_service.db import Database
+from order_service.order import Order
 from order_service.startup import first_line
 
 log = structlog.get_logger(__name__)
@@ -34,12 +36,18 @@ def preferred_wait(preferences: list[str], default: float) -> tuple[float, str]:
     return seconds, ", ".join(applied)
 
 
+@dataclass(eq=False)
+class _Waiter:
+    order: Order
+    changed: threading.Event = field(default_factory=threading.Event)
+
+
 class Watcher:
     """Tells those who wait that an order has changed. Its thread starts with the first one, after any fork."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._waiting: dict[int, list[tuple[int, threading.Event]]] = {}
+        self._waiting: dict[int, list[_Waiter]] = {}
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -52,22 +60,21 @@ class Watcher:
         if self._thread:
             self._thread.join()
 
-    def wait(self, order_id: int, version: int, seconds: float) -> bool:
-        """True as soon as the order has another version than this; False when the time is up."""
-        entry = (version, threading.Event())
+    def wait(self, order: Order, seconds: float) -> Order:
+        """The order as soon as it has another version than this, or this one when the time is up."""
+        waiter = _Waiter(order)
         with self._changed:
-            self._waiting.setdefault(order_id, []).append(entry)
+            self._waiting.setdefault(order.id, []).append(waiter)
             if self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
                 self._thread.start()
             self._changed.notify()
-        try:
-            return entry[1].wait(seconds)
-        finally:
-            with self._changed:
-                self._waiting[order_id].remove(entry)
-                if not self._waiting[order_id]:
-                    del self._waiting[order_id]
+        waiter.changed.wait(seconds)
+        with self._changed:
+            self._waiting[order.id].remove(waiter)
+            if not self._waiting[order.id]:
+                del self._waiting[order.id]
+        return waiter.order
 
     def _watch(self) -> None:
         pause, away = threading.Event(), False
@@ -76,21 +83,28 @@ class Watcher:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
                 if self._closed:
                     return
-                ids = list(self._waiting)
+                seen = {id: min(waiter.order.version for waiter in found) for id, found in self._waiting.items()}
             try:
-                with self._database.reading() as connection:
-                    versions = db.versions(connection, ids)
+                changed = self._look(seen)
                 away = False
             except Exception as error:  # Without this thread every later request would wait in vain.
                 if not away:
                     log.warning("waiting orders cannot be looked up", error=first_line(error))
-                versions, away = {}, True
-            self._wake(versions)
+                changed, away = {}, True
+            self._wake(changed)
             pause.wait(AWAY_SECONDS if away else TICK_SECONDS)
 
-    def _wake(self, versions: dict[int, int]) -> None:
+    def _look(self, seen: dict[int, int]) -> dict[int, Order]:
+        """Those of the orders that have another version than the oldest one seen."""
+        with self._database.reading() as connection:
+            versions = db.versions(connection, list(seen))
+            changed = [id for id, version in versions.items() if version != seen[id]]
+            return db.read_orders(connection, changed) if changed else {}
+
+    def _wake(self, changed: dict[int, Order]) -> None:
         with self._changed:
-            for order_id, version in versions.items():
-                for seen, changed in self._waiting.get(order_id, ()):
-                    if version != seen:
-                        changed.set()
+            for order_id, order in changed.items():
+                for waiter in self._waiting.get(order_id, ()):
+                    if waiter.order.version != order.version:
+                        waiter.order = order
+                        waiter.changed.set()

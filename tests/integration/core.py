@@ -64,7 +64,8 @@ def place(database: Database, count: int = 1, *, reminders: int = 3, now: dateti
     """Orders of one Soto and one Rendang each."""
     placement = handlers.Placement(user_id=7, menu_ids=(1, 2), traceparent=TRACE)
     with database.writing() as connection:
-        return [handlers.place_order(connection, placement, clock(now), reminders=reminders).id for _ in range(count)]
+        placed = handlers.place_orders(connection, [placement] * count, clock(now), reminders=reminders)
+        return [order.id for order in placed]
 
 
 def place_sent(database: Database, count: int = 1, **more: Any) -> list[int]:

@@ -55,7 +55,8 @@ class Restaurant:
         clock = core.clock(utc_now(), reply_seconds=self.settings.menu_reply_seconds)
         placement = handlers.Placement(user_id=1, menu_ids=(1, 2), expected_total=expected_total)
         with self.database.writing() as connection:
-            return handlers.place_order(connection, placement, clock, reminders=self.settings.menu_reminders).id
+            [placed] = handlers.place_orders(connection, [placement], clock, reminders=self.settings.menu_reminders)
+            return placed.id
 
     def state(self, order_id: int) -> tuple[str, str | None]:
         order = core.get(self.database, order_id)

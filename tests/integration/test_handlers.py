@@ -10,7 +10,7 @@ from decimal import Decimal
 
 import pytest
 
-from order_service import handlers, history, order
+from order_service import db, handlers, history, order
 from order_service.db import Database, lock_orders
 from order_service.envelope import Reply
 from order_service.order import Cancel, InvalidMessage, Item, State, UnknownOrder
@@ -28,7 +28,10 @@ def database(database_url: str) -> Iterator[Database]:
 def story(database: Database, order_id: int) -> list[tuple[str, str | None]]:
     """Type and message id of everything that happened to an order."""
     with database.reading() as connection:
-        return [(entry.type, entry.message_id) for entry in history.of_order(connection, order_id)]
+        return [
+            (entry.type, entry.message_id)
+            for entry in history.of_order(connection, db.read_orders(connection, [order_id])[order_id])
+        ]
 
 
 def test_placed_order_its_history_and_its_event_are_written_together(database: Database) -> None:
@@ -53,7 +56,7 @@ def test_nothing_of_a_placed_order_is_there_after_a_rollback(database: Database)
     placement = handlers.Placement(user_id=7, menu_ids=(1,))
 
     with contextlib.suppress(Undecided), database.writing() as connection:
-        handlers.place_order(connection, placement, core.clock(), reminders=3)
+        handlers.place_orders(connection, [placement], core.clock(), reminders=3)
         raise Undecided
 
     assert [core.count(database, table) for table in (orders, order_history, outbox)] == [0, 0, 0]

@@ -122,7 +122,7 @@ def test_order_is_priced_and_each_line_is_taken_once(
 def test_repeated_portions_are_taken_together(stock: Stock, menu: OldMenu, database: Database) -> None:
     placement = handlers.Placement(user_id=7, menu_ids=(2, 1, 2))
     with database.writing() as connection:
-        order = handlers.place_order(connection, placement, core.clock(utc_now()), reminders=3)
+        [order] = handlers.place_orders(connection, [placement], core.clock(utc_now()), reminders=3)
 
     stock.reserve(order.id)
 
@@ -139,7 +139,7 @@ def test_reminder_of_an_answered_order_takes_nothing_and_changes_nothing(
     assert menu.stock == TAKEN
     assert len(menu.puts) == 2
     types = [row.type for row in core.rows(database, order_history)]
-    assert types == ["OrderPlaced", "MenuReserved"]
+    assert types == ["MenuReserved"]
     assert len(core.leaving(database, "PaymentRequested")) == 1
 
 
@@ -320,7 +320,7 @@ def test_unexpected_price_fails_the_order_before_anything_is_taken(
 ) -> None:
     placement = handlers.Placement(user_id=7, menu_ids=(1, 2), expected_total=Decimal(37000))
     with database.writing() as connection:
-        order = handlers.place_order(connection, placement, core.clock(utc_now()), reminders=3)
+        [order] = handlers.place_orders(connection, [placement], core.clock(utc_now()), reminders=3)
 
     stock.reserve(order.id)
     deliver_release(database, stock, order.id)

@@ -15,7 +15,7 @@ from structlog.testing import CapturingLogger
 
 from consumers import __main__ as consumers_main
 from consumers.worker import Worker
-from order_service import handlers, history, order, schema, topology
+from order_service import db, handlers, history, order, schema, topology
 from order_service.db import Database
 from order_service.decisions import decide
 from order_service.envelope import MAX_BODY_BYTES
@@ -295,7 +295,7 @@ def test_bare_message_without_an_id_counts_once(
         eventually(lambda: core.states(database, [order_id]) == {"paid"}, "the order to be paid")
 
     with database.reading() as connection:
-        types = [entry.type for entry in history.of_order(connection, order_id)]
+        types = [entry.type for entry in history.of_order(connection, db.read_orders(connection, [order_id])[order_id])]
     assert Counter(types) == {"OrderPlaced": 1, "MenuReserved": 2, "PaymentCompleted": 1}
 
 
@@ -349,7 +349,7 @@ def test_nothing_is_acked_or_given_up_while_the_database_is_away(
 
         assert dead(database) == []
         assert remaining(wire) == 0
-        assert core.count(database, order_history) == 2 * len(ids)
+        assert core.count(database, order_history) == len(ids)
 
 
 def test_consumer_that_is_stopped_while_the_database_is_away_leaves_its_messages_to_the_next(
@@ -402,7 +402,7 @@ def test_on_postgresql_cut_connections_cost_nothing(
             core.end_connections(database.url)
         eventually(lambda: core.states(database, ids) == {"awaiting_payment"}, "them to be applied")
 
-    assert core.count(database, order_history) == 2 * len(ids)
+    assert core.count(database, order_history) == len(ids)
     assert dead(database) == []
 
 
@@ -463,7 +463,7 @@ def test_everything_is_applied_once_when_connections_are_cut(
         eventually(lambda: core.states(database, ids) == {"awaiting_payment"}, "them to be applied")
 
     assert core.said(log, "consuming") == 2
-    assert core.count(database, order_history) == 2 * len(ids)
+    assert core.count(database, order_history) == len(ids)
 
 
 def test_two_consumers_at_once_apply_each_reply_once(
@@ -476,7 +476,7 @@ def test_two_consumers_at_once_apply_each_reply_once(
 
         settings = core.settings(amqp_url, database_url, batch_size=50)
         with core.running(core.worker(settings, one)), core.running(core.worker(settings, two)):
-            eventually(lambda: core.count(one, order_history) == 4 * len(ids), "1,000 replies")
+            eventually(lambda: core.count(one, order_history) == 3 * len(ids), "750 replies")
             eventually(lambda: core.states(one, ids) == {"paid"}, "orders to be paid")
 
         assert remaining(wire) == 0
@@ -493,10 +493,10 @@ def test_stop_finishes_the_batch_in_hand_and_leaves_the_rest(
     wire.send(*[reserved(id) for id in ids])
 
     with consuming(batch_size=10) as process:
-        eventually(lambda: core.count(database, order_history) > 240, "the consumer to be in the middle of it")
+        eventually(lambda: core.count(database, order_history) > 0, "the consumer to be in the middle of it")
         process.stop()
 
-    applied = core.count(database, order_history) - len(ids)
+    applied = core.count(database, order_history)
     eventually(lambda: remaining(wire) == len(ids) - applied, "exactly the messages not applied to be in the queue")
 
 
