@@ -33,7 +33,6 @@ def database(database_url: str) -> Iterator[Database]:
 @pytest.fixture(autouse=True)
 def log(monkeypatch: pytest.MonkeyPatch) -> CapturingLogger:
     """What the deadlines' loop says."""
-    core.recorded("order_service.db", monkeypatch)
     return core.recorded("publishers.deadlines", monkeypatch)
 
 

@@ -159,7 +159,7 @@ def test_silent_menu_is_reminded_then_the_order_expires_and_all_is_asked_back(
     order_id = restaurant.place()
 
     eventually(lambda: restaurant.state(order_id) == ("failed", "expired"), "the order to expire")
-    assert restaurant.history(order_id) == ["OrderPlaced", "MenuReminder", "MenuReminder", "MenuDeadline"]
+    assert restaurant.history(order_id) == ["MenuReminder", "MenuReminder", "MenuDeadline"]
     [release] = core.given_back(restaurant.database)
     assert (release.type, release.subject) == ("StockReleaseRequested", None)
     eventually(lambda: restaurant.stock() == FULL, "the stock to be given back")
