@@ -4,13 +4,12 @@ PostgreSQL gets the rows as one JSON parameter, which it takes apart itself; SQL
 them one by one.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
+from pydantic_core import to_json
 from sqlalchemy.dialects import postgresql, sqlite
 
 #: The values of columns by name; all rows of a call name the same columns.
@@ -61,20 +60,13 @@ def among(connection: sa.Connection, column: sa.ColumnElement[Any], values: Sequ
 
 
 def _as_json(connection: sa.Connection, statement: str, rows: Sequence[Row]) -> sa.CursorResult[Any]:
-    return connection.exec_driver_sql(statement, (json.dumps(rows, ensure_ascii=False, default=_text),))
-
-
-def _text(value: Any) -> str:
-    """What PostgreSQL reads as a value of the column's type."""
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return "\\x" + value.hex() if isinstance(value, bytes) else str(value)
+    return connection.exec_driver_sql(statement, (to_json(rows, bytes_mode="hex").decode(),))
 
 
 @cache
 def _postgresql_insert(table: sa.Table, columns: Columns, returning: str) -> str:
-    names = _names(columns)
-    insert = f"INSERT INTO {table.name} ({names}) SELECT {names} FROM {_recordset(columns)}"  # noqa: S608 - our names
+    values = ", ".join(f"decode({c.name}, 'hex')" if _is_binary(c) else c.name for c in columns)
+    insert = f"INSERT INTO {table.name} ({_names(columns)}) SELECT {values} FROM {_recordset(columns)}"  # noqa: S608
     return f"{insert} RETURNING {returning}" if returning else insert
 
 
@@ -91,8 +83,13 @@ def _postgresql_present(columns: Columns) -> str:
 
 
 def _recordset(columns: Columns) -> str:
-    typed = ", ".join(f"{column.name} {column.type.compile(_POSTGRESQL)}" for column in columns)
+    typed = ", ".join(f"{c.name} {'text' if _is_binary(c) else c.type.compile(_POSTGRESQL)}" for c in columns)
     return f"json_to_recordset(%s) AS new ({typed})"
+
+
+def _is_binary(column: sa.Column[Any]) -> bool:
+    """JSON has no bytes: they travel as hexadecimal digits."""
+    return isinstance(column.type, sa.LargeBinary)
 
 
 def _one_by_one(connection: sa.Connection, statement: str, columns: Columns, rows: Sequence[Row]) -> list[Any]:

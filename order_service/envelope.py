@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
 
 from order_service import events, order
 
@@ -55,8 +56,7 @@ def wrap(
         "traceparent": trace,
     }
     event = {name: value for name, value in attributes.items() if value is not None}
-    attributes_json = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
-    return f'{attributes_json[:-1]},"data":{data.model_dump_json()}}}'.encode()
+    return b'%b,"data":%b}' % (to_json(event)[:-1], data.__pydantic_serializer__.to_json(data))
 
 
 def schema_name(event_type: str) -> str:
