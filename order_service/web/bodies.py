@@ -5,15 +5,19 @@ import json
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
+import structlog
 from flask import request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from werkzeug.exceptions import HTTPException
 
 from order_service.envelope import utc_text
 from order_service.events import Amount, Id, as_number, exact_decimal
 from order_service.history import Entry
 from order_service.order import Order
+from order_service.startup import first_line
 from order_service.web.problems import Problem, speaks_english
 
+log = structlog.get_logger(__name__)
 #: A hundred dishes need a tenth of this.
 MAX_REQUEST_BYTES = 64 * 1024
 
@@ -113,7 +117,7 @@ def json_body() -> dict[str, Any]:
     """The request's JSON object. Raises Problem: 415, 413, 400 or 422."""
     if not request.is_json:
         raise Problem("unsupported_media_type")
-    data = request.get_data()
+    data = _received()
     if len(data) > MAX_REQUEST_BYTES:
         raise Problem("body_too_large")
     try:
@@ -127,6 +131,18 @@ def json_body() -> dict[str, Any]:
         raise _invalid([("body", "body")])
     # JSON can spell half a surrogate pair, which no UTF-8 and no model takes: a field of that name is not known.
     return {name.encode(errors="backslashreplace").decode(): value for name, value in body.items()}
+
+
+def _received() -> bytes:
+    """The body as it came. Raises Problem 400 where it breaks off or its chunks make no sense."""
+    try:
+        return request.get_data()
+    except HTTPException:
+        raise
+    except Exception as error:
+        # The stream is the server's, and so is what it raises: gunicorn has an Exception of its own for a bad chunk.
+        log.info("a body cannot be read", error=first_line(error)[:200])
+        raise Problem("bad_request") from error
 
 
 def parse(model: type[Model], body: dict[str, Any]) -> Model:

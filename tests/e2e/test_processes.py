@@ -156,6 +156,18 @@ def test_processes_wait_for_a_database_that_is_absent_at_their_start(
         assert statuses == [0, 0, 0], f"SIGTERM while waiting: {stopped[0].log.read_text()}"
 
 
+START = b"POST /orders HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+
+
+def raw(house: House, request: bytes, *, leave: bool = False) -> bytes:
+    """All that comes back for these bytes; `leave` sends no more, which a server takes for a client that went away."""
+    with contextlib.closing(socket.create_connection(("127.0.0.1", house.ports["api"]), timeout=30)) as connection:
+        connection.sendall(request)
+        if leave:
+            connection.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: connection.recv(4096), b""))
+
+
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_gunicorn_answers_odd_requests_in_json(house: House) -> None:
     # given
@@ -186,8 +198,15 @@ def test_gunicorn_answers_odd_requests_in_json(house: House) -> None:
     assert sent("GET", "/orders/" + "9" * 3000) == (404, problem)
 
     # and: nonsense does not stop it
-    with contextlib.closing(socket.create_connection(("127.0.0.1", house.ports["api"]), timeout=10)) as connection:
-        connection.sendall(b"\x16\x03\x01 nonsense\r\n\r\n")
-        assert b" 400 " in connection.recv(4096)
+    assert b" 400 " in raw(house, b"\x16\x03\x01 nonsense\r\n\r\n")
     assert sent("GET", "/healthz")[0] == 200
+
+    # and: a body that breaks off, or whose chunks make no sense, is the client's mistake
+    for body in (b"zz\r\n", b"2\r\n{}\r\n0\r\nno trailer\r\n\r\n", b"2\r\n{}zz"):
+        answer = raw(house, START + b"Transfer-Encoding: chunked\r\n\r\n" + body)
+        assert answer.startswith(b"HTTP/1.1 400 "), answer
+        assert b'"code": "bad_request"' in answer
+    for framing in (b"Content-Length: 99\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n5\r\n{"):
+        raw(house, START + framing, leave=True)
+    assert "Traceback" not in house.processes[0].log.read_text()
     assert house.processes[0].terminate(seconds=STOP_SECONDS) == 0

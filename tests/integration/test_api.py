@@ -5,6 +5,7 @@ The siblings' replies are applied by the use case that the consumers call, so no
 
 import contextlib
 import http.client
+import io
 import json
 import re
 import socket
@@ -24,6 +25,7 @@ import pytest
 import sqlalchemy as sa
 from flask import Flask
 from flask.testing import FlaskClient
+from structlog.testing import capture_logs
 from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.test import TestResponse
 
@@ -681,6 +683,44 @@ def test_64_kib_are_read_and_one_byte_more_is_413(client: FlaskClient) -> None:
 
     problem(fits, 422, "invalid_request")
     assert "64 KiB" in problem(too_large, 413, "body_too_large")["message"]
+
+
+class BrokenChunk(Exception):
+    """As gunicorn's own errors, it derives from nothing in particular."""
+
+
+class Broken(io.RawIOBase):
+    """A request's body that cannot be read to its end."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    "error", [BrokenChunk("zz"), OSError("gone"), EOFError(), TimeoutError(), ConnectionResetError()]
+)
+@pytest.mark.parametrize("length", ["2", None])
+@pytest.mark.parametrize(("method", "path"), [("POST", "/orders"), ("PUT", "/orders/1/payment")])
+def test_body_that_breaks_off_is_400_and_not_our_mistake(
+    client: FlaskClient, method: str, path: str, length: str | None, error: Exception
+) -> None:
+    # given
+    headers = JSON_HEADERS | ({"Content-Length": length} if length else {})
+    environ = {"wsgi.input": Broken(error), "wsgi.input_terminated": length is None}
+
+    # when
+    with capture_logs() as lines:
+        answer = client.open(path, method=method, headers=headers, environ_overrides=environ)
+
+    # then
+    problem(answer, 400, "bad_request")
+    assert {line["log_level"] for line in lines} <= {"info"}
 
 
 # Anything else that is asked of the server.
