@@ -1,6 +1,9 @@
 """How gunicorn serves the API; every value comes from the settings (docs/settings.md)."""
 
+import logging
 import signal
+import socket
+import struct
 from typing import Any
 
 from order_service import startup
@@ -17,6 +20,23 @@ graceful_timeout = 8
 keepalive = 75
 # It would be written below $HOME, which a container need not have.
 control_socket_disable = True
+
+#: A client that stops in the middle of its request is let go after so long, in seconds: it holds a thread.
+READ_SECONDS = 10
+
+
+def when_ready(server: Any) -> None:
+    """Every read of a request ends in time. The kernel hands a listener's limit on to the connections it accepts.
+
+    gunicorn itself waits without end for the rest of a request, and takes the timeout for an error worth a traceback.
+    """
+    for listener in server.LISTENERS:
+        listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", READ_SECONDS, 0))
+    logging.getLogger("gunicorn.error").addFilter(_is_no_slow_client)
+
+
+def _is_no_slow_client(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], BlockingIOError))
 
 
 def post_worker_init(worker: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from order_service.config import ANSWERING_THREADS
 from sandbox import lifeline
 from tests.e2e.gate import Gate
 from tests.e2e.house import PROCFILE, START_SECONDS, STOP_SECONDS, House, Process
@@ -166,6 +167,26 @@ def raw(house: House, request: bytes, *, leave: bool = False) -> bytes:
         if leave:
             connection.shutdown(socket.SHUT_WR)
         return b"".join(iter(lambda: connection.recv(4096), b""))
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_clients_that_stop_in_the_middle_of_a_request_do_not_hold_the_threads(house: House) -> None:
+    # given
+    house.prepare()
+    house.start("api", USER_SERVICE_URL="", ORDER_WAITERS="0", ORDER_STREAMS="0")
+    house.wait_healthy("api")
+    half_a_body = START + b"Content-Length: 99\r\n\r\n{"
+
+    # when: as many clients as threads stop in the body, and then in the headers
+    for half, answer in [(half_a_body, b"HTTP/1.1 400 "), (START, b"")]:
+        with ThreadPoolExecutor(ANSWERING_THREADS) as pool:
+            slow = [pool.submit(raw, house, half) for _ in range(ANSWERING_THREADS)]
+            house.until(lambda: house.is_answering("api"), "a thread to be free")
+
+        # then
+        assert all(each.result().startswith(answer) for each in slow)
+        assert house.ask("GET", "/healthz").status == 200
+    assert "Traceback" not in house.processes[0].log.read_text()
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
