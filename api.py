@@ -9,7 +9,7 @@ from hashlib import sha256
 import sqlalchemy as sa
 import structlog
 from flask import Flask, Response, jsonify, request
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from werkzeug.serving import make_server
 from werkzeug.wrappers import Response as BaseResponse
 
@@ -145,7 +145,7 @@ class Api:
 
     def metrics(self) -> Response:
         """GET /metrics, for Prometheus."""
-        return Response(generate_latest(), content_type=CONTENT_TYPE_LATEST)
+        return Response(tracing.figures(), content_type=CONTENT_TYPE_LATEST)
 
     def _repeated(self, wanted: OrderRequest, key: str) -> Order | None:
         """The order this request placed before. Raises Problem 422 if it was another request's key."""

@@ -1,14 +1,20 @@
 """How gunicorn serves the API; every value comes from the settings (docs/settings.md)."""
 
 import logging
+import os
+import shutil
 import signal
 import socket
 import struct
+import tempfile
 from typing import Any
 
 from order_service import startup
 from order_service.db import Database
 
+#: Where prometheus_client lets several workers count together. It looks for it when it is imported: in the workers.
+#: https://prometheus.github.io/client_python/multiprocess/
+METRICS_DIR, METRICS_PREFIX = "PROMETHEUS_MULTIPROC_DIR", "order-service-metrics-"
 _settings = startup.begin()
 bind = f"{_settings.host}:{_settings.port}"
 worker_class = "gthread"
@@ -20,6 +26,9 @@ graceful_timeout = 8
 keepalive = 75
 # It would be written below $HOME, which a container need not have.
 control_socket_disable = True
+# A reload (SIGHUP) keeps the one there is.
+if workers > 1 and METRICS_DIR not in os.environ:
+    os.environ[METRICS_DIR] = tempfile.mkdtemp(prefix=METRICS_PREFIX)
 
 #: A client that stops in the middle of its request is let go after so long, in seconds: it holds a thread.
 READ_SECONDS = 10
@@ -59,3 +68,18 @@ def on_starting(_server: Any) -> None:
     database.dispose()
     if stop.is_set():
         raise SystemExit(0)
+
+
+def child_exit(_server: Any, worker: Any) -> None:
+    """What a worker counted stays; what it measured as it stood goes with it."""
+    if METRICS_DIR in os.environ:
+        from prometheus_client import multiprocess
+
+        multiprocess.mark_process_dead(worker.pid)
+
+
+def on_exit(_server: Any) -> None:
+    """Leave nothing behind."""
+    metrics = os.environ.get(METRICS_DIR, "")
+    if os.path.basename(metrics).startswith(METRICS_PREFIX):
+        shutil.rmtree(metrics, ignore_errors=True)

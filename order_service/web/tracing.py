@@ -1,12 +1,14 @@
 """Which request and which trace a log line or an event belongs to."""
 
+import os
 import re
 import secrets
 import time
 
 import structlog
 from flask import Flask, Response, g, request
-from prometheus_client import Counter, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 #: W3C Trace Context, version 00, with a trace and a span that are not all zeros.
 _TRACEPARENT = re.compile(r"^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$")
@@ -20,6 +22,16 @@ def traceparent() -> str:
     given = request.headers.get("traceparent", "")
     trace_id = given[3:35] if _TRACEPARENT.match(given) else secrets.token_hex(16)
     return f"00-{trace_id}-{secrets.token_hex(8)}-01"
+
+
+def figures() -> bytes:
+    """All counts, of every worker that counts together with this one, as Prometheus reads them."""
+    registry = REGISTRY
+    # The library's own switch, set before its import where there are several workers (deploy/gunicorn.conf.py).
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
 
 
 def install(app: Flask) -> None:

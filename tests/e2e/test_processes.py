@@ -157,6 +157,34 @@ def test_processes_wait_for_a_database_that_is_absent_at_their_start(
         assert statuses == [0, 0, 0], f"SIGTERM while waiting: {stopped[0].log.read_text()}"
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_every_worker_tells_the_counts_of_all(house: House, tmp_path: Path) -> None:
+    # given
+    house.prepare()
+    house.start("api", USER_SERVICE_URL="", ORDER_API_WORKERS="2", TMPDIR=str(tmp_path))
+    house.wait_healthy("api")
+
+    def got(path: str) -> str:
+        """Over a connection of its own, which any worker may take."""
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", house.ports["api"], timeout=10)) as connection:
+            connection.request("GET", path)
+            return connection.getresponse().read().decode()
+
+    # when
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(got, ["/orders/1"] * 40))
+        scrapes = list(pool.map(got, ["/metrics"] * 20))
+
+    # then
+    counted = 'http_requests_total{method="GET",route="/orders/<int:order_id>",status="404"} 40.0'
+    assert all(counted in scrape for scrape in scrapes), scrapes[0]
+
+    # and: nothing is left of it
+    assert list(tmp_path.glob("order-service-metrics-*"))
+    assert house.processes[0].terminate() == 0
+    assert not list(tmp_path.glob("order-service-metrics-*"))
+
+
 START = b"POST /orders HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
 
 
