@@ -108,11 +108,13 @@ def read(delivery: Delivery) -> Reply:
     try:
         document = _json_object(delivery.body)
         if "specversion" in document:
-            attributes, document = document, _enveloped_data(document)
+            # One after the other: what cannot be unwrapped still says what it is.
+            attributes = document
+            document = _enveloped_data(document)
         return _reply(attributes, document, delivery)
     except Unreadable as error:
         error.message_id = storable(attributes.get("id") or delivery.properties.get("message_id"))
-        error.type = storable(attributes.get("type") or delivery.properties.get("type"))
+        error.type = storable(_named_type(attributes, delivery))
         raise
 
 
@@ -171,12 +173,17 @@ def _major_version(schema: str) -> int:
     return int(found[-1]) if found else SCHEMA_VERSION
 
 
-def _type_of(envelope: Mapping[str, Any], delivery: Delivery) -> str:
+def _named_type(envelope: Mapping[str, Any], delivery: Delivery) -> object:
+    """The type a message goes by, or None; its routing key says it where nothing else does."""
     named = envelope.get("type") or delivery.properties.get("type")
-    event_type = named or _TYPE_BY_ROUTING_KEY.get(delivery.routing_key)
+    return named or _TYPE_BY_ROUTING_KEY.get(delivery.routing_key)
+
+
+def _type_of(envelope: Mapping[str, Any], delivery: Delivery) -> str:
+    event_type = _named_type(envelope, delivery)
     if not isinstance(event_type, str) or event_type not in events.INCOMING:
         known = ", ".join(events.INCOMING)
-        raise unreadable("unknown_type", "type", f"is {str(named)[:100]!r}, must be one of {known}")
+        raise unreadable("unknown_type", "type", f"is {str(event_type)[:100]!r}, must be one of {known}")
     return event_type
 
 

@@ -302,6 +302,24 @@ def test_the_order_is_told_of_a_message_that_names_it_but_is_of_no_use():
 
 
 @pytest.mark.parametrize(
+    "change", [{"dataschema": "x:2"}, {"specversion": "2.0"}, {"data": None}, {"data": [COMPLETED]}]
+)
+def test_an_envelope_that_cannot_be_unwrapped_is_still_named(change):
+    refusal = refusal_of_enveloped(**{"data": COMPLETED} | change)
+
+    assert (refusal.message_id, refusal.type) == ("m-1", "PaymentCompleted")
+
+
+@pytest.mark.parametrize("document", [COMPLETED | {"amount": "much"}, b"hello", [], b" " * (MAX_BODY_BYTES + 1)])
+def test_a_bare_message_is_named_by_its_routing_key(document):
+    refusal = refusal_of_bare(document, routing_key="payment.completed", message_id="by-hand-1")
+
+    assert (refusal.message_id, refusal.type) == ("by-hand-1", "PaymentCompleted")
+    assert refusal_of_bare(document, routing_key="x").type is None
+    assert refusal_of_bare(document, routing_key="payment.completed", type="PaymentDone").type == "PaymentDone"
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b"",
