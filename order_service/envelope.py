@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import to_json
+from pydantic_core import ErrorDetails, to_json
 
 from order_service import events, order
 
@@ -30,6 +30,25 @@ MAX_MESSAGE_ID_BYTES = 255
 _TYPE_BY_ROUTING_KEY = {model.routing_key: name for name, model in events.INCOMING.items()}
 #: At most three digits: a year in a path is no version.
 _VERSION = re.compile(r"(?:^|[/:?#@=._-])[vV]?(\d{1,3})(?:\.\d+)*(?:\.json)?(?=$|[/?#])")
+#: What a field must be, by pydantic's name for what is wrong with it; its own texts speak of Python's types.
+#: https://docs.pydantic.dev/latest/errors/validation_errors/
+_REMEDIES = {
+    "missing": "is missing",
+    "int_type": "must be an integer",
+    "string_type": "must be a text",
+    "string_unicode": "must be a text of whole Unicode characters",
+    "string_pattern_mismatch": "must not contain the character NUL",
+    "string_too_long": "must have at most {max_length} characters",
+    "too_long": "must have at most {max_length} {unit}",
+    "too_short": "must not be empty",
+    "list_type": "must be a list",
+    "model_type": "must be a JSON object",
+    "literal_error": "must be {expected}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "decimal_max_places": "must have at most {decimal_places} decimals",
+}
 
 
 def utc_text(moment: datetime) -> str:
@@ -205,6 +224,14 @@ def _message_id(envelope: Mapping[str, Any], delivery: Delivery, content: events
 
 def _field_errors(error: ValidationError) -> list[events.FieldError]:
     return [
-        events.FieldError(field=".".join(["data", *map(str, part["loc"])]), problem=part["msg"][:300])
-        for part in error.errors(include_url=False, include_context=False, include_input=False)[:20]
+        events.FieldError(field=".".join(["data", *map(str, part["loc"])]), problem=_remedy(part)[:300])
+        for part in error.errors(include_url=False, include_input=False)[:20]
     ]
+
+
+def _remedy(problem: ErrorDetails) -> str:
+    limits = problem.get("ctx", {})
+    unit = "entries" if limits.get("field_type") == "List" else "characters"
+    remedy = _REMEDIES.get(problem["type"], "").format(**limits, unit=unit)
+    # A limit that is a decimal comes as Python would write it.
+    return re.sub(r"Decimal\('(.*?)'\)", r"\1", remedy) or problem["msg"].removeprefix("Value error, ")

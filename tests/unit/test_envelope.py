@@ -286,6 +286,42 @@ def test_a_price_is_refused_like_an_amount(price):
     assert fields(refusal_of_enveloped(RESERVED | {"items": items}, type="MenuReserved")) == ["data.items.0.price"]
 
 
+@pytest.mark.parametrize(
+    ("type", "change", "remedy"),
+    [
+        ("PaymentCompleted", {"order_id": "7"}, "must be an integer"),
+        ("PaymentCompleted", {"order_id": 0}, "must be at least 1"),
+        ("PaymentCompleted", {"order_id": 2**31}, "must be at most 2147483647"),
+        ("PaymentCompleted", {"amount": "18000"}, "must be a JSON number"),
+        ("PaymentCompleted", {"amount": -1}, "must be at least 0"),
+        ("PaymentCompleted", {"amount": 10**11}, "must be below 100000000000"),
+        ("PaymentCompleted", {"amount": 0.00001}, "must have at most 4 decimals"),
+        ("PaymentCompleted", {"payment_id": ""}, "must not be empty"),
+        ("PaymentCompleted", {"payment_id": True}, "must be a text"),
+        ("PaymentCompleted", {"payment_id": "x" * 101}, "must have at most 100 characters"),
+        ("PaymentCompleted", {"payment_id": "a\0b"}, "must not contain the character NUL"),
+        ("PaymentCompleted", {"payment_id": "\ud800"}, "must be a text of whole Unicode characters"),
+        ("PaymentFailed", {"reason": None}, "must be a text"),
+        ("PaymentFailed", {"reason": "x" * 501}, "must have at most 500 characters"),
+        ("MenuRejected", {"reason": "sold out"}, "must be 'menu_not_found' or 'out_of_stock'"),
+        ("MenuReserved", {"items": {}}, "must be a list"),
+        ("MenuReserved", {"items": []}, "must not be empty"),
+        ("MenuReserved", {"items": [7]}, "must be a JSON object"),
+        ("MenuReserved", {"items": RESERVED["items"] * 101}, "must have at most 100 entries"),
+    ],
+    ids=repr,
+)
+def test_a_field_that_is_wrong_comes_with_its_remedy(type, change, remedy):
+    [error] = refusal_of_enveloped(VALID[type][1] | change, type=type).errors
+
+    assert error.problem == remedy
+
+
+@pytest.mark.parametrize("type", VALID)
+def test_a_missing_field_is_said_to_be_missing(type: str):
+    assert {error.problem for error in refusal_of_enveloped({}, type=type).errors} == {"is missing"}
+
+
 @pytest.mark.parametrize("type", VALID)
 def test_every_missing_field_is_named_at_once(type: str):
     optional = {"data.reservation_id", "data.payment_id"} if type in {"MenuReserved", "PaymentFailed"} else set()
@@ -504,6 +540,7 @@ def check_that_it_can_be_told(refusal: Unreadable) -> None:
     assert refusal.code in {"malformed", "oversized", "invalid", "unknown_type", "newer_version"}
     assert refusal.errors
     assert all(error.field and error.problem for error in refusal.errors)
+    assert not [error for error in refusal.errors if "should" in error.problem or "Value error" in error.problem]
     assert all(name is None or "\0" not in name for name in (refusal.message_id, refusal.type))
     assert "\0" not in str(refusal).encode().decode()
     at = datetime(2025, 3, 1, tzinfo=UTC)
