@@ -51,7 +51,8 @@ Amount = Annotated[
     Decimal,
     BeforeValidator(_number_only),
     Field(ge=0, lt=MAX_AMOUNT, decimal_places=4),
-    AfterValidator(lambda amount: amount.quantize(Decimal("0.0001"))),  # One scale, alike on both databases.
+    # One scale, alike on both databases; and JSON can say -0.0, which is no amount of its own.
+    AfterValidator(lambda amount: abs(amount.quantize(Decimal("0.0001")))),
     PlainSerializer(as_number),
     WithJsonSchema({"type": "number", "minimum": 0, "exclusiveMaximum": int(MAX_AMOUNT), "description": DECIMALS}),
 ]

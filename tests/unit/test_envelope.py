@@ -322,6 +322,12 @@ def test_a_missing_field_is_said_to_be_missing(type: str):
     assert {error.problem for error in refusal_of_enveloped({}, type=type).errors} == {"is missing"}
 
 
+def test_minus_zero_is_zero():
+    reply = bare(b'{"order_id": 7, "payment_id": "P1", "amount": -0.0}')
+
+    assert str(reply.message.amount) == "0.0000"
+
+
 @pytest.mark.parametrize("type", VALID)
 def test_every_missing_field_is_named_at_once(type: str):
     optional = {"data.reservation_id", "data.payment_id"} if type in {"MenuReserved", "PaymentFailed"} else set()
