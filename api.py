@@ -89,6 +89,8 @@ class Api:
         if order is None:
             self._check_user(wanted.user_id)
             order = self._record(wanted, key)
+        # For the request's line in the log.
+        structlog.contextvars.bind_contextvars(order_id=order.id)
         order = self._wait_for_menu(order, wait_seconds)
         if order.reason in ("menu_not_found", "out_of_stock", "price_changed"):
             about = {"menu_id": order.rejected_menu_id, "detail": order.detail}

@@ -4,12 +4,18 @@ import os
 import re
 import secrets
 import time
+from urllib.parse import quote
 
 import structlog
 from flask import Flask, Response, g, request
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+log = structlog.get_logger(__name__)
+#: Asked every few seconds by whoever watches over us: logged at DEBUG.
+_PROBES = ("/healthz", "/readyz", "/metrics")
+#: As much of an address as a log line shows; none of ours is longer.
+_PATH_CHARACTERS = 200
 #: W3C Trace Context, version 00, with a trace and a span that are not all zeros.
 _TRACEPARENT = re.compile(r"^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$")
 _REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
@@ -35,7 +41,7 @@ def figures() -> bytes:
 
 
 def install(app: Flask) -> None:
-    """X-Request-ID in, out and in every log line; requests counted by route, never by address."""
+    """X-Request-ID in, out and in every log line; each request counted by route, never by address, and logged."""
     app.before_request(_begin)
     app.after_request(_end)
 
@@ -52,6 +58,11 @@ def _end(response: Response) -> Response:
     route = request.url_rule.rule if request.url_rule else "unknown"
     method = request.method if request.method in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS") else "other"
     REQUESTS.labels(method, route, str(response.status_code)).inc()
-    SECONDS.labels(method, route).observe(time.perf_counter() - g.started)
+    seconds = time.perf_counter() - g.started
+    SECONDS.labels(method, route).observe(seconds)
     response.headers["X-Request-ID"] = g.request_id
+    write = log.debug if request.path in _PROBES else log.info
+    # Quoted, since a path may hold line breaks; cut first, which also bounds the time.
+    path = quote(request.path[:_PATH_CHARACTERS])
+    write("request", method=request.method[:20], path=path, status=response.status_code, ms=round(seconds * 1000, 1))
     return response

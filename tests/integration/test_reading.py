@@ -276,6 +276,32 @@ def test_request_id_comes_back_and_stands_in_the_log(service: Service) -> None:
     assert {line["request_id"] for line in about} == {"abc-123"}
 
 
+def test_every_request_is_one_line_in_the_log(service: Service) -> None:
+    # when
+    with capture_logs([merge_contextvars]) as lines:
+        order_id = (service.post(headers=ASYNC | {"X-Request-ID": "r1"}).json or {})["id"]
+        service.client.get(f"/orders/{order_id}", headers={"X-Request-ID": "r2"})
+        service.client.open("/orders", method="BREW", headers={"X-Request-ID": "r3"})
+        service.client.get("/no%0Aline?user=secret", headers={"X-Request-ID": "r4"})
+        for path in ("/healthz", "/readyz", "/metrics"):
+            service.client.get(path, headers={"X-Request-ID": "probe"})
+
+    # then
+    told = [line for line in lines if line["event"] == "request"]
+    assert [(line["log_level"], line["request_id"], line["method"], line["path"], line["status"]) for line in told] == [
+        ("info", "r1", "POST", "/orders", 202),
+        ("info", "r2", "GET", f"/orders/{order_id}", 200),
+        ("info", "r3", "BREW", "/orders", 405),
+        ("info", "r4", "GET", "/no%0Aline", 404),
+        ("debug", "probe", "GET", "/healthz", 200),
+        ("debug", "probe", "GET", "/readyz", 200),
+        ("debug", "probe", "GET", "/metrics", 200),
+    ]
+    assert all(0 <= line["ms"] < 60_000 for line in told)
+    assert told[0]["order_id"] == order_id
+    assert all("order_id" not in line for line in told[1:])
+
+
 @pytest.mark.parametrize("given", [None, "", "two words", "a" * 129, "\xff"])
 def test_request_id_is_made_up_where_none_can_be_used(service: Service, given: str | None) -> None:
     headers = {} if given is None else {"X-Request-ID": given}
