@@ -10,6 +10,7 @@ import sqlalchemy as sa
 import structlog
 from flask import Flask, Response, jsonify, request
 from prometheus_client import CONTENT_TYPE_LATEST
+from werkzeug.routing import IntegerConverter
 from werkzeug.serving import make_server
 from werkzeug.wrappers import Response as BaseResponse
 
@@ -249,6 +250,12 @@ def _hash(wanted: OrderRequest) -> str:
     return sha256(wanted.model_dump_json().encode()).hexdigest()
 
 
+class _Canonical(IntegerConverter):
+    """One address for each order: not 01, and no digits of other scripts, which int() would read too."""
+
+    regex = "0|[1-9][0-9]*"
+
+
 def create_app(settings: Settings | None = None) -> Flask:
     """The WSGI application. Connects to nothing until the first request."""
     app = Flask(__name__, static_folder=None)
@@ -256,6 +263,9 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = MAX_REQUEST_BYTES + 1
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
     app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.url_map.converters["int"] = _Canonical
+    # What is not an address of ours is not found; the redirect to one would be HTML.
+    app.url_map.merge_slashes = False
     api = Api(settings or startup.begin())
     app.add_url_rule("/orders", view_func=api.place_order, methods=["POST"])
     app.add_url_rule("/orders/<int:order_id>", view_func=api.get_order)

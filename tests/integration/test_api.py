@@ -727,8 +727,13 @@ def test_body_that_breaks_off_is_400_and_not_our_mistake(
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/nothing", "/orders/abc", "/orders/-1", "/orders/1.0", "/orders/1/nothing", "/%00"]
-)
+    "path",
+    [
+        "/", "/nothing", "/orders/abc", "/orders/-1", "/orders/1.0", "/orders/1/nothing", "/%00", "/orders/", "//orders",
+        "/orders//1", "/orders/1//payment", "/orders/01", "/orders/00", "/orders/+1", "/orders/%D9%A1", "/orders/1%D9%A1",
+        "/orders/%EF%BC%91", "/orders/1%0A", "/orders/1%0A/payment",
+    ],
+)  # fmt: skip
 def test_unknown_route_is_404_in_json(client: FlaskClient, path: str) -> None:
     assert problem(client.get(path), 404, "not_found")["message"] == "Alamat tidak ditemukan."
 
