@@ -110,6 +110,15 @@ def test_etag_changes_with_the_order_and_spares_the_body_until_then(service: Ser
     assert (same.status_code, same.data, same.headers["ETag"]) == (304, b"", etag)
     assert again('"another"').status_code == 200
     assert again(f'"another", {etag}').status_code == 304
+    assert (again(f"W/{etag}").status_code, again("*").status_code, again("nonsense").status_code) == (304, 304, 200)
+    # What is asked under any other condition is read as if without.
+    for name, value in [
+        ("If-Match", '"another"'), ("If-Unmodified-Since", "Thu, 02 Jan 2020 03:04:05 GMT"), ("Range", "bytes=0-3"),
+        ("If-Modified-Since", "Thu, 02 Jan 2120 03:04:05 GMT"), ("If-Range", etag),
+    ]:  # fmt: skip
+        found = service.client.get(f"/orders/{order_id}", headers={name: value})
+        assert (found.status_code, found.headers["ETag"]) == (200, etag), name
+    assert service.client.get("/orders/1", headers={"If-Match": '"x"', "If-None-Match": etag}).status_code == 304
 
     # and
     changed = service.client.put(f"/orders/{order_id}/payment", json={"payment_status": "paid"})
