@@ -77,7 +77,8 @@ class Problem(Exception):
 
 def speaks_english() -> bool:
     """Indonesian unless the client prefers English."""
-    languages = (tag.lower().split("-")[0] for tag in request.accept_languages.values())
+    # q=0 says "not acceptable".
+    languages = (tag.lower().split("-")[0] for tag, quality in request.accept_languages if quality > 0)
     return next((language for language in languages if language in ("id", "en")), "id") == "en"
 
 
@@ -86,6 +87,7 @@ def respond(problem: Problem) -> Response:
     text, status = json.dumps(body(problem, english=speaks_english())), KINDS[problem.code].status
     response = Response(text, status, content_type="application/problem+json")
     response.headers.update({name: value for name, value in problem.headers.items() if value})
+    response.headers["Vary"] = "Accept-Language"
     if status == 503:
         response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return response

@@ -787,6 +787,9 @@ def test_options_names_the_methods(client: FlaskClient) -> None:
         ("*", "Alamat tidak ditemukan."),
         ("id, en;q=0.9", "Alamat tidak ditemukan."),
         (";;q=,", "Alamat tidak ditemukan."),
+        ("en;q=0", "Alamat tidak ditemukan."),
+        ("en;q=0.000, *", "Alamat tidak ditemukan."),
+        ("id;q=0, en;q=0.1", "There is nothing at this address."),
         ("en", "There is nothing at this address."),
         ("en-US,en;q=0.9", "There is nothing at this address."),
         ("fr, en;q=0.2", "There is nothing at this address."),
@@ -797,7 +800,10 @@ def test_message_is_indonesian_unless_english_is_preferred(
 ) -> None:
     headers = {} if accepted is None else {"Accept-Language": accepted}
 
-    assert problem(client.get("/nothing", headers=headers), 404, "not_found")["message"] == message
+    answer = client.get("/nothing", headers=headers)
+
+    assert problem(answer, 404, "not_found")["message"] == message
+    assert answer.headers["Vary"] == "Accept-Language"
 
 
 def test_refused_request_records_nothing(service: Service) -> None:
