@@ -22,8 +22,8 @@ log = structlog.get_logger(__name__)
 MAX_REQUEST_BYTES = 64 * 1024
 
 
-#: Visible ASCII characters.
-IDEMPOTENCY_KEY = "^[!-~]{1,255}$"
+#: Visible ASCII characters but the comma, by which a server joins a header that was sent twice (RFC 9110, 5.3).
+IDEMPOTENCY_KEY = "^[!-+.-~-]{1,255}$"
 
 
 def _four_decimals(schema: dict[str, Any]) -> None:
@@ -105,7 +105,10 @@ _REMEDIES = {
     "status": ("harus pending, paid, failed, atau cancelled", "must be pending, paid, failed or cancelled"),
     "limit": ("harus bilangan bulat dari 1 sampai 100", "must be an integer from 1 to 100"),
     "cursor": ("harus next_cursor dari halaman sebelumnya", "must be the next_cursor of the page before"),
-    "Idempotency-Key": ("harus 1 sampai 255 karakter ASCII yang terlihat", "must be 1 to 255 visible ASCII characters"),
+    "Idempotency-Key": (
+        "harus satu kali saja, 1 sampai 255 karakter ASCII yang terlihat, tanpa koma",
+        "must be sent once, as 1 to 255 visible ASCII characters without a comma",
+    ),
     "body": ("harus objek JSON", "must be a JSON object"),
 }
 _UNKNOWN = ("tidak dikenal; hapus dari permintaan", "is not known; leave it out")

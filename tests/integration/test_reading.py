@@ -1,6 +1,7 @@
 """What a client reads and follows: pages of orders, versions, event streams, and what the operator sees of it."""
 
 import contextlib
+import http.client
 import json
 import re
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from werkzeug.test import TestResponse
 from order_service.config import Settings
 from order_service.order import State
 from order_service.web import streaming
-from tests.integration.test_api import ASYNC, EXAMPLE, RESERVED, Eventually, Service, problem
+from tests.integration.test_api import ASYNC, EXAMPLE, RESERVED, Eventually, Service, api_of, problem, served
 
 #: Threads that are left when all streams are open and all waiters wait, at least.
 SPARE_THREADS = 16
@@ -142,6 +143,39 @@ def test_a_repeated_request_is_answered_from_the_order_as_it_stands_now(service:
     assert problem(other, 422, "idempotency_key_reused")["order_id"] == first["id"]
     assert (another_key.json or {})["id"] != first["id"]
     assert service.rows()[0] == 2
+
+
+@pytest.mark.parametrize("key", ["x1,x2", ",", "", "two words", "é", "a" * 256])
+def test_key_that_cannot_be_used_is_422_naming_its_header(service: Service, key: str) -> None:
+    answer = service.post(headers=ASYNC | {"Idempotency-Key": key})
+
+    found = problem(answer, 422, "invalid_request")
+    assert [error["field"] for error in found["errors"]] == ["Idempotency-Key"]
+    assert service.rows()[0] == 0
+
+
+def test_two_keys_are_422_over_a_real_connection_too(service: Service) -> None:
+    # given
+    with served(service.app) as address, contextlib.closing(http.client.HTTPConnection(*address, timeout=10)) as client:
+        client.putrequest("POST", "/orders")
+        body = json.dumps(EXAMPLE).encode()
+        for name, value in [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]:
+            client.putheader(name, value)
+        client.putheader("Idempotency-Key", "x1")
+        client.putheader("Idempotency-Key", "x2")
+
+        # when
+        client.endheaders(body)
+        answer = client.getresponse()
+
+        # then
+        assert (answer.status, json.loads(answer.read())["errors"][0]["field"]) == (422, "Idempotency-Key")
+
+
+def test_every_other_visible_character_may_stand_in_a_key(service: Service) -> None:
+    key = "".join(map(chr, range(0x21, 0x7F))).replace(",", "")
+
+    assert service.post(headers=ASYNC | {"Idempotency-Key": key}).status_code == 202
 
 
 # Event streams.
