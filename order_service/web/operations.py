@@ -154,7 +154,8 @@ OPERATIONS = (
             200: Answer(
                 "An event each time the order changes, until it ends or the stream is long enough; comments between.",
                 example=examples.EVENT, media_type="text/event-stream", schema=_EVENT,
-            )
+            ),
+            204: Answer("The order has ended, and Last-Event-ID was its last event: do not come back.", media_type=""),
         },
         (*_ORDER, "too_many_streams"), ("Last-Event-ID",),
     ),

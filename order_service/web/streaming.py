@@ -30,7 +30,12 @@ class Streams:
         self.stopping = threading.Event()
 
     def open(self, order: Order, last_event_id: str | None) -> Response:
-        """A stream of this order. Raises Problem 503 when too many are open."""
+        """A stream of this order, 204 if there is no more to come of it. Raises Problem 503 when too many are open."""
+        if order.state in FINAL and last_event_id == str(order.version):
+            # What an EventSource takes for the end; after a stream, however short, it would come back for ever.
+            nothing = Response(status=204)
+            del nothing.headers["Content-Type"]
+            return nothing
         if not self._slots.acquire(blocking=False):
             raise Problem("too_many_streams")
         response = Response(self._events(order, last_event_id), content_type="text/event-stream")

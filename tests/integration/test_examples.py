@@ -102,6 +102,11 @@ def one_stream_too_many(service: Service) -> TestResponse:
         return service.client.get("/orders/1/events")
 
 
+def asked_after_the_last_event(service: Service) -> TestResponse:
+    last = asked(service, "/orders/1/events", State.PAID).text.split("id: ")[1].split("\n")[0]
+    return service.client.get("/orders/1/events", headers={"Last-Event-ID": last})
+
+
 def sent(method: str, path: str, **request: Any) -> Scene:
     return lambda service: service.client.open(path, method=method, **request)
 
@@ -151,6 +156,7 @@ SCENES: dict[tuple[str, str], Scene] = {
     ("getHistory", "200"): told,
     **of_order("getHistory", "GET", "/orders/1/history"),
     ("streamOrder", "200"): partial(asked, path="/orders/1/events"),
+    ("streamOrder", "204"): asked_after_the_last_event,
     ("streamOrder", "too_many_streams"): one_stream_too_many,
     **of_order("streamOrder", "GET", "/orders/1/events"),
     ("health", "200"): sent("GET", "/healthz"),

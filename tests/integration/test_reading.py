@@ -250,8 +250,9 @@ def test_stream_goes_on_after_the_last_event_seen(service: Service) -> None:
     # then
     assert after == missed == anything
     assert json.loads((after or {})["data"])["status"] == "cancelled"
+    # and: nothing more will come, which only 204 says to an EventSource
     with Stream(service, order_id, (after or {})["id"]) as stream:
-        assert stream.event() is None
+        assert (stream.answer.status_code, stream.event()) == (204, None)
 
 
 def test_stream_sends_a_comment_when_nothing_happens(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
