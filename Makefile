@@ -18,7 +18,7 @@ ifneq ($(venv_works),yes)
 .PHONY: .venv/run.stamp .venv/dev.stamp
 endif
 
-.PHONY: help demo run test test-containers test-contract bench lint types layering lock clean
+.PHONY: help demo run test test-containers test-generated test-contract bench lint types layering lock clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -35,6 +35,10 @@ test: .venv/dev.stamp ## all tests, on SQLite and PostgreSQL, with a real broker
 
 test-containers: .venv/dev.stamp ## the same tests, with RabbitMQ and PostgreSQL from Docker (testcontainers)
 	ORDER_TEST_CONTAINERS=1 $(tests)
+
+test-generated: .venv/dev.stamp ## the generated tests in full: 10,000 messages and 2,000 requests, on each database
+	ORDER_TEST_MESSAGES=10000 ORDER_TEST_CASES=2000 $(tests) \
+		tests/integration/test_generated_messages.py tests/integration/test_schemathesis.py
 
 test-contract: .venv/dev.stamp $(javascript)/node_modules/.stamp ## what needs Node.js: AsyncAPI's own parser, and consumers in JavaScript
 	$(python) -m pytest -m contract $(PYTEST)
