@@ -176,7 +176,6 @@ class Api:
             if key and (order_placed := self._repeated(wanted, key)):
                 return order_placed
             raise
-        log.info("order placed", order_id=order.id)
         return order
 
     def _record_all(self, placements: Sequence[handlers.Placement]) -> list[Order]:

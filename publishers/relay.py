@@ -100,7 +100,7 @@ class _Session:
         self._in_flight: dict[int, sa.Row[Any]] = {}
         self._sent: list[int] = []
         self._failed: list[int] = []
-        self._returned: set[int] = set()
+        self._returned: set[tuple[str | None, str | None, bytes]] = set()
         self._nacked = self._blocked = False
         self._tag = 0
         #: Whether the broker has taken anything: the next failure is then a new one.
@@ -195,7 +195,9 @@ class _Session:
             self._tag += 1
             self._in_flight[self._tag] = row
             properties = properties_of(row)
-            self._channel.basic_publish(row.exchange, row.routing_key, row.body, properties, mandatory=True)
+            # A return would count as sent where nobody need listen, so it is not even asked for.
+            mandatory = not needs_no_listener(row)
+            self._channel.basic_publish(row.exchange, row.routing_key, row.body, properties, mandatory)
         self._expect_confirms()
 
     def _expect_confirms(self) -> None:
@@ -219,9 +221,7 @@ class _Session:
 
     def _note_return(self, _: Channel, method: Basic.Return, properties: BasicProperties, body: bytes) -> None:
         """Nothing is bound to take this message. The broker says so before it confirms it."""
-        for row in self._in_flight.values():
-            if (row.message_id, row.routing_key, row.body) == (properties.message_id, method.routing_key, body):
-                self._returned.add(row.id)
+        self._returned.add((properties.message_id, method.routing_key, body))
 
     def _note_confirm(self, frame: Method[Basic.Ack | Basic.Nack]) -> None:
         self.confirmed = True
@@ -229,7 +229,7 @@ class _Session:
         tags = [tag] if not frame.method.multiple else [known for known in self._in_flight if known <= tag]
         for confirmed in tags:
             row = self._in_flight.pop(confirmed)
-            if is_ack and (row.id not in self._returned or needs_no_listener(row)):
+            if is_ack and (row.message_id, row.routing_key, row.body) not in self._returned:
                 self._sent.append(row.id)
             else:
                 self._failed.append(row.id)

@@ -16,7 +16,7 @@ from werkzeug.test import TestResponse
 from order_service.config import Settings
 from order_service.order import State
 from order_service.web import streaming
-from tests.integration.test_api import ASYNC, EXAMPLE, RESERVED, Eventually, Service, api_of, problem, served
+from tests.integration.test_api import ASYNC, EXAMPLE, RESERVED, Eventually, Service, problem, served
 
 #: Threads that are left when all streams are open and all waiters wait, at least.
 SPARE_THREADS = 16
