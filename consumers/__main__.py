@@ -11,7 +11,7 @@ from order_service.menus import Menus
 def main() -> None:
     settings = startup.begin()
     stop = startup.stop_on_signal()
-    database = Database(settings.database_url, pool_size=3)
+    database = Database(settings.database_url, pool_size=3, ask_first=False)
     startup.wait_for_database(database, stop.wait, stop.is_set)
     workers = [Worker(settings, database, [menu.SUBSCRIPTION, payment.SUBSCRIPTION], stop)]
     if settings.menu_service_url:

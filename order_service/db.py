@@ -32,7 +32,8 @@ CHANNEL = "outbox"
 class Database:
     """Where transactions come from. Opens no connection until one is asked for, so it may be made before a fork."""
 
-    def __init__(self, url: str, *, pool_size: int = 5) -> None:
+    def __init__(self, url: str, *, pool_size: int = 5, ask_first: bool = True) -> None:
+        """`ask_first`: whether a connection is tried before each transaction. Who tries again anyway need not."""
         self.url = url
         self.is_sqlite = url.startswith("sqlite")
         if self.is_sqlite:
@@ -44,7 +45,7 @@ class Database:
             # A database created in the C locale would otherwise hand over bytes for text.
             arguments = {"connect_timeout": 5, "client_encoding": "utf8"}
             self.engine = sa.create_engine(
-                url, pool_size=pool_size, max_overflow=0, pool_pre_ping=True, connect_args=arguments
+                url, pool_size=pool_size, max_overflow=0, pool_pre_ping=ask_first, connect_args=arguments
             )
         self._lock: TextIO | None = None
         # SQLite has one writer at a time; the threads of one process need not even ask it for their turn.

@@ -44,6 +44,13 @@ metadata = sa.MetaData(
 #: SQLite counts up by itself in INTEGER PRIMARY KEY only.
 BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
+
+def _index_filled(column: str, *, unique: bool = False) -> sa.Index:
+    """Only of the rows that have a value: most have none, and then no insert or update touches the index."""
+    filled = sa.text(f"{column} is not null")
+    return sa.Index(None, column, unique=unique, postgresql_where=filled, sqlite_where=filled)
+
+
 orders = sa.Table(
     "orders",
     metadata,
@@ -69,13 +76,12 @@ orders = sa.Table(
     # Idempotency-Key of the request and the hash of its body; in the order's own row, so in its transaction.
     sa.Column("idempotency_key", sa.String(255)),
     sa.Column("request_hash", sa.String(64)),
-    sa.Index(None, "idempotency_key", unique=True),
     sa.Index(None, "user_id", "id"),
-    sa.Index(None, "due_at", postgresql_where=sa.text("due_at is not null"),
-             sqlite_where=sa.text("due_at is not null")),
+    _index_filled("due_at"),
+    _index_filled("idempotency_key", unique=True),
     # Ids are never used twice: a sibling may remember an order that an operator deleted.
     sqlite_autoincrement=True,
-)  # fmt: skip
+)
 
 order_history = sa.Table(
     "order_history",
@@ -145,6 +151,5 @@ compensations = sa.Table(
     sa.Column("confirmed_at", UtcDateTime),
     # When it is asked for again; null once confirmed.
     sa.Column("due_at", UtcDateTime),
-    sa.Index(None, "due_at", postgresql_where=sa.text("due_at is not null"),
-             sqlite_where=sa.text("due_at is not null")),
-)  # fmt: skip
+    _index_filled("due_at"),
+)

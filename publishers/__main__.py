@@ -9,7 +9,7 @@ from publishers.relay import Relay
 def main() -> None:
     settings = startup.begin()
     stop = startup.stop_on_signal()
-    database = Database(settings.database_url, pool_size=4)
+    database = Database(settings.database_url, pool_size=4, ask_first=False)
     startup.wait_for_database(database, stop.wait, stop.is_set)
     relay, deadlines = Relay(settings, database, stop), Deadlines(settings, database, stop)
     startup.run_together(stop, relay.run, deadlines.run)

@@ -1,4 +1,4 @@
-"""The first schema: orders, their history (which is also the inbox), outbox and compensations."""
+"""The first schema: orders, their history (which is also the inbox), outbox, compensations and what serves them."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -30,10 +30,14 @@ def upgrade() -> None:
         sa.Column("due_at", UtcDateTime),
         sa.Column("reminders_left", sa.Integer, nullable=False),
         sa.Column("traceparent", sa.String(55)),
+        sa.Column("idempotency_key", sa.String(255)),
+        sa.Column("request_hash", sa.String(64)),
         sa.PrimaryKeyConstraint("id", name="pk_orders"),
         sqlite_autoincrement=True,
     )
-    _index_due("orders")
+    op.create_index("ix_orders_user_id_id", "orders", ["user_id", "id"])
+    _index_filled("orders", "due_at")
+    _index_filled("orders", "idempotency_key", unique=True)
     op.create_table(
         "order_history",
         sa.Column("id", BigId, nullable=False),
@@ -83,14 +87,23 @@ def upgrade() -> None:
         sa.Column("due_at", UtcDateTime),
         sa.PrimaryKeyConstraint("id", name="pk_compensations"),
     )
-    _index_due("compensations")
+    _index_filled("compensations", "due_at")
+    op.create_table(
+        "menu_takings",
+        sa.Column("order_id", sa.Integer, autoincrement=False, nullable=False),
+        sa.Column("taken", sa.Text, nullable=False),
+        sa.Column("asked", sa.Integer),
+        sa.Column("at", UtcDateTime, nullable=False),
+        sa.PrimaryKeyConstraint("order_id", name="pk_menu_takings"),
+    )
 
 
-def _index_due(table: str) -> None:
-    armed = sa.text("due_at is not null")
-    op.create_index(f"ix_{table}_due_at", table, ["due_at"], postgresql_where=armed, sqlite_where=armed)
+def _index_filled(table: str, column: str, *, unique: bool = False) -> None:
+    filled = sa.text(f"{column} is not null")
+    name = f"ix_{table}_{column}"
+    op.create_index(name, table, [column], unique=unique, postgresql_where=filled, sqlite_where=filled)
 
 
 def downgrade() -> None:
-    for table in ("compensations", "suspects", "outbox", "order_history", "orders"):
+    for table in ("menu_takings", "compensations", "suspects", "outbox", "order_history", "orders"):
         op.drop_table(table)

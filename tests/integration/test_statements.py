@@ -1,0 +1,115 @@
+"""What a batch and a POST may cost, in statements: no clock is looked at, so no busy machine can fail this."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from api import create_app
+from consumers.inbound import apply_batch
+from consumers.menu import SUBSCRIPTION as MENU
+from consumers.payment import SUBSCRIPTION as PAYMENT
+from order_service import handlers
+from order_service.config import Settings
+from order_service.db import Database
+from order_service.envelope import Delivery, Reply
+from order_service.outbox import Claim
+from order_service.startup import utc_now
+from tests.integration import core
+
+BATCH = 200
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    with core.opened(database_url) as database:
+        yield database
+
+
+@pytest.fixture
+def statements(database: Database) -> list[str]:
+    """Every statement sent from now on, however many rows it is for; SQLite's own settings apart."""
+    return sent_by(database)
+
+
+def sent_by(database: Database) -> list[str]:
+    sent: list[str] = []
+
+    @sa.event.listens_for(database.engine, "before_cursor_execute")
+    def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if not statement.startswith(("PRAGMA", "BEGIN")):
+            sent.append(statement)
+
+    return sent
+
+
+def deliveries(*replies: Reply) -> list[tuple[Delivery, frozenset[str]]]:
+    found = []
+    for reply in replies:
+        subscription = MENU if reply.type.startswith("Menu") else PAYMENT
+        key = core.ROUTING_KEYS[reply.type]
+        found.append((Delivery(subscription.queue.name, key, core.event(reply)), subscription.accepts))
+    return found
+
+
+def test_batch_of_replies_costs_five_statements_whatever_its_size(
+    database: Database, database_url: str, statements: list[str]
+) -> None:
+    ids = core.place_sent(database, BATCH)
+    settings = Settings(database_url=database_url)
+    for batch in ([core.reserved(id) for id in ids], [core.completed(id) for id in ids]):
+        statements.clear()
+
+        apply_batch(database, settings, deliveries(*batch))
+
+        assert len(statements) <= 5, statements
+    assert core.states(database, ids) == {"paid"}
+
+
+def test_batch_that_gives_everything_back_costs_one_statement_more(
+    database: Database, database_url: str, statements: list[str]
+) -> None:
+    ids = core.place_sent(database, BATCH)
+    core.apply(database, *[core.reserved(id) for id in ids])
+    statements.clear()
+
+    apply_batch(database, Settings(database_url=database_url), deliveries(*[core.rejected(id) for id in ids]))
+
+    assert len(statements) <= 6, statements
+    assert len(core.given_back(database)) == BATCH
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_post_costs_two_statements_and_so_do_a_hundred_that_come_together(
+    database: Database, statements: list[str]
+) -> None:
+    placement = handlers.Placement(user_id=7, menu_ids=(1, 2))
+    for count in (1, 100):
+        statements.clear()
+
+        with database.writing() as connection:
+            handlers.place_orders(connection, [placement] * count, core.clock(), reminders=3)
+
+        assert len(statements) == 2, statements
+
+
+def test_post_over_http_costs_three_statements_at_most(database_url: str) -> None:
+    app = create_app(Settings(database_url=database_url, wait_seconds=0))
+    sent = sent_by(app.extensions["api"].database)
+
+    assert app.test_client().post("/orders", json={"user_id": 1, "menu_ids": [1, 2]}).status_code == 202
+
+    app.extensions["api"].close()
+    assert len(sent) <= 3, sent
+
+
+def test_relay_costs_two_statements_for_whatever_it_sends(database: Database, statements: list[str]) -> None:
+    core.place(database, BATCH)
+    statements.clear()
+
+    claim = Claim(database, BATCH, utc_now())
+    claim.settle(sent=[row.id for row in claim.rows], failed=[], now=utc_now())
+
+    assert len(statements) == 2, statements
+    assert core.count(database, core.outbox) == 0
