@@ -32,18 +32,23 @@ CHANNEL = "outbox"
 class Database:
     """Where transactions come from. Opens no connection until one is asked for, so it may be made before a fork."""
 
-    def __init__(self, url: str, *, pool_size: int = 5, ask_first: bool = True) -> None:
-        """`ask_first`: whether a connection is tried before each transaction. Who tries again anyway need not."""
+    def __init__(self, url: str, *, pool_size: int = 5, ask_first: bool = True, durable: bool = True) -> None:
+        """`ask_first`: whether a connection is tried before each transaction; who tries again anyway need not.
+
+        Without `durable` a power cut may undo the last commits, which then cost no flush to disk.
+        """
         self.url = url
         self.is_sqlite = url.startswith("sqlite")
         if self.is_sqlite:
             Path(sa.make_url(url).database or "").parent.mkdir(parents=True, exist_ok=True)
             self.engine = sa.create_engine(url, pool_size=pool_size, max_overflow=0)
-            event.listen(self.engine, "connect", _configure_sqlite)
+            event.listen(self.engine, "connect", lambda connection, _: _configure_sqlite(connection, durable=durable))
             event.listen(self.engine, "begin", _begin_sqlite)
         else:
             # A database created in the C locale would otherwise hand over bytes for text.
             arguments = {"connect_timeout": 5, "client_encoding": "utf8"}
+            if not durable:
+                arguments["options"] = "-c synchronous_commit=off"
             self.engine = sa.create_engine(
                 url, pool_size=pool_size, max_overflow=0, pool_pre_ping=ask_first, connect_args=arguments
             )
@@ -113,13 +118,14 @@ def _wake_relays(connection: sa.Connection) -> None:
     driver.pgconn.exec_(f"NOTIFY {CHANNEL}".encode())
 
 
-def _configure_sqlite(connection: Any, _record: object) -> None:
+def _configure_sqlite(connection: Any, *, durable: bool) -> None:
     # The driver's own BEGIN is deferred, and a read that turns into a write then fails at once with
     # SQLITE_BUSY_SNAPSHOT whatever the timeout; so it is switched off, and _begin_sqlite says which.
     # https://www.sqlite.org/isolation.html
     connection.isolation_level = None
-    # FULL: in WAL mode NORMAL may forget the last commits at a power cut, and a commit here was a promise.
-    for pragma in (f"busy_timeout={SQLITE_BUSY_MS}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    # In WAL mode NORMAL may forget the last commits at a power cut; a commit is a promise where nothing else is said.
+    synchronous = "synchronous=FULL" if durable else "synchronous=NORMAL"
+    for pragma in (f"busy_timeout={SQLITE_BUSY_MS}", "journal_mode=WAL", synchronous, "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 

@@ -9,9 +9,11 @@ from publishers.relay import Relay
 def main() -> None:
     settings = startup.begin()
     stop = startup.stop_on_signal()
-    database = Database(settings.database_url, pool_size=4, ask_first=False)
+    database = Database(settings.database_url, pool_size=2, ask_first=False)
+    # What the relay forgets to have sent it sends again, under the same ids: no reason to wait for a disk.
+    forgetful = Database(settings.database_url, pool_size=2, ask_first=False, durable=False)
     startup.wait_for_database(database, stop.wait, stop.is_set)
-    relay, deadlines = Relay(settings, database, stop), Deadlines(settings, database, stop)
+    relay, deadlines = Relay(settings, forgetful, stop), Deadlines(settings, database, stop)
     startup.run_together(stop, relay.run, deadlines.run)
 
 

@@ -52,7 +52,6 @@ def relaying(amqp_url: str, database: Database) -> Callable[..., contextlib.Abst
 @pytest.fixture(autouse=True)
 def log(monkeypatch: pytest.MonkeyPatch) -> CapturingLogger:
     """What the relay says."""
-    core.recorded("order_service.db", monkeypatch)
     return core.recorded("publishers.relay", monkeypatch)
 
 

@@ -51,7 +51,6 @@ def consuming(amqp_url: str, database: Database) -> Callable[..., contextlib.Abs
 @pytest.fixture(autouse=True)
 def log(monkeypatch: pytest.MonkeyPatch) -> CapturingLogger:
     """What the consumer says."""
-    core.recorded("order_service.db", monkeypatch)
     return core.recorded("consumers.worker", monkeypatch)
 
 
