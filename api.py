@@ -52,6 +52,8 @@ log = structlog.get_logger(__name__)
 _PAYMENT_MESSAGES: dict[str, Message] = {"paid": PutPaid(), "failed": PutFailed(), "pending": PutPending()}
 #: Database connections of one process; a request holds one only while it reads or writes.
 POOL_SIZE = 10
+#: How long a request waits for a lock on its order, or on its idempotency key, before it is answered 503.
+LOCK_SECONDS = 3
 #: How soon a waiting request notices that the process is to stop, in seconds.
 SLICE_SECONDS = 1.0
 #: The largest id that the tables hold.
@@ -63,7 +65,7 @@ class Api:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.database = Database(settings.database_url, pool_size=POOL_SIZE)
+        self.database = Database(settings.database_url, pool_size=POOL_SIZE, lock_seconds=LOCK_SECONDS)
         self.recorder = Recorder(self._record_all)
         self.watcher = Watcher(self.database)
         self.streams = Streams(self.watcher, limit=settings.streams, seconds=settings.stream_seconds)

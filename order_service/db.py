@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, LiteralString, TextIO
 from uuid import UUID
 
 import psycopg
@@ -25,6 +25,8 @@ from order_service.tables import compensations, orders
 
 #: How long SQLite waits for another process's write transaction before it gives up, in milliseconds.
 SQLITE_BUSY_MS = 15_000
+#: After so long without a sign of the server a connection to PostgreSQL is given up, in milliseconds.
+DEAD_SERVER_MS = 15_000
 #: The PostgreSQL channel that says: there is something new in the outbox.
 CHANNEL = "outbox"
 
@@ -32,10 +34,19 @@ CHANNEL = "outbox"
 class Database:
     """Where transactions come from. Opens no connection until one is asked for, so it may be made before a fork."""
 
-    def __init__(self, url: str, *, pool_size: int = 5, ask_first: bool = True, durable: bool = True) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        pool_size: int = 5,
+        ask_first: bool = True,
+        durable: bool = True,
+        lock_seconds: int | None = None,
+    ) -> None:
         """`ask_first`: whether a connection is tried before each transaction; who tries again anyway need not.
 
-        Without `durable` a power cut may undo the last commits, which then cost no flush to disk.
+        Without `durable` a power cut may undo the last commits, which then cost no flush to disk. `lock_seconds`: how
+        long PostgreSQL lets a statement wait for another's lock; beyond it `was_undone` is true of the error.
         """
         self.url = url
         self.is_sqlite = url.startswith("sqlite")
@@ -46,12 +57,15 @@ class Database:
             event.listen(self.engine, "begin", _begin_sqlite)
         else:
             # A database created in the C locale would otherwise hand over bytes for text.
-            arguments = {"connect_timeout": 5, "client_encoding": "utf8"}
-            if not durable:
-                arguments["options"] = "-c synchronous_commit=off"
+            # A server that vanished without a word is given up; the kernel alone would take a quarter of an hour.
+            arguments = {"connect_timeout": 5, "client_encoding": "utf8", "tcp_user_timeout": DEAD_SERVER_MS}
             self.engine = sa.create_engine(
                 url, pool_size=pool_size, max_overflow=0, pool_pre_ping=ask_first, connect_args=arguments
             )
+            settings = [] if durable else ["synchronous_commit TO off"]
+            if lock_seconds is not None:
+                settings.append(f"lock_timeout TO '{lock_seconds}s'")
+            event.listen(self.engine, "connect", lambda connection, _: _configure_postgresql(connection, settings))
         self._lock: TextIO | None = None
         # SQLite has one writer at a time; the threads of one process need not even ask it for their turn.
         self._turn: AbstractContextManager[object] = threading.Lock() if self.is_sqlite else nullcontext()
@@ -118,6 +132,20 @@ def _wake_relays(connection: sa.Connection) -> None:
     driver.pgconn.exec_(f"NOTIFY {CHANNEL}".encode())
 
 
+def was_undone(error: sa.exc.DBAPIError) -> bool:
+    """Whether its transaction has certainly written nothing, and others may do what it could not.
+
+    A broken rule, a deadlock or a lock that took too long; not a lost connection, whose commit may have come through.
+    """
+    return isinstance(error, sa.exc.IntegrityError) or getattr(error.orig, "sqlstate", None) in ("40P01", "55P03")
+
+
+def _configure_postgresql(connection: psycopg.Connection[Any], settings: Sequence[LiteralString]) -> None:
+    for setting in settings:
+        connection.execute(f"SET {setting}")
+    connection.commit()
+
+
 def _configure_sqlite(connection: Any, *, durable: bool) -> None:
     # The driver's own BEGIN is deferred, and a read that turns into a write then fails at once with
     # SQLITE_BUSY_SNAPSHOT whatever the timeout; so it is switched off, and _begin_sqlite says which.
@@ -172,6 +200,8 @@ def insert_orders(connection: sa.Connection, placed: Sequence[tuple[Order, Mappi
         | _changing(order)
         for order, request in placed
     ]
+    # In one order, or two batches could each hold a key that the other waits for.
+    rows.sort(key=lambda row: row["idempotency_key"] or "")
     ids = {UUID(str(key)): id for key, id in bulk.insert(connection, orders, rows, returning="key, id")}
     for order, _ in placed:
         order.id = ids[order.key]

@@ -1,7 +1,7 @@
 """Everything that leaves: written as rows in the transaction that decided it, handed out to the relay, then gone."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -22,6 +22,8 @@ Row = dict[str, Any]
 NEEDS_NO_LISTENER = {"OrderPaid", "OrderFailed", "OrderCancelled", "MessageRejected"}
 #: The pause before a returned or refused row is tried again doubles from one to the other.
 FIRST_BACKOFF, LONGEST_BACKOFF = timedelta(seconds=1), timedelta(seconds=60)
+#: PostgreSQL takes a gigabyte in one parameter, where a body needs two bytes for each of its own.
+MAX_STATEMENT_BYTES = 16 * 1024 * 1024
 #: A dead letter may call itself what it likes, and have one of our ids.
 _is_event = outbox.c.exchange == EXCHANGE
 _DEAD_LETTERS = {queue.name: queue.dead_letters for queue in (*QUEUES, MENU_HTTP)}
@@ -77,7 +79,19 @@ def _row(
 
 def add(connection: sa.Connection, rows: Sequence[Row]) -> None:
     """Let these leave once the transaction is committed."""
-    bulk.insert(connection, outbox, rows)
+    for part in _parts(rows):
+        bulk.insert(connection, outbox, part)
+
+
+def _parts(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """All at once, unless dead letters are so large that one statement could not carry them."""
+    start = part_bytes = 0
+    for end, row in enumerate(rows):
+        if part_bytes and part_bytes + len(row["body"]) > MAX_STATEMENT_BYTES:
+            yield rows[start:end]
+            start, part_bytes = end, 0
+        part_bytes += len(row["body"])
+    yield rows[start:]
 
 
 def waiting(connection: sa.Connection, ids: Sequence[str]) -> set[str]:

@@ -5,7 +5,7 @@ from alembic import op
 
 from order_service.tables import BigId, ExactDecimal, UtcDateTime
 
-revision = "0001"
+revision = "0001_first"
 down_revision = None
 
 

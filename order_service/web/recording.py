@@ -7,6 +7,7 @@ from queue import Empty, SimpleQueue
 
 import sqlalchemy as sa
 
+from order_service.db import was_undone
 from order_service.handlers import Placement
 from order_service.order import Order
 
@@ -31,8 +32,9 @@ class Recorder:
         if self._thread is None:
             with self._start:
                 if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
-                    self._thread.start()
+                    thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+                    thread.start()  # May fail; then the next order tries again.
+                    self._thread = thread
         future: Future[Order] = Future()
         self._waiting.put((placement, future))
         return future.result()
@@ -58,16 +60,14 @@ class Recorder:
     def _settle(self, entries: Sequence[Entry]) -> None:
         try:
             orders = self._record([placement for placement, _ in entries])
-        except sa.exc.IntegrityError as error:
-            # One of them was recorded before, under its idempotency key; the others are not to suffer for it.
-            if len(entries) == 1:
-                entries[0][1].set_exception(error)
-            else:
+        except BaseException as error:
+            if len(entries) > 1 and isinstance(error, sa.exc.DBAPIError) and was_undone(error):
+                # One of them was recorded before, or is being so just now; the others are not to suffer for it.
                 for each in entries:
                     self._settle([each])
-        except BaseException as error:
-            for _, future in entries:
-                future.set_exception(error)
+            else:
+                for _, future in entries:
+                    future.set_exception(error)
         else:
             for (_, future), order in zip(entries, orders, strict=True):
                 future.set_result(order)

@@ -64,10 +64,11 @@ class Watcher:
         """The order as soon as it has another version than this, or this one when the time is up."""
         waiter = _Waiter(order)
         with self._changed:
-            self._waiting.setdefault(order.id, []).append(waiter)
             if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._watch, name="watcher", daemon=True)
+                thread.start()  # May fail; then the next one to wait tries again.
+                self._thread = thread
+            self._waiting.setdefault(order.id, []).append(waiter)
             self._changed.notify()
         waiter.changed.wait(seconds)
         with self._changed:
