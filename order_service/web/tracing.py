@@ -3,7 +3,9 @@
 import os
 import re
 import secrets
+import struct
 import time
+from contextlib import suppress
 from urllib.parse import quote
 
 import structlog
@@ -19,6 +21,8 @@ _PATH_CHARACTERS = 200
 #: W3C Trace Context, version 00, with a trace and a span that are not all zeros.
 _TRACEPARENT = re.compile(r"^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$")
 _REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
+#: How often the counts of several workers are read before it is given up, and the pause between, in seconds.
+READS, PAUSE_SECONDS = 10, 0.02
 REQUESTS = Counter("http_requests_total", "Requests answered", ["method", "route", "status"])
 SECONDS = Histogram("http_request_duration_seconds", "Time to the first byte of the answer", ["method", "route"])
 
@@ -37,6 +41,11 @@ def figures() -> bytes:
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    for _ in range(READS - 1):
+        # A worker that counts for the first time is just making its file, which is empty for a moment.
+        with suppress(struct.error, RuntimeError):
+            return generate_latest(registry)
+        time.sleep(PAUSE_SECONDS)
     return generate_latest(registry)
 
 
