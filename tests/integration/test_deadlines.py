@@ -1,7 +1,6 @@
 """What time alone decides, on both databases: reminders, expiry, moved deadlines, repeated compensations."""
 
 from collections import Counter
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -22,12 +21,6 @@ from tests.integration import core
 from tests.integration.core import LATER, NOW, Eventually, completed, rejected, reserved
 
 REPLY, PAY = timedelta(seconds=30), timedelta(seconds=900)
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with core.opened(database_url) as database:
-        yield database
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ import contextlib
 import random
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from datetime import timedelta
 from decimal import Decimal
 
@@ -17,12 +16,6 @@ from order_service.order import Cancel, InvalidMessage, Item, State, UnknownOrde
 from order_service.tables import order_history, orders, outbox
 from tests.integration import core
 from tests.integration.core import NOW, TOTAL, completed, refunded, rejected, released, reserved
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with core.opened(database_url) as database:
-        yield database
 
 
 def story(database: Database, order_id: int) -> list[tuple[str, str | None]]:

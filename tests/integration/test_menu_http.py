@@ -44,12 +44,6 @@ def menu() -> Iterator[OldMenu]:
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with core.opened(database_url) as database:
-        yield database
-
-
-@pytest.fixture
 def menus(menu: OldMenu) -> Menus:
     return Menus(menu.url)
 

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -26,19 +26,6 @@ from tests.integration import core
 from tests.integration.core import NOW, Eventually, Wire, completed, reserved
 
 EVERYTHING = "#"
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with core.opened(database_url) as database:
-        yield database
-
-
-@pytest.fixture
-def wire(amqp_url: str) -> Wire:
-    wire = Wire(amqp_url)
-    wire.declare()
-    return wire
 
 
 @pytest.fixture

@@ -81,13 +81,6 @@ LANGUAGES = [
 
 
 @pytest.fixture
-def wire(amqp_url: str) -> Wire:
-    wire = Wire(amqp_url)
-    wire.declare()
-    return wire
-
-
-@pytest.fixture
 def database(tmp_path: Path, migrated_sqlite: Path) -> Iterator[Database]:
     path = tmp_path / "orders.db"
     path.write_bytes(migrated_sqlite.read_bytes())

@@ -1,6 +1,5 @@
 """What a batch and a POST may cost, in statements: no clock is looked at, so no busy machine can fail this."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,12 +18,6 @@ from order_service.startup import utc_now
 from tests.integration import core
 
 BATCH = 200
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with core.opened(database_url) as database:
-        yield database
 
 
 @pytest.fixture

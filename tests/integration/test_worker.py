@@ -4,7 +4,7 @@ import contextlib
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -27,19 +27,6 @@ from tests.integration import core
 from tests.integration.core import Eventually, Wire, completed, rejected, reserved
 
 MENU, PAYMENT = topology.MENU, topology.PAYMENT
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    with core.opened(database_url) as database:
-        yield database
-
-
-@pytest.fixture
-def wire(amqp_url: str) -> Wire:
-    wire = Wire(amqp_url)
-    wire.declare()
-    return wire
 
 
 @pytest.fixture
