@@ -1,10 +1,11 @@
-"""Many rows in one statement: what a batch writes costs one round trip a table, however many rows it has.
+"""Many rows in one statement: what a batch writes costs one round trip, however many rows and tables it has.
 
-PostgreSQL gets the rows as one JSON parameter, which it takes apart itself; SQLite, which has no round trips, gets
-them one by one.
+PostgreSQL gets the rows of a table as one JSON parameter, which it takes apart itself; SQLite, which has no round
+trips, gets them one by one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -20,26 +21,43 @@ _POSTGRESQL: sa.Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
 _SQLITE: sa.Dialect = sqlite.dialect()
 
 
-def insert(connection: sa.Connection, table: sa.Table, rows: Sequence[Row], *, returning: str = "") -> list[Any]:
+@dataclass(frozen=True, slots=True)
+class Insert:
+    """New rows of a table."""
+
+    table: sa.Table
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """New values of rows that are there; `id`, the last column of each, says which."""
+
+    table: sa.Table
+    rows: Sequence[Row]
+
+
+def write(connection: sa.Connection, *parts: Insert | Update) -> None:
+    """Write all of these, for PostgreSQL in a single statement; so no two of them may be about the same table."""
+    parts = tuple(part for part in parts if part.rows)
+    if connection.dialect.name == "sqlite":
+        for part in parts:
+            columns = _columns(part.table, part.rows)
+            statement = _sqlite_insert if isinstance(part, Insert) else _sqlite_update
+            connection.exec_driver_sql(statement(part.table, columns), _bound(columns, part.rows))
+    elif parts:
+        shapes = tuple((type(part), part.table, _columns(part.table, part.rows)) for part in parts)
+        connection.exec_driver_sql(_postgresql_write(shapes), tuple(_as_json(part.rows) for part in parts))
+
+
+def insert_returning(connection: sa.Connection, table: sa.Table, rows: Sequence[Row], returning: str) -> list[Any]:
     """Insert these rows; gives back these columns of each, in any order and as the driver reads them."""
-    if not rows:
-        return []
-    columns = tuple(table.c[name] for name in rows[0])
+    columns = _columns(table, rows)
     if connection.dialect.name == "sqlite":
-        return _one_by_one(connection, _sqlite_insert(table, columns, returning), columns, rows)
-    result = _as_json(connection, _postgresql_insert(table, columns, returning), rows)
-    return list(result) if returning else []
-
-
-def update(connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
-    """Set the other columns of the rows that have these ids; `id` is the last column of each."""
-    if not rows:
-        return
-    columns = tuple(table.c[name] for name in rows[0])
-    if connection.dialect.name == "sqlite":
-        _one_by_one(connection, _sqlite_update(table, columns), columns, rows)
-    else:
-        _as_json(connection, _postgresql_update(table, columns), rows)
+        statement = f"{_sqlite_insert(table, columns)} RETURNING {returning}"
+        return [connection.exec_driver_sql(statement, values).one() for values in _bound(columns, rows)]
+    statement = f"{_postgresql_insert(table, columns)} RETURNING {returning}"
+    return list(connection.exec_driver_sql(statement, (_as_json(rows),)))
 
 
 def present(connection: sa.Connection, columns: Columns, keys: Sequence[tuple[Any, ...]]) -> set[tuple[Any, ...]]:
@@ -48,7 +66,7 @@ def present(connection: sa.Connection, columns: Columns, keys: Sequence[tuple[An
         found = connection.execute(sa.select(*columns).where(sa.tuple_(*columns).in_(keys)))
     else:
         rows = [{column.name: value for column, value in zip(columns, key, strict=True)} for key in keys]
-        found = _as_json(connection, _postgresql_present(columns), rows)
+        found = connection.exec_driver_sql(_postgresql_present(columns), (_as_json(rows),))
     return {tuple(row) for row in found}
 
 
@@ -59,15 +77,28 @@ def among(connection: sa.Connection, column: sa.ColumnElement[Any], values: Sequ
     return column == sa.any_(sa.literal(values, postgresql.ARRAY(column.type)))
 
 
-def _as_json(connection: sa.Connection, statement: str, rows: Sequence[Row]) -> sa.CursorResult[Any]:
-    return connection.exec_driver_sql(statement, (to_json(rows, bytes_mode="hex").decode(),))
+def _columns(table: sa.Table, rows: Sequence[Row]) -> Columns:
+    return tuple(table.c[name] for name in rows[0])
+
+
+def _as_json(rows: Sequence[Row]) -> str:
+    return to_json(rows, bytes_mode="hex").decode()
 
 
 @cache
-def _postgresql_insert(table: sa.Table, columns: Columns, returning: str) -> str:
+def _postgresql_write(shapes: tuple[tuple[type[Insert | Update], sa.Table, Columns], ...]) -> str:
+    *others, last = (
+        (_postgresql_insert if kind is Insert else _postgresql_update)(table, columns)
+        for kind, table, columns in shapes
+    )
+    named = ", ".join(f"part{number} AS ({statement})" for number, statement in enumerate(others))
+    return f"WITH {named} {last}" if others else last
+
+
+@cache
+def _postgresql_insert(table: sa.Table, columns: Columns) -> str:
     values = ", ".join(f"decode({c.name}, 'hex')" if _is_binary(c) else c.name for c in columns)
-    insert = f"INSERT INTO {table.name} ({_names(columns)}) SELECT {values} FROM {_recordset(columns)}"  # noqa: S608
-    return f"{insert} RETURNING {returning}" if returning else insert
+    return f"INSERT INTO {table.name} ({_names(columns)}) SELECT {values} FROM {_recordset(columns)}"  # noqa: S608
 
 
 @cache
@@ -92,20 +123,15 @@ def _is_binary(column: sa.Column[Any]) -> bool:
     return isinstance(column.type, sa.LargeBinary)
 
 
-def _one_by_one(connection: sa.Connection, statement: str, columns: Columns, rows: Sequence[Row]) -> list[Any]:
+def _bound(columns: Columns, rows: Sequence[Row]) -> list[tuple[Any, ...]]:
     binds = _binds(columns)
-    values = [tuple(bind(row[name]) for name, bind in binds) for row in rows]
-    if "RETURNING" in statement:
-        return [connection.exec_driver_sql(statement, each).one() for each in values]
-    connection.exec_driver_sql(statement, values)
-    return []
+    return [tuple(bind(row[name]) for name, bind in binds) for row in rows]
 
 
 @cache
-def _sqlite_insert(table: sa.Table, columns: Columns, returning: str) -> str:
+def _sqlite_insert(table: sa.Table, columns: Columns) -> str:
     places = ", ".join("?" * len(columns))
-    insert = f"INSERT INTO {table.name} ({_names(columns)}) VALUES ({places})"  # noqa: S608 - our names
-    return f"{insert} RETURNING {returning}" if returning else insert
+    return f"INSERT INTO {table.name} ({_names(columns)}) VALUES ({places})"  # noqa: S608 - our names
 
 
 @cache

@@ -19,8 +19,8 @@ def row(order_id: int, wanted: Compensation, *, sequence: int, due_at: datetime)
     return asdict(wanted) | {"order_id": order_id, "sequence": sequence, "attempts": 1, "due_at": due_at}
 
 
-def add(connection: sa.Connection, rows: Sequence[Row]) -> None:
-    bulk.insert(connection, compensations, rows)
+def requested(rows: Sequence[Row]) -> bulk.Insert:
+    return bulk.Insert(compensations, rows)
 
 
 def confirm(connection: sa.Connection, ids: Sequence[str], at: datetime) -> None:

@@ -72,12 +72,11 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        """A transaction, committed at the end or rolled back by any exception; then the relay is woken."""
-        with self._turn, self.engine.connect() as connection:
-            with connection.begin():
-                yield connection
+        """A transaction, committed at the end, which wakes the relay, or rolled back by any exception."""
+        with self._turn, self.engine.connect() as connection, connection.begin():
+            yield connection
             if not self.is_sqlite:
-                _wake_relays(connection)
+                _commit_and_wake_relays(connection)
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
@@ -121,7 +120,7 @@ class Database:
         self.engine.dispose()
 
 
-def _wake_relays(connection: sa.Connection) -> None:
+def _commit_and_wake_relays(connection: sa.Connection) -> None:
     """NOTIFY after the commit, not in the transaction: that would make committing transactions wait for each other.
 
     PostgreSQL holds a lock over all of a database from a notifying transaction's commit record to its end, the flush
@@ -129,7 +128,13 @@ def _wake_relays(connection: sa.Connection) -> None:
     https://www.postgresql.org/docs/current/sql-notify.html
     """
     driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
-    driver.pgconn.exec_(f"NOTIFY {CHANNEL}".encode())
+    statements: LiteralString = f"COMMIT; NOTIFY {CHANNEL}"
+    try:
+        driver.execute(statements, prepare=False)
+    except psycopg.errors.ProgramLimitExceeded:
+        pass  # The queue of notifications is full: some listener sleeps. Committed it is.
+    except psycopg.Error as error:
+        raise sa.exc.DBAPIError.instance(statements, None, error, psycopg.Error) from error
 
 
 def was_undone(error: sa.exc.DBAPIError) -> bool:
@@ -202,7 +207,7 @@ def insert_orders(connection: sa.Connection, placed: Sequence[tuple[Order, Mappi
     ]
     # In one order, or two batches could each hold a key that the other waits for.
     rows.sort(key=lambda row: row["idempotency_key"] or "")
-    ids = {UUID(str(key)): id for key, id in bulk.insert(connection, orders, rows, returning="key, id")}
+    ids = {UUID(str(key)): id for key, id in bulk.insert_returning(connection, orders, rows, "key, id")}
     for order, _ in placed:
         order.id = ids[order.key]
 
@@ -222,9 +227,9 @@ def read_orders(connection: sa.Connection, ids: Sequence[int]) -> dict[int, Orde
     return {row[0]: _order(row) for row in found}
 
 
-def update_orders(connection: sa.Connection, changed: Sequence[Order]) -> None:
-    """Write back orders locked in this transaction."""
-    bulk.update(connection, orders, [_changing(order) | {"id": order.id} for order in changed])
+def changed(changed_orders: Sequence[Order]) -> bulk.Update:
+    """Writes back orders that are locked in this transaction."""
+    return bulk.Update(orders, [_changing(order) | {"id": order.id} for order in changed_orders])
 
 
 def lock_due_orders(connection: sa.Connection, now: datetime, limit: int) -> list[Order]:

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import sqlalchemy as sa
 
-from order_service import compensations, db, history, outbox
+from order_service import bulk, compensations, db, history, outbox
 from order_service.decisions import Clock, Decision, decide
 from order_service.envelope import Reply
 from order_service.order import (
@@ -37,7 +37,7 @@ LONGEST_COMPENSATION_PAUSE = timedelta(hours=1)
 
 @dataclass
 class Changes:
-    """What a transaction is about to write, kept together so that each table takes one statement."""
+    """What a transaction is about to write, kept together so that it takes one statement."""
 
     clock: Clock
     compensation_pause: timedelta
@@ -76,11 +76,14 @@ class Changes:
 
     def write(self, connection: sa.Connection) -> None:
         """Write everything noted; orders in the order of their ids, as they were locked."""
-        db.update_orders(connection, [self.orders[id] for id in sorted(self.orders)])
-        history.record(connection, self.entries)
-        compensations.add(connection, self.requested)
+        bulk.write(
+            connection,
+            db.changed([self.orders[id] for id in sorted(self.orders)]),
+            history.recorded(self.entries),
+            compensations.requested(self.requested),
+            outbox.leaving(self.leaving),
+        )
         compensations.confirm(connection, self.confirmed, self.clock.now)
-        outbox.add(connection, self.leaving)
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,9 @@ def applied(connection: sa.Connection, keys: Sequence[Key]) -> set[Key]:
     return {(row[0], row[1], row[2]) for row in bulk.present(connection, columns, keys)}
 
 
-def record(connection: sa.Connection, entries: Sequence[Entry]) -> None:
-    """Write down what happened, in the order in which it happened."""
-    bulk.insert(connection, order_history, [entry._asdict() for entry in entries])
+def recorded(entries: Sequence[Entry]) -> bulk.Insert:
+    """Writes down what happened, in the order in which it happened."""
+    return bulk.Insert(order_history, [entry._asdict() for entry in entries])
 
 
 def of_order(connection: sa.Connection, order: Order) -> list[Entry]:

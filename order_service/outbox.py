@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import Any
 from uuid import uuid4
 
@@ -77,10 +78,15 @@ def _row(
     }
 
 
+def leaving(rows: Sequence[Row]) -> bulk.Insert:
+    """Lets these leave once the transaction is committed."""
+    return bulk.Insert(outbox, rows)
+
+
 def add(connection: sa.Connection, rows: Sequence[Row]) -> None:
-    """Let these leave once the transaction is committed."""
+    """Write them at once, however large they are."""
     for part in _parts(rows):
-        bulk.insert(connection, outbox, part)
+        bulk.write(connection, leaving(part))
 
 
 def _parts(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
@@ -111,21 +117,29 @@ def renew(connection: sa.Connection, order: Order, effect: Effect, clock: Clock)
         connection.execute(sa.update(outbox).where(outbox.c.id == row.id).values(body=renewed["body"]))
 
 
+_DUE = (
+    sa.select(outbox).where(outbox.c.due_at <= sa.bindparam("now")).order_by(outbox.c.id).limit(sa.bindparam("limit"))
+)
+_DUE_IDS = _DUE.with_only_columns(outbox.c.id).with_for_update(skip_locked=True).scalar_subquery()
+#: The ids as an array, so that the rows are looked for once, whatever the planner thinks of the limit.
+_TAKEN = sa.delete(outbox).where(outbox.c.id == sa.any_(sa.func.array(_DUE_IDS))).returning(outbox)
+
+
 class Claim:
     """Rows that this relay alone may send until it settles them.
 
-    On PostgreSQL the rows stay locked in an open transaction, so that the claim of a killed relay ends with its
-    connection; nothing is written before the publish. On SQLite only one relay works at a time
-    (`Database.sole`), so reading the rows is claiming them.
+    On PostgreSQL they are gone in an open transaction, which ends with a killed relay's connection and so brings them
+    back. On SQLite only one relay works at a time (`Database.sole`), so reading the rows is claiming them.
     """
 
     def __init__(self, database: Database, limit: int, now: datetime) -> None:
         """Claim the oldest rows that are due. Raises SQLAlchemyError while the database is away."""
         self._database = database
-        due = sa.select(outbox).where(outbox.c.due_at <= now).order_by(outbox.c.id).limit(limit)
+        claim = _DUE if database.is_sqlite else _TAKEN
         self._connection = database.engine.connect().execution_options(read_only=True)
         try:
-            self.rows = self._connection.execute(due.with_for_update(skip_locked=True)).all()
+            found = self._connection.execute(claim, {"now": now, "limit": limit})
+            self.rows = sorted(found.all(), key=attrgetter("id"))
         except BaseException:
             self._connection.close()
             raise
@@ -139,17 +153,20 @@ class Claim:
         """
         if self._database.is_sqlite:
             with self._database.writing() as connection:
-                self._write(connection, sent, failed, now)
+                if sent:
+                    connection.execute(sa.delete(outbox).where(outbox.c.id.in_(sent)))
+                self._put_off(connection, failed, now)
             return
         try:
-            self._write(self._connection, sent, failed, now)
+            if len(sent) < len(self.rows):
+                kept = [dict(row._mapping) for row in self.rows if row.id not in sent]
+                self._connection.execute(sa.insert(outbox), kept)
+            self._put_off(self._connection, failed, now)
             self._connection.commit()
         finally:
             self._connection.close()
 
-    def _write(self, connection: sa.Connection, sent: Sequence[int], failed: Sequence[int], now: datetime) -> None:
-        if sent:
-            connection.execute(sa.delete(outbox).where(bulk.among(connection, outbox.c.id, sent)))
+    def _put_off(self, connection: sa.Connection, failed: Sequence[int], now: datetime) -> None:
         if failed:
             connection.execute(sa.delete(outbox).where(outbox.c.id.in_(failed), _no_longer_needed()))
             later = [

@@ -46,7 +46,7 @@ def deliveries(*replies: Reply) -> list[tuple[Delivery, frozenset[str]]]:
     return found
 
 
-def test_batch_of_replies_costs_five_statements_whatever_its_size(
+def test_batch_of_replies_costs_three_statements_whatever_its_size(
     database: Database, database_url: str, statements: list[str]
 ) -> None:
     ids = core.place_sent(database, BATCH)
@@ -56,11 +56,11 @@ def test_batch_of_replies_costs_five_statements_whatever_its_size(
 
         apply_batch(database, settings, deliveries(*batch))
 
-        assert len(statements) <= 5, statements
+        assert len(statements) <= (5 if database.is_sqlite else 3), statements
     assert core.states(database, ids) == {"paid"}
 
 
-def test_batch_that_gives_everything_back_costs_one_statement_more(
+def test_batch_that_gives_everything_back_costs_no_round_trip_more(
     database: Database, database_url: str, statements: list[str]
 ) -> None:
     ids = core.place_sent(database, BATCH)
@@ -69,7 +69,7 @@ def test_batch_that_gives_everything_back_costs_one_statement_more(
 
     apply_batch(database, Settings(database_url=database_url), deliveries(*[core.rejected(id) for id in ids]))
 
-    assert len(statements) <= 6, statements
+    assert len(statements) <= (6 if database.is_sqlite else 3), statements
     assert len(core.given_back(database)) == BATCH
 
 
@@ -97,12 +97,12 @@ def test_post_over_http_costs_three_statements_at_most(database_url: str) -> Non
     assert len(sent) <= 3, sent
 
 
-def test_relay_costs_two_statements_for_whatever_it_sends(database: Database, statements: list[str]) -> None:
+def test_relay_costs_at_most_two_statements_for_whatever_it_sends(database: Database, statements: list[str]) -> None:
     core.place(database, BATCH)
     statements.clear()
 
     claim = Claim(database, BATCH, utc_now())
     claim.settle(sent=[row.id for row in claim.rows], failed=[], now=utc_now())
 
-    assert len(statements) == 2, statements
+    assert len(statements) == (2 if database.is_sqlite else 1), statements
     assert core.count(database, core.outbox) == 0
