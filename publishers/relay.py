@@ -5,8 +5,11 @@ https://www.rabbitmq.com/docs/confirms#publisher-confirms
 """
 
 import threading
-from collections.abc import Callable
+import time
+from collections import Counter
 from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import pika
@@ -23,6 +26,7 @@ from order_service import startup, topology
 from order_service.config import Settings
 from order_service.db import Database
 from order_service.outbox import Claim, needs_no_listener
+from publishers.gathering import GatheringConnection
 from publishers.wire import properties_of
 
 log = structlog.get_logger(__name__)
@@ -35,8 +39,12 @@ CLOSE_SECONDS = 2.0
 LOOK_SECONDS = 0.5
 #: SQLite wakes nobody, so there it is looked at this often.
 SQLITE_LOOK_SECONDS = 0.02
-#: How many rows are published before their confirms are waited for.
+#: How many rows are claimed and published together.
 WINDOW = 500
+#: While fewer rows than this are in flight, new ones do not wait for their confirms; beyond it waiting makes batches.
+FEW = 20
+#: How many batches may be in flight; each holds a database connection.
+BATCHES = 4
 
 
 class Relay:
@@ -90,24 +98,38 @@ class Relay:
         raise last
 
 
+@dataclass
+class _Batch:
+    """Rows claimed and published together, and settled together once the broker has spoken of each."""
+
+    claim: Claim
+    #: When its confirms began to be waited for, on the monotonic clock.
+    since: float
+    sent: list[int] = field(default_factory=list)
+    failed: list[int] = field(default_factory=list)
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.sent) + len(self.failed) == len(self.claim.rows)
+
+
 class _Session:
-    """One connection, one channel, one claimed batch at a time. pika calls these methods from its loop."""
+    """One connection, one channel, a few claimed batches at a time. pika calls these methods from its loop."""
 
     def __init__(self, node: pika.URLParameters, database: Database, stop: threading.Event) -> None:
         self._database, self._stop = database, stop
         self._error: BaseException | None = None
-        self._claim: Claim | None = None
-        self._in_flight: dict[int, sa.Row[Any]] = {}
-        self._sent: list[int] = []
-        self._failed: list[int] = []
-        self._returned: set[tuple[str | None, str | None, bytes]] = set()
+        self._batches: list[_Batch] = []
+        # On SQLite reading rows is claiming them: a second claim would read the same ones.
+        self._most_batches = 1 if database.is_sqlite else BATCHES
+        self._in_flight: dict[int, tuple[_Batch, sa.Row[Any]]] = {}
+        self._returned: Counter[tuple[str | None, str | None, bytes]] = Counter()
         self._nacked = self._blocked = False
         self._tag = 0
         #: Whether the broker has taken anything: the next failure is then a new one.
         self.confirmed = False
-        self._timer: Any = None
         self._listener: psycopg.Connection[Any] | None = None
-        self._connection = pika.SelectConnection(
+        self._connection = GatheringConnection(
             node,
             on_open_callback=lambda connection: connection.channel(on_open_callback=self._prepare),
             on_open_error_callback=lambda _, error: self._end(error),
@@ -122,7 +144,8 @@ class _Session:
         try:
             self._loop.start()
         finally:
-            self._settle()
+            for batch in list(self._batches):
+                self._settle(batch)
             if self._listener:
                 self._listener.close()
             # Its poller and the socket pair that wakes it would otherwise wait for the garbage collector.
@@ -138,7 +161,7 @@ class _Session:
         self._channel = channel
         channel.add_on_close_callback(lambda _, error: self._leave(error))
         channel.add_on_return_callback(self._note_return)
-        channel.confirm_delivery(self._note_confirm, callback=lambda _: self._next())
+        channel.confirm_delivery(self._note_confirm, callback=lambda _: self._look())
         log.info("relaying")
 
     def _leave(self, error: BaseException) -> None:
@@ -148,26 +171,14 @@ class _Session:
         if self._connection.is_open:
             self._connection.close()
 
-    def _next(self) -> None:
-        """Claim and publish the next batch, or rest until there may be one."""
-        if self._stop.is_set():
-            self._leave(AMQPError("stopped"))
-            return
-        self._set_timer(LOOK_SECONDS if self._listen() else SQLITE_LOOK_SECONDS, self._next)
-        try:
-            claim = Claim(self._database, WINDOW, startup.utc_now())
-        except sa.exc.SQLAlchemyError as error:
-            log.warning("the outbox cannot be read, trying again", error=startup.first_line(error))
-            self._set_timer(LOOK_SECONDS, self._next)
-            return
-        if claim.rows:
-            self._publish(claim)
-
-    def _set_timer(self, seconds: float, then: Callable[[], None]) -> None:
-        """There is one: what it waits for depends on whether something is in flight."""
-        if self._timer:
-            self._loop.remove_timeout(self._timer)
-        self._timer = self._loop.call_later(seconds, then)
+    def _look(self) -> None:
+        """Now and then, whether or not anything wakes us."""
+        pause = LOOK_SECONDS if self._listen() else SQLITE_LOOK_SECONDS
+        self._give_up_the_unconfirmed()
+        if not self._next():
+            pause = LOOK_SECONDS
+        if not self._error:
+            self._loop.call_later(pause, self._look)
 
     def _listen(self) -> bool:
         """True while PostgreSQL wakes us."""
@@ -186,73 +197,91 @@ class _Session:
             with suppress(OSError):  # libpq may have closed the socket already
                 self._loop.remove_handler(fileno)
             self._listener = None
-        if self._claim is None:
-            self._next()
+        self._next()
+
+    def _next(self) -> bool:
+        """Claim and publish what is due, unless enough is in flight; False if the outbox cannot be read."""
+        if self._error:
+            return True
+        if self._stop.is_set() or self._nacked:
+            if not self._batches:
+                # A channel whose queue lost its leader goes on refusing long after a new one would work.
+                self._leave(AMQPError("the broker refused messages" if self._nacked else "stopped"))
+            return True
+        if len(self._in_flight) >= FEW or len(self._batches) >= self._most_batches:
+            return True
+        try:
+            claim = Claim(self._database, WINDOW, startup.utc_now())
+        except sa.exc.SQLAlchemyError as error:
+            log.warning("the outbox cannot be read, trying again", error=startup.first_line(error))
+            return False
+        if claim.rows:
+            self._publish(claim)
+        return True
 
     def _publish(self, claim: Claim) -> None:
-        self._claim = claim
-        for row in claim.rows:
-            self._tag += 1
-            self._in_flight[self._tag] = row
-            properties = properties_of(row)
-            # A return would count as sent where nobody need listen, so it is not even asked for.
-            mandatory = not needs_no_listener(row)
-            self._channel.basic_publish(row.exchange, row.routing_key, row.body, properties, mandatory)
-        self._expect_confirms()
-
-    def _expect_confirms(self) -> None:
-        if self._claim:
-            self._set_timer(CONFIRM_SECONDS, self._give_up)
+        batch = _Batch(claim, time.monotonic())
+        self._batches.append(batch)
+        with self._connection.gathering():
+            for row in claim.rows:
+                self._tag += 1
+                self._in_flight[self._tag] = batch, row
+                properties = properties_of(row)
+                # A return would count as sent where nobody need listen, so it is not even asked for.
+                mandatory = not needs_no_listener(row)
+                self._channel.basic_publish(row.exchange, row.routing_key, row.body, properties, mandatory)
 
     def _note_alarm(self, blocked: bool) -> None:
         if blocked:
             log.warning("the broker blocks publishers: it is short of memory or disk, see its console")
         self._blocked = blocked
-        self._expect_confirms()
 
-    def _give_up(self) -> None:
+    def _give_up_the_unconfirmed(self) -> None:
         """The outcome of what is in flight is unknown: it goes out again, under the same ids, on a new connection."""
+        now = time.monotonic()
         if self._blocked and not self._stop.is_set():
             # A new connection would be blocked as well, and all of it would be enqueued once more.
-            self._expect_confirms()
-            return
-        log.warning("no confirm in time, leaving this connection", rows=len(self._in_flight))
-        self._leave(AMQPError("no confirm in time"))
+            for batch in self._batches:
+                batch.since = now
+        elif not self._error and any(now - batch.since > CONFIRM_SECONDS for batch in self._batches):
+            log.warning("no confirm in time, leaving this connection", rows=len(self._in_flight))
+            self._leave(AMQPError("no confirm in time"))
 
     def _note_return(self, _: Channel, method: Basic.Return, properties: BasicProperties, body: bytes) -> None:
         """Nothing is bound to take this message. The broker says so before it confirms it."""
-        self._returned.add((properties.message_id, method.routing_key, body))
+        self._returned[properties.message_id, method.routing_key, body] += 1
 
     def _note_confirm(self, frame: Method[Basic.Ack | Basic.Nack]) -> None:
         self.confirmed = True
         tag, is_ack = frame.method.delivery_tag, isinstance(frame.method, Basic.Ack)
-        tags = [tag] if not frame.method.multiple else [known for known in self._in_flight if known <= tag]
+        # Tags were given in this order.
+        tags = list(takewhile(lambda known: known <= tag, self._in_flight)) if frame.method.multiple else [tag]
         for confirmed in tags:
-            row = self._in_flight.pop(confirmed)
-            if is_ack and (row.message_id, row.routing_key, row.body) not in self._returned:
-                self._sent.append(row.id)
+            batch, row = self._in_flight.pop(confirmed)
+            if is_ack and not self._was_returned(row):
+                batch.sent.append(row.id)
             else:
-                self._failed.append(row.id)
+                batch.failed.append(row.id)
                 self._nacked = self._nacked or not is_ack
                 problem = "returned: no queue is bound for it" if is_ack else "refused by the broker"
                 log.warning("message not delivered, trying again", type=row.type, order_id=row.order_id,
                             message_id=row.message_id, routing_key=row.routing_key, problem=problem,
                             attempts=row.attempts + 1)  # fmt: skip
-        if not self._in_flight:
-            self._settle()
-            if self._nacked:
-                # A channel whose queue lost its leader goes on refusing long after a new one would work.
-                self._leave(AMQPError("the broker refused messages"))
-            else:
+            if batch.is_complete:
+                self._settle(batch)
                 self._next()
 
-    def _settle(self) -> None:
-        claim, self._claim = self._claim, None
-        if claim is None:
-            return
+    def _was_returned(self, row: sa.Row[Any]) -> bool:
+        message = row.message_id, row.routing_key, row.body
+        if not self._returned or message not in self._returned:
+            return False
+        # Counted, because a reminder may be under way twice.
+        self._returned -= Counter([message])
+        return True
+
+    def _settle(self, batch: _Batch) -> None:
+        self._batches.remove(batch)
         try:
-            claim.settle(sent=self._sent, failed=self._failed, now=startup.utc_now())
+            batch.claim.settle(sent=batch.sent, failed=batch.failed, now=startup.utc_now())
         except sa.exc.SQLAlchemyError as error:
             log.warning("sent rows could not be removed, they go out again", error=startup.first_line(error))
-        self._sent, self._failed, self._returned = [], [], set()
-        self._in_flight.clear()
