@@ -77,7 +77,6 @@ class Api:
     def close(self) -> None:
         """Let go of every connection and thread, once nothing is being answered any more. Final."""
         self.streams.stopping.set()
-        self.recorder.close()
         self.watcher.close()
         if self.users:
             self.users.close()

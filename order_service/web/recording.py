@@ -2,8 +2,6 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from queue import Empty, SimpleQueue
 
 import sqlalchemy as sa
 
@@ -14,60 +12,72 @@ from order_service.order import Order
 #: How many orders one transaction takes at most: beyond it the first of them would wait for the last.
 LIMIT = 100
 
-Entry = tuple[Placement, Future[Order]]
+
+class _Entry:
+    """One order that a request wants recorded, and what became of it."""
+
+    def __init__(self, placement: Placement) -> None:
+        self.placement = placement
+        self.order: Order | None = None
+        self.error: BaseException | None = None
+        # A bare lock, taken until somebody wakes us: a third of what an Event costs.
+        self._asleep = threading.Lock()
+        self._asleep.acquire()
+        self.sleep, self.wake = self._asleep.acquire, self._asleep.release
+
+    def result(self) -> Order:
+        if self.order is None:
+            assert self.error  # noqa: S101 - one of them is set once it is settled
+            raise self.error
+        return self.order
 
 
 class Recorder:
-    """Records orders for many threads. Its own thread starts with the first order, after any fork."""
+    """Records orders for many threads: the first to come leads, and takes with it all that wait by then."""
 
     def __init__(self, record: Callable[[Sequence[Placement]], list[Order]]) -> None:
         """`record` writes orders in one transaction, or raises and has written none."""
         self._record = record
-        self._waiting: SimpleQueue[Entry | None] = SimpleQueue()
-        self._start = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._waiting: list[_Entry] = []
+        self._is_led = False
 
     def place(self, placement: Placement) -> Order:
         """The order, committed. Raises what its transaction raised."""
-        if self._thread is None:
-            with self._start:
-                if self._thread is None:
-                    thread = threading.Thread(target=self._run, name="recorder", daemon=True)
-                    thread.start()  # May fail; then the next order tries again.
-                    self._thread = thread
-        future: Future[Order] = Future()
-        self._waiting.put((placement, future))
-        return future.result()
+        entry = _Entry(placement)
+        with self._lock:
+            self._waiting.append(entry)
+            follows, self._is_led = self._is_led, True
+        if follows:
+            entry.sleep()
+        if entry.order is None and entry.error is None:
+            self._lead()
+        return entry.result()
 
-    def close(self) -> None:
-        """End the thread, once nobody places orders any more."""
-        if self._thread:
-            self._waiting.put(None)
-            self._thread.join()
+    def _lead(self) -> None:
+        """Settle those that wait, and hand over to the first of those that came meanwhile."""
+        with self._lock:
+            entries, self._waiting = self._waiting[:LIMIT], self._waiting[LIMIT:]
+        self._settle(entries)
+        with self._lock:
+            successor = self._waiting[0] if self._waiting else None
+            self._is_led = successor is not None
+        if successor:
+            successor.wake()
+        for entry in entries[1:]:
+            entry.wake()
 
-    def _run(self) -> None:
-        while entry := self._waiting.get():
-            entries = [entry]
-            try:
-                while len(entries) < LIMIT and (entry := self._waiting.get_nowait()):
-                    entries.append(entry)
-            except Empty:
-                pass
-            self._settle(entries)
-            if entry is None:
-                return
-
-    def _settle(self, entries: Sequence[Entry]) -> None:
+    def _settle(self, entries: Sequence[_Entry]) -> None:
         try:
-            orders = self._record([placement for placement, _ in entries])
+            orders = self._record([entry.placement for entry in entries])
         except BaseException as error:
             if len(entries) > 1 and isinstance(error, sa.exc.DBAPIError) and was_undone(error):
                 # One of them was recorded before, or is being so just now; the others are not to suffer for it.
-                for each in entries:
-                    self._settle([each])
+                for entry in entries:
+                    self._settle([entry])
             else:
-                for _, future in entries:
-                    future.set_exception(error)
+                for entry in entries:
+                    entry.error = error
         else:
-            for (_, future), order in zip(entries, orders, strict=True):
-                future.set_result(order)
+            for entry, order in zip(entries, orders, strict=True):
+                entry.order = order

@@ -1,6 +1,5 @@
 """Many orders in one transaction: what goes wrong with one of them is not the others' trouble."""
 
-import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from order_service.db import Database
 from order_service.handlers import Placement
 from order_service.order import Order
 from order_service.tables import orders
+from order_service.web import recording
 from order_service.web.recording import Recorder
 from tests.integration import core
 
@@ -48,9 +48,8 @@ def gate(database: Database) -> Gate:
 
 
 @pytest.fixture
-def recorder(gate: Gate) -> Iterator[Recorder]:
-    with contextlib.closing(Recorder(gate.record)) as recorder:
-        yield recorder
+def recorder(gate: Gate) -> Recorder:
+    return Recorder(gate.record)
 
 
 def placement(key: str | None = None) -> Placement:
@@ -64,9 +63,7 @@ def place_together(
     """What became of each; those that came after the first batch was taken went into one transaction, or tried to."""
     with ThreadPoolExecutor(len(placements)) as pool:
         futures = [pool.submit(recorder.place, each) for each in placements]
-        eventually(
-            lambda: gate.batches and recorder._waiting.qsize() + gate.batches[0] == len(placements), "all to wait"
-        )
+        eventually(lambda: gate.batches and len(recorder._waiting) + gate.batches[0] == len(placements), "all to wait")
         gate.open.set()
     return [future.exception() or future.result() for future in futures]
 
@@ -107,16 +104,25 @@ def test_key_that_a_frozen_process_holds_fails_alone(
     assert sum(isinstance(each, sa.exc.OperationalError) for each in placed) == 1
 
 
-def test_thread_that_cannot_start_is_tried_again(
-    recorder: Recorder, gate: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_next_order_is_recorded_after_one_that_failed(recorder: Recorder, gate: Gate, database: Database) -> None:
     gate.open.set()
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("no thread")))
-        with pytest.raises(RuntimeError, match="no thread"):
-            recorder.place(placement())
+    recorder.place(placement("same"))
+    with pytest.raises(sa.exc.IntegrityError):
+        recorder.place(placement("same"))
 
     assert recorder.place(placement()).id
+    assert core.count(database, orders) == 2
+
+
+def test_more_orders_than_one_transaction_takes_are_all_recorded(
+    recorder: Recorder, gate: Gate, database: Database, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recording, "LIMIT", 4)
+
+    placed = place_together(recorder, gate, eventually, [placement() for _ in range(20)])
+
+    assert max(gate.batches) == 4
+    assert len({order.id for order in placed if isinstance(order, Order)}) == core.count(database, orders) == 20
 
 
 def test_large_dead_letters_are_written_in_parts(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
