@@ -4,7 +4,6 @@ Besides here, SQL lives in outbox.py, history.py, compensations.py and takings.p
 """
 
 import fcntl
-import json
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from uuid import UUID
 
 import psycopg
 import sqlalchemy as sa
+from pydantic_core import from_json, to_json
 from sqlalchemy import event
 
 from order_service import bulk
@@ -201,7 +201,7 @@ def insert_orders(connection: sa.Connection, placed: Sequence[tuple[Order, Mappi
     """
     rows = [
         {name: getattr(order, name) for name in _FIXED}
-        | {"menu_ids": json.dumps(order.menu_ids), "idempotency_key": None, "request_hash": None, **request}
+        | {"menu_ids": to_json(order.menu_ids).decode(), "idempotency_key": None, "request_hash": None, **request}
         | _changing(order)
         for order, request in placed
     ]
@@ -277,15 +277,15 @@ def list_orders(
 def _changing(order: Order) -> dict[str, Any]:
     ledger = {
         "reservations": order.reservations,
-        "payments": [[p.id, None if p.amount is None else str(p.amount)] for p in order.payments],
+        "payments": [[payment.id, payment.amount] for payment in order.payments],
         "released": order.released,
         "refunded": order.refunded,
     }
-    items = [[item.id, item.name, str(item.price), item.stock] for item in order.items]
+    items = [[item.id, item.name, item.price, item.stock] for item in order.items]
     columns: dict[str, Any] = {name: getattr(order, name) for name in _CHANGING}
     columns["state"] = order.state.value
-    columns["items"] = json.dumps(items, ensure_ascii=False) if items else None
-    columns["ledger"] = json.dumps(ledger, ensure_ascii=False)
+    columns["items"] = to_json(items).decode() if items else None
+    columns["ledger"] = to_json(ledger).decode()
     return columns
 
 
@@ -293,12 +293,12 @@ def _order(row: Sequence[Any]) -> Order:
     id, menu_ids, items, ledger_text, *plain = row
     columns = dict(zip((*_FIXED, *_CHANGING), plain, strict=True))
     columns["state"] = State(columns["state"])
-    ledger = json.loads(ledger_text)
+    ledger = from_json(ledger_text)
     payments = [Payment(id, None if amount is None else Decimal(amount)) for id, amount in ledger.pop("payments")]
     return Order(
         id=id,
-        menu_ids=tuple(json.loads(menu_ids)),
-        items=tuple(Item(id, name, Decimal(price), stock) for id, name, price, stock in json.loads(items or "[]")),
+        menu_ids=tuple(from_json(menu_ids)),
+        items=tuple(Item(id, name, Decimal(price), stock) for id, name, price, stock in from_json(items or "[]")),
         payments=payments,
         **columns,
         **ledger,
