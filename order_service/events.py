@@ -8,7 +8,17 @@ from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+)
+from pydantic_core import PydanticKnownError
 
 from order_service import order as domain
 
@@ -16,6 +26,8 @@ from order_service import order as domain
 #: most: fifteen digits, which every JSON reader keeps exactly, doubles included.
 MAX_PRICE = Decimal(10**9)
 MAX_AMOUNT = Decimal(10**11)
+#: One scale, alike on both databases.
+_SCALE = Decimal("0.0001")
 #: JSON Schema's multipleOf would say it, but readers that compute in doubles refuse 0.0003 by it.
 DECIMALS = "at most four decimals"
 
@@ -36,11 +48,16 @@ def exact_decimal(text: str) -> Decimal:
     return number
 
 
-def _number_only(value: object) -> object:
+def _exact_amount(value: object, check: ValidatorFunctionWrapHandler) -> Decimal:
     # Decimal is what json.loads makes of a fraction here, so that 0.1 stays 0.1; text and true are no amounts.
-    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
         raise ValueError("must be a JSON number")
-    return Decimal(str(value)) if isinstance(value, float) else value
+    amount: Decimal = check(Decimal(str(value)) if isinstance(value, float) else value)
+    # JSON can say -0.0, which is no amount of its own.
+    exact = abs(amount.quantize(_SCALE))
+    if exact != amount:
+        raise PydanticKnownError("decimal_max_places", {"decimal_places": 4})
+    return exact
 
 
 def _id_as_text(value: object) -> object:
@@ -49,10 +66,8 @@ def _id_as_text(value: object) -> object:
 
 Amount = Annotated[
     Decimal,
-    BeforeValidator(_number_only),
-    Field(ge=0, lt=MAX_AMOUNT, decimal_places=4),
-    # One scale, alike on both databases; and JSON can say -0.0, which is no amount of its own.
-    AfterValidator(lambda amount: abs(amount.quantize(Decimal("0.0001")))),
+    Field(ge=0, lt=MAX_AMOUNT),
+    WrapValidator(_exact_amount),
     PlainSerializer(as_number),
     WithJsonSchema({"type": "number", "minimum": 0, "exclusiveMaximum": int(MAX_AMOUNT), "description": DECIMALS}),
 ]
