@@ -61,21 +61,22 @@ def wrap(
 ) -> bytes:
     """One event as the body of a message; attributes that have no value are absent."""
     event_type = type(data).__name__
+    subject = None if order_id is None else str(order_id)
     attributes = {
         "specversion": "1.0",
         "id": event_id,
         "source": SOURCE,
         "type": event_type,
-        "subject": None if order_id is None else str(order_id),
-        "time": utc_text(at),
+        "subject": subject,
+        "time": at.astimezone(UTC),
         "datacontenttype": "application/json",
         "dataschema": schema_name(event_type),
         "sequence": sequence,
-        "correlationid": None if order_id is None else str(order_id),
+        "correlationid": subject,
         "traceparent": trace,
+        "data": data,
     }
-    event = {name: value for name, value in attributes.items() if value is not None}
-    return b'%b,"data":%b}' % (to_json(event)[:-1], data.__pydantic_serializer__.to_json(data))
+    return to_json({name: value for name, value in attributes.items() if value is not None})
 
 
 def schema_name(event_type: str) -> str:
