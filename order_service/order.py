@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
-from uuid import UUID, uuid5
+from hashlib import sha1
+from uuid import UUID
 
 
 class State(StrEnum):
@@ -32,6 +33,13 @@ AWAITING_MENU = frozenset({State.AWAITING_MENU, State.AWAITING_MENU_PREPAID})
 def plain(amount: Decimal | None) -> str:
     """An amount in a text, without the zeros that PostgreSQL or a sibling's way of writing gave it."""
     return "nothing" if amount is None else f"{amount.normalize():f}"
+
+
+def _id_within(namespace: UUID, name: str) -> str:
+    """The text of `uuid.uuid5`, without the object that takes longer to make than the hash (RFC 9562, section 5.5)."""
+    digest = sha1(namespace.bytes + name.encode(), usedforsecurity=False).hexdigest()
+    variant = "89ab"[int(digest[16], 16) % 4]
+    return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
 
 
 class OrderError(Exception):
@@ -210,11 +218,11 @@ class Order:
 
     def event_id(self, event_type: str) -> str:
         """The id under which this order sends its one event of this type, however often."""
-        return str(uuid5(self.key, event_type))
+        return _id_within(self.key, event_type)
 
     def compensation_id(self, event_type: str, subject: str | None) -> str:
         """The id of the one release or refund of this subject."""
-        return str(uuid5(self.key, event_type if subject is None else f"{event_type} {subject}"))
+        return _id_within(self.key, event_type if subject is None else f"{event_type} {subject}")
 
     def release(self, reservation_id: str | None, reason: str) -> None:
         """Ask once for a reservation to be given back; None: whatever is held for this order."""

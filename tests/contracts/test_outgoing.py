@@ -3,6 +3,7 @@
 import json
 from decimal import Decimal
 from pathlib import Path
+from uuid import uuid5
 
 import pytest
 
@@ -93,6 +94,14 @@ def test_no_two_events_share_an_id():
     ids = {json.loads(build())["id"] for build in SENT.values()}
 
     assert len(ids) == len(SENT)
+
+
+def test_an_id_is_the_uuid_of_its_name_within_the_order():
+    order = new_order()
+
+    assert order.event_id("OrderPaid") == str(uuid5(order.key, "OrderPaid"))
+    for subject in map(str, range(100)):
+        assert order.compensation_id(REFUND, subject) == str(uuid5(order.key, f"{REFUND} {subject}"))
 
 
 def test_events_of_one_transition_share_their_sequence():
