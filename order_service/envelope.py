@@ -3,11 +3,11 @@
 https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 from urllib.parse import urlsplit
@@ -161,7 +161,7 @@ def _json_object(body: bytes) -> dict[str, Any]:
     if len(body) > MAX_BODY_BYTES:
         raise unreadable("oversized", "body", f"has {len(body)} bytes, at most {MAX_BODY_BYTES} are read")
     try:
-        document = json.loads(body, parse_float=events.exact_decimal, parse_constant=events.exact_decimal)
+        document = events.exact_json(body)
     except RecursionError:
         raise unreadable("malformed", "body", "is nested too deeply") from None
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, and integers of thousands of digits
@@ -183,6 +183,8 @@ def _enveloped_data(document: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
+# Nearly all messages name one of a few schemas. No more are kept, since a name may be as long as a body.
+@lru_cache(maxsize=16)
 def _major_version(schema: str) -> int:
     try:
         parts = urlsplit(schema)

@@ -4,9 +4,10 @@ Incoming models ignore unknown fields (tolerant reader) and are strict about the
 the JSON Schemas are made from them.
 """
 
+import json
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -48,8 +49,17 @@ def exact_decimal(text: str) -> Decimal:
     return number
 
 
+_DECODER = json.JSONDecoder(parse_float=exact_decimal, parse_constant=exact_decimal)
+
+
+def exact_json(document: str | bytes) -> Any:
+    """What json.loads() makes of a document, with its fractions exact. Raises ValueError, and RecursionError."""
+    # Given these functions it would make a decoder each time; it is content with anything that hands it one.
+    return json.loads(document, cls=lambda: _DECODER)  # type: ignore[arg-type]
+
+
 def _exact_amount(value: object, check: ValidatorFunctionWrapHandler) -> Decimal:
-    # Decimal is what json.loads makes of a fraction here, so that 0.1 stays 0.1; text and true are no amounts.
+    # Decimal is what exact_json() makes of a fraction, so that 0.1 stays 0.1; text and true are no amounts.
     if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
         raise ValueError("must be a JSON number")
     amount: Decimal = check(Decimal(str(value)) if isinstance(value, float) else value)

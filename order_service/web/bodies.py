@@ -1,7 +1,6 @@
 """Request bodies in, order bodies out."""
 
 import base64
-import json
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -11,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from werkzeug.exceptions import HTTPException
 
 from order_service.envelope import utc_text
-from order_service.events import Amount, Id, as_number, exact_decimal
+from order_service.events import Amount, Id, as_number, exact_json
 from order_service.history import Entry
 from order_service.order import Order
 from order_service.startup import first_line
@@ -125,7 +124,7 @@ def json_body() -> dict[str, Any]:
         raise Problem("body_too_large")
     try:
         # RFC 8259 allows UTF-8 only, and no NaN; a fraction stays the decimal it was written as.
-        body = json.loads(data.decode(), parse_float=exact_decimal, parse_constant=exact_decimal)
+        body = exact_json(data.decode())
     except RecursionError:
         raise Problem("malformed_json", {"detail": "too deeply nested"}) from None
     except ValueError as error:
