@@ -21,12 +21,12 @@ MAX_WAIT_SECONDS = 30
 _WAIT = re.compile(r'^wait\s*=\s*"?(\d{1,100})"?$', re.IGNORECASE)
 
 
-def preferred_wait(preferences: list[str], default: float) -> tuple[float, str]:
-    """Seconds to wait for the menu, and the preferences honoured, by the Prefer headers (RFC 7240).
+def preferred_wait(preferences: str, default: float) -> tuple[float, str]:
+    """Seconds to wait for the menu, and the preferences honoured, by the Prefer header (RFC 7240).
 
     What is not understood is ignored, as the RFC asks.
     """
-    tokens = [token.split(";")[0].strip() for line in preferences for token in line.split(",")]
+    tokens = [token.split(";")[0].strip() for token in preferences.split(",")]
     waits = [int(found[1]) for token in tokens if (found := _WAIT.match(token))]
     applied = ["respond-async"] if any(token.lower() == "respond-async" for token in tokens) else []
     seconds: float = 0 if applied else default
