@@ -27,6 +27,12 @@ from order_service.tables import compensations, orders
 SQLITE_BUSY_MS = 15_000
 #: After so long without a sign of the server a connection to PostgreSQL is given up, in milliseconds.
 DEAD_SERVER_MS = 15_000
+#: Always by index, row by row. The planner thinks a new table small, reads all of it rather than an index, and keeps
+#: that plan until the table is analyzed: a minute later at best, when each batch may read through a million rows.
+#: https://www.postgresql.org/docs/current/runtime-config-query.html
+PLANS: tuple[LiteralString, ...] = (
+    "enable_seqscan TO off", "enable_hashjoin TO off", "enable_mergejoin TO off", "jit TO off",
+)  # fmt: skip
 #: The PostgreSQL channel that says: there is something new in the outbox.
 CHANNEL = "outbox"
 
@@ -62,7 +68,9 @@ class Database:
             self.engine = sa.create_engine(
                 url, pool_size=pool_size, max_overflow=0, pool_pre_ping=ask_first, connect_args=arguments
             )
-            settings = [] if durable else ["synchronous_commit TO off"]
+            settings = list(PLANS)
+            if not durable:
+                settings.append("synchronous_commit TO off")
             if lock_seconds is not None:
                 settings.append(f"lock_timeout TO '{lock_seconds}s'")
             event.listen(self.engine, "connect", lambda connection, _: _configure_postgresql(connection, settings))

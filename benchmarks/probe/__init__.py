@@ -18,6 +18,8 @@ EXCHANGE = "probe.events"
 MENU_QUEUE, PAYMENT_QUEUE = "probe.menu", "probe.payment"
 #: The PostgreSQL channel that says: there is something new in the outbox.
 CHANNEL = "outbox"
+#: As the service has it: by index, row by row, also while the tables are new and the planner knows nothing of them.
+PLANS = "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c jit=off"
 ITEMS = [{"id": id, "name": name, "price": price, "stock": 1000} for id, (name, price) in PRICES.items()]
 
 TABLES = """

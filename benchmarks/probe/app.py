@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 
-from benchmarks.probe import CHANNEL
+from benchmarks.probe import CHANNEL, PLANS
 
 #: Order and outbox row; the event's body is made where the order's id is.
 PLACE = """
@@ -42,7 +42,7 @@ def _answer(start_response: Callable[..., object], status: str, body: bytes) -> 
 
 def _connection() -> psycopg.Connection[tuple[Any, ...]]:
     if not hasattr(_local, "connection"):
-        _local.connection = psycopg.connect(os.environ["DATABASE_URL"], autocommit=True)
+        _local.connection = psycopg.connect(os.environ["DATABASE_URL"], autocommit=True, options=PLANS)
     connection: psycopg.Connection[tuple[Any, ...]] = _local.connection
     return connection
 
@@ -59,7 +59,7 @@ def _ring() -> None:
 
 
 def _keep_ringing() -> None:
-    with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as connection:
+    with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True, options=PLANS) as connection:
         while _rung.wait():
             _rung.clear()
             connection.execute(f"notify {CHANNEL}")

@@ -15,7 +15,7 @@ from pika.channel import Channel
 from pika.frame import Method
 from pika.spec import BasicProperties
 
-from benchmarks.probe import CHANNEL, EXCHANGE
+from benchmarks.probe import CHANNEL, EXCHANGE, PLANS
 
 WINDOW = 500
 LOOK_SECONDS = 0.5
@@ -30,8 +30,8 @@ class Relay:
     """Publishes until SIGTERM. All of it runs in pika's loop."""
 
     def __init__(self, database_url: str, rabbitmq_url: str) -> None:
-        self._database = psycopg.connect(database_url)
-        self._listener = psycopg.connect(database_url, autocommit=True)
+        self._database = psycopg.connect(database_url, options=PLANS)
+        self._listener = psycopg.connect(database_url, autocommit=True, options=PLANS)
         self._unconfirmed: set[int] = set()
         self._tag = 0
         self._timer: Any = None

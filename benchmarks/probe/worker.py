@@ -10,7 +10,7 @@ import psycopg
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.spec import Basic, BasicProperties
 
-from benchmarks.probe import CHANNEL, MENU_QUEUE, PAYMENT_QUEUE
+from benchmarks.probe import CHANNEL, MENU_QUEUE, PAYMENT_QUEUE, PLANS
 
 BATCH = 200
 #: The next batch comes in while this one is worked off.
@@ -48,7 +48,7 @@ class Worker:
     """Consumes until SIGTERM."""
 
     def __init__(self, database_url: str, rabbitmq_url: str) -> None:
-        self._database = psycopg.connect(database_url, autocommit=True)
+        self._database = psycopg.connect(database_url, autocommit=True, options=PLANS)
         self._connection = pika.BlockingConnection(pika.URLParameters(rabbitmq_url))
         self._channel = self._connection.channel()
         self._arrived: list[Arrived] = []

@@ -106,3 +106,23 @@ def test_relay_costs_at_most_two_statements_for_whatever_it_sends(database: Data
 
     assert len(statements) == (2 if database.is_sqlite else 1), statements
     assert core.count(database, core.outbox) == 0
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_no_table_is_read_whole_while_it_is_new_and_not_yet_analyzed(database: Database, database_url: str) -> None:
+    # given
+    sent: list[tuple[str, Any]] = []
+    sa.event.listen(database.engine, "before_cursor_execute", lambda *given: sent.append((given[2], given[3])))
+
+    # when
+    ids = core.place(database, 1)
+    apply_batch(database, Settings(database_url=database_url), deliveries(*[core.reserved(id) for id in ids]))
+    Claim(database, BATCH, utc_now()).settle(sent=[], failed=[], now=utc_now())
+
+    # then
+    hot = [each for each in sent if each[0].startswith(("SELECT", "WITH", "DELETE"))]
+    assert len(hot) == 4, sent
+    with database.reading() as connection:
+        for statement, values in hot:
+            plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN {statement}", values).scalars())
+            assert "Seq Scan" not in plan, plan
