@@ -143,7 +143,8 @@ def apply_replies(
 ) -> list[tuple[Reply, OrderError]]:
     """Apply a batch of messages, each once however often it comes; returns those that can never succeed."""
     orders = db.lock_orders(connection, sorted({reply.order_id for reply in replies}))
-    seen = history.applied(connection, [_key(reply) for reply in replies])
+    changed = {order.id for order in orders.values() if not order.is_untouched}
+    seen = history.applied(connection, [_key(reply) for reply in replies if reply.order_id in changed])
     refused: list[tuple[Reply, OrderError]] = []
     for reply in replies:
         if _key(reply) in seen:

@@ -29,6 +29,8 @@ Key = tuple[int, str, str]
 
 def applied(connection: sa.Connection, keys: Sequence[Key]) -> set[Key]:
     """Which of these messages were applied before. Only sure while their orders are locked."""
+    if not keys:
+        return set()
     columns = (order_history.c.order_id, order_history.c.type, order_history.c.message_id)
     return {(row[0], row[1], row[2]) for row in bulk.present(connection, columns, keys)}
 

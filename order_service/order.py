@@ -216,6 +216,11 @@ class Order:
             lines[menu_id] = lines.get(menu_id, 0) + 1
         return lines
 
+    @property
+    def is_untouched(self) -> bool:
+        """Whether no message was applied to it yet: the first one, whatever it is, changes an order or is refused."""
+        return self.version == 1
+
     def event_id(self, event_type: str) -> str:
         """The id under which this order sends its one event of this type, however often."""
         return _id_within(self.key, event_type)

@@ -519,6 +519,21 @@ def test_the_first_amount_of_a_late_payment_stands():
     assert order.payments[0].id is None
 
 
+@pytest.mark.parametrize(
+    "message", [reserved(), OUT_OF_STOCK, completed(), DECLINED, StockReleased("x"), PaymentRefunded("x")]
+)
+def test_no_message_leaves_an_order_untouched_unless_it_is_refused(message):
+    order = new_order()
+    assert order.is_untouched
+
+    try:
+        decide(order, message, CLOCK)
+    except InvalidMessage:
+        assert isinstance(message, StockReleased | PaymentRefunded)
+    else:
+        assert not order.is_untouched
+
+
 def test_duplicate_payment_leaves_order_paid():
     order = after(reserved("R1"), completed("P1"))
 
