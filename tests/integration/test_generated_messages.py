@@ -26,7 +26,7 @@ from order_service.db import Database
 from order_service.events import INCOMING
 from order_service.order import State
 from order_service.tables import order_history
-from publishers.relay import Relay
+from publishers.relay import BATCHES, Relay
 from tests.integration import core
 from tests.integration.core import Eventually, Message, Wire
 
@@ -297,7 +297,7 @@ def raw_headers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
-    with core.opened(database_url, pool_size=3) as database:
+    with core.opened(database_url, pool_size=BATCHES + 3) as database:
         yield database
 
 
