@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy as sa
+from pika.adapters.utils.io_services_utils import _AsyncTransportBase
 from structlog.testing import CapturingLogger
 
 from order_service import envelope, handlers, outbox, startup, topology
@@ -21,6 +22,7 @@ from order_service.db import Database
 from order_service.envelope import Delivery
 from order_service.order import Cancel
 from order_service.tables import outbox as outbox_table
+from publishers import relay
 from publishers.relay import Relay
 from tests.integration import core
 from tests.integration.core import NOW, Eventually, Wire, completed, reserved
@@ -358,13 +360,51 @@ def test_events_for_others_leave_while_one_sibling_refuses_everything(
     assert slowest < 2
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_an_event_does_not_wait_for_the_confirms_of_the_one_before(
+    database: Database, wire: Wire, relaying: Any, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wire.listen("order.created")
+    monkeypatch.setattr(relay, "CONFIRM_SECONDS", 3)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(relay._Session, "_note_confirm", lambda *_: None)
+        with relaying():
+            for number in range(1, 3):
+                core.place(database)
+                eventually(lambda number=number: len(wire.take()) == 1, f"order {number} to be told")
+
+    # then: what nobody has confirmed is still there, and goes out again
+    assert attempts(database) == [0, 0]
+    with relaying():
+        eventually(lambda: is_empty(database), "both to be confirmed")
+    assert len(wire.take()) == 2
+
+
+def test_a_batch_of_events_leaves_in_few_system_calls(
+    database: Database, wire: Wire, relaying: Any, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wire.listen("order.created")
+    add(database, core.outbox_rows(200))
+    sends: list[int] = []
+    send = _AsyncTransportBase._sigint_safe_send
+    counted = staticmethod(lambda socket, data: sends.append(len(data)) or send(socket, data))
+    monkeypatch.setattr(_AsyncTransportBase, "_sigint_safe_send", counted)
+
+    with relaying():
+        eventually(lambda: is_empty(database), "all to be confirmed")
+
+    assert len(sends) < 50, sends
+    assert len(wire.take()) == 200
+
+
 def test_stop_settles_what_is_in_flight(database: Database, wire: Wire, relaying: Any, eventually: Eventually) -> None:
     wire.listen("order.created")
     add(database, core.outbox_rows(1500))
 
-    with relaying(relay_window=500) as relay:
+    with relaying() as running:
         eventually(lambda: core.count(database, outbox_table) < 1500, "the relay to be in the middle of it")
-        relay.stop()
+        running.stop()
 
     taken = [message.properties.message_id for message in wire.take()]
     left = [row.message_id for row in core.rows(database, outbox_table)]
@@ -431,10 +471,10 @@ def test_relay_waits_while_the_database_is_away(
 def test_relay_refuses_a_broker_without_topology_naming_the_command(
     database: Database, amqp_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    relay = Relay(core.settings(amqp_url, database.url), database, threading.Event())
+    undeclared = Relay(core.settings(amqp_url, database.url), database, threading.Event())
 
     with pytest.raises(SystemExit) as refused:
-        relay.run()
+        undeclared.run()
 
     assert refused.value.code == 2
     assert "python -m order_service topology" in capsys.readouterr().err
@@ -444,8 +484,8 @@ def test_relay_starts_before_the_broker_and_stops_when_told(database: Database) 
     nowhere = core.settings("amqp://guest:guest@127.0.0.1:1/", database.url)
     core.place(database)
 
-    with core.running(lambda stop: Relay(nowhere, database, stop)) as relay:
-        assert relay.is_alive
+    with core.running(lambda stop: Relay(nowhere, database, stop)) as running:
+        assert running.is_alive
 
     assert attempts(database) == [0]
 
