@@ -16,6 +16,7 @@ from uuid import UUID
 
 import psycopg
 import sqlalchemy as sa
+from psycopg import generators
 from pydantic_core import from_json, to_json
 from sqlalchemy import event
 
@@ -136,13 +137,14 @@ def _commit_and_wake_relays(connection: sa.Connection) -> None:
     https://www.postgresql.org/docs/current/sql-notify.html
     """
     driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
-    statements: LiteralString = f"COMMIT; NOTIFY {CHANNEL}"
     try:
-        driver.execute(statements, prepare=False)
-    except psycopg.errors.ProgramLimitExceeded:
-        pass  # The queue of notifications is full: some listener sleeps. Committed it is.
+        driver.pgconn.send_query(f"COMMIT; NOTIFY {CHANNEL}".encode())
+        committed, *_ = driver.wait(generators.execute(driver.pgconn))
+        # The transaction is over whatever became of the NOTIFY; one that had failed before answers ROLLBACK.
+        if committed.command_status != b"COMMIT":
+            raise psycopg.errors.error_from_result(committed)
     except psycopg.Error as error:
-        raise sa.exc.DBAPIError.instance(statements, None, error, psycopg.Error) from error
+        raise sa.exc.DBAPIError.instance("COMMIT", None, error, psycopg.Error) from error
 
 
 def was_undone(error: sa.exc.DBAPIError) -> bool:
