@@ -51,7 +51,7 @@ class Relay:
     """Publishes what is in the outbox until stopped. All of it runs in the thread that calls `run`."""
 
     def __init__(self, settings: Settings, database: Database, stop: threading.Event) -> None:
-        """`database` must have BATCHES connections for it."""
+        """`database` must have BATCHES + 1 connections for it: it waits for them in the thread that would free them."""
         self._settings, self._database, self._stop = settings, database, stop
         self._away = False
 
