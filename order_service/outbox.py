@@ -189,12 +189,11 @@ def backoff(attempts: int) -> timedelta:
 
 def _no_longer_needed() -> sa.ColumnElement[bool]:
     """An unroutable request that its order has meanwhile outlived."""
-    answered = sa.select(orders.c.id).where(orders.c.state.not_in(AWAITING_MENU))
-    settled = sa.select(orders.c.id).where(orders.c.state != State.AWAITING_PAYMENT)
-    confirmed = sa.select(compensations.c.id).where(compensations.c.confirmed_at.is_not(None))
+    its_order = sa.exists().where(orders.c.id == outbox.c.order_id)
+    confirmed = compensations.c.confirmed_at.is_not(None)
     outlived = sa.or_(
-        sa.and_(outbox.c.type == "OrderCreated", outbox.c.order_id.in_(answered)),
-        sa.and_(outbox.c.type == "PaymentRequested", outbox.c.order_id.in_(settled)),
-        outbox.c.message_id.in_(confirmed),
+        sa.and_(outbox.c.type == "OrderCreated", its_order.where(orders.c.state.not_in(AWAITING_MENU))),
+        sa.and_(outbox.c.type == "PaymentRequested", its_order.where(orders.c.state != State.AWAITING_PAYMENT)),
+        sa.exists().where(compensations.c.id == outbox.c.message_id, confirmed),
     )
     return sa.and_(_is_event, outlived)
