@@ -17,6 +17,8 @@ from order_service.db import Database
 
 #: How long a thread stays with a client that may send its next request at once, in milliseconds.
 LINGER_MS = 5
+#: After so many requests in a row the client queues up behind the others.
+IN_A_ROW = 50
 
 
 class Worker(ThreadWorker):
@@ -27,8 +29,11 @@ class Worker(ThreadWorker):
     """
 
     def handle(self, conn: Any) -> Any:
-        while (kept := super().handle(conn)) is True and self.alive and _has_more(conn):
-            pass
+        kept = super().handle(conn)
+        for _ in range(IN_A_ROW):
+            if kept is not True or not self.alive or not _has_more(conn):
+                break
+            kept = super().handle(conn)
         return kept
 
 

@@ -68,8 +68,11 @@ class Recorder:
             entry.wake()
 
     def _settle(self, entries: Sequence[_Entry]) -> None:
+        """Whatever goes wrong, each has an order or an error afterwards."""
         try:
             orders = self._record([entry.placement for entry in entries])
+            for entry, order in zip(entries, orders, strict=True):
+                entry.order = order
         except BaseException as error:
             if len(entries) > 1 and isinstance(error, sa.exc.DBAPIError) and was_undone(error):
                 # One of them was recorded before, or is being so just now; the others are not to suffer for it.
@@ -78,6 +81,3 @@ class Recorder:
             else:
                 for entry in entries:
                     entry.error = error
-        else:
-            for entry, order in zip(entries, orders, strict=True):
-                entry.order = order

@@ -114,6 +114,14 @@ def test_next_order_is_recorded_after_one_that_failed(recorder: Recorder, gate: 
     assert core.count(database, orders) == 2
 
 
+def test_record_that_loses_an_order_hangs_nobody() -> None:
+    losing = Recorder(lambda placements: [])
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="zip"):
+            losing.place(placement())
+
+
 def test_more_orders_than_one_transaction_takes_are_all_recorded(
     recorder: Recorder, gate: Gate, database: Database, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
