@@ -21,6 +21,8 @@ from order_service.envelope import CONTENT_TYPE, Delivery, Unreadable, read, utc
 from order_service.events import INCOMING, OUTGOING, exact_decimal
 from order_service.schema_changes import breaking_changes
 
+#: How soon Ctrl-C ends the watch, in seconds.
+STOP_LOOK_SECONDS = 0.5
 _BY_ROUTING_KEY = {model.routing_key: name for name, model in asyncapi.EVENTS.items()}
 _FILE = click.argument("file", type=click.File("rb"))
 _TYPE = click.option("--type", "named", type=click.Choice(list(asyncapi.EVENTS)), help="What bare data is.")
@@ -123,11 +125,13 @@ def tail() -> None:
         queue = channel.queue_declare("", exclusive=True).method.queue
         channel.queue_bind(queue, topology.EXCHANGE, "#")
         channel.basic_consume(queue, show, auto_ack=True, exclusive=True)
+        # By a flag: a KeyboardInterrupt that meets the wrong moment of the interpreter is only printed.
+        stop = startup.stop_on_signal()
         click.echo(f"Watching {topology.EXCHANGE}; Ctrl-C ends it", err=True)
-        try:
-            channel.start_consuming()
-        except KeyboardInterrupt:
-            return
+        while channel.consumer_tags:
+            channel.connection.process_data_events(time_limit=STOP_LOOK_SECONDS)
+            if stop.is_set():
+                return
     raise click.ClickException("the broker ended the watch; run the command again")
 
 
