@@ -1,5 +1,8 @@
-"""What a batch and a POST may cost, in statements: no clock is looked at, so no busy machine can fail this."""
+"""What a batch and a POST may cost, in statements and round trips: no busy machine can fail this."""
 
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +40,31 @@ def sent_by(database: Database) -> list[str]:
     return sent
 
 
+@pytest.fixture
+def round_trips(database: Database, tmp_path: Path) -> Iterator[Callable[[], int]]:
+    """How often PostgreSQL was asked something and waited for since the last call, BEGIN and COMMIT included."""
+    trace = tmp_path / "trace"
+    file = os.open(trace, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+
+    @sa.event.listens_for(database.engine, "checkout")
+    def begin(connection: Any, *_: Any) -> None:
+        connection.pgconn.trace(file)
+
+    @sa.event.listens_for(database.engine, "checkin")
+    def end(connection: Any, *_: Any) -> None:
+        connection.pgconn.untrace()
+
+    def count() -> int:
+        """By the server's ReadyForQuery, which ends its answer to each message or group of messages."""
+        lines = trace.read_text().splitlines()
+        os.truncate(trace, 0)
+        return sum("ReadyForQuery" in line for line in lines)
+
+    yield count
+    database.dispose()
+    os.close(file)
+
+
 def deliveries(*replies: Reply) -> list[tuple[Delivery, frozenset[str]]]:
     found = []
     for reply in replies:
@@ -71,6 +99,27 @@ def test_batch_that_gives_everything_back_costs_no_round_trip_more(
 
     assert len(statements) <= (6 if database.is_sqlite else 3), statements
     assert len(core.given_back(database)) == BATCH
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_batch_of_replies_costs_five_round_trips_and_a_post_four(
+    database: Database, database_url: str, round_trips: Callable[[], int]
+) -> None:
+    ids = core.place_sent(database, BATCH)
+    settings = Settings(database_url=database_url)
+    placement = handlers.Placement(user_id=7, menu_ids=(1, 2))
+    round_trips()
+
+    # BEGIN, lock, write, COMMIT with NOTIFY; an order that a message has touched has its inbox looked at as well.
+    apply_batch(database, settings, deliveries(*[core.reserved(id) for id in ids]))
+    assert round_trips() == 4
+    apply_batch(database, settings, deliveries(*[core.completed(id) for id in ids]))
+    assert round_trips() == 5
+
+    # BEGIN, the orders, their events, COMMIT with NOTIFY.
+    with database.writing() as connection:
+        handlers.place_orders(connection, [placement] * 100, core.clock(), reminders=3)
+    assert round_trips() == 4
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
