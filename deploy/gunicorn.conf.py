@@ -17,12 +17,10 @@ from order_service.db import Database
 
 #: How long a thread stays with a client that may send its next request at once, in milliseconds.
 LINGER_MS = 5
-#: After so many requests in a row the client queues up behind the others.
-IN_A_ROW = 50
 
 
 class Worker(ThreadWorker):
-    """gthread, but for a client that sends one request after the other: its thread stays with it.
+    """gthread, but for a client that sends one request after the other: its thread stays with it, if others are free.
 
     gthread hands each request of a connection from its main thread to another thread and back, which costs as much
     as the parsing of the request.
@@ -30,9 +28,7 @@ class Worker(ThreadWorker):
 
     def handle(self, conn: Any) -> Any:
         kept = super().handle(conn)
-        for _ in range(IN_A_ROW):
-            if kept is not True or not self.alive or not _has_more(conn):
-                break
+        while kept is True and self.alive and self.tpool._work_queue.empty() and _has_more(conn):
             kept = super().handle(conn)
         return kept
 

@@ -28,6 +28,14 @@ from order_service.tables import compensations, orders
 SQLITE_BUSY_MS = 15_000
 #: After so long without a sign of the server a connection to PostgreSQL is given up, in milliseconds.
 DEAD_SERVER_MS = 15_000
+#: After so long without a sign of the client PostgreSQL gives its connection up, and whatever it holds comes free.
+#: https://www.postgresql.org/docs/current/runtime-config-connection.html
+DEAD_CLIENT: tuple[LiteralString, ...] = (
+    "tcp_keepalives_idle TO 10", "tcp_keepalives_interval TO 5", "tcp_keepalives_count TO 3",
+)  # fmt: skip
+#: A transaction in which the client does nothing for so long is ended, in milliseconds: a process that stands still
+#: holds locks that others wait for. A relay waits for the broker in its own; ended too early, its rows go out twice.
+FROZEN_CLIENT_MS, FROZEN_RELAY_MS = 10_000, 60_000
 #: Always by index, row by row. The planner thinks a new table small, reads all of it rather than an index, and keeps
 #: that plan until the table is analyzed: a minute later at best, when each batch may read through a million rows.
 #: https://www.postgresql.org/docs/current/runtime-config-query.html
@@ -52,8 +60,9 @@ class Database:
     ) -> None:
         """`ask_first`: whether a connection is tried before each transaction; who tries again anyway need not.
 
-        Without `durable` a power cut may undo the last commits, which then cost no flush to disk. `lock_seconds`: how
-        long PostgreSQL lets a statement wait for another's lock; beyond it `was_undone` is true of the error.
+        Without `durable` a power cut may undo the last commits, which then cost no flush to disk, and a transaction may
+        stand still for longer: both for the relay. `lock_seconds`: how long PostgreSQL lets a statement wait for
+        another's lock; beyond it `was_undone` is true of the error.
         """
         self.url = url
         self.is_sqlite = url.startswith("sqlite")
@@ -69,7 +78,8 @@ class Database:
             self.engine = sa.create_engine(
                 url, pool_size=pool_size, max_overflow=0, pool_pre_ping=ask_first, connect_args=arguments
             )
-            settings = list(PLANS)
+            longest_pause = FROZEN_CLIENT_MS if durable else FROZEN_RELAY_MS
+            settings = [*PLANS, *DEAD_CLIENT, f"idle_in_transaction_session_timeout TO {longest_pause}"]
             if not durable:
                 settings.append("synchronous_commit TO off")
             if lock_seconds is not None:

@@ -175,8 +175,8 @@ def pass_deadlines(connection: sa.Connection, changes: Changes, *, limit: int) -
     unsent = outbox.waiting(connection, [order.event_id(_awaited(order)) for order in due])
     for order in due:
         changes.orders[order.id] = order
-        if order.event_id(_awaited(order)) in unsent:
-            _move(connection, order, changes.clock)
+        if rows := unsent.get(order.event_id(_awaited(order))):
+            _move(connection, order, rows, changes.clock)
         elif order.state is State.AWAITING_PAYMENT:
             changes.apply(order, PaymentDeadline())
         elif order.reminders_left:
@@ -196,11 +196,11 @@ def _awaited(order: Order) -> Announcement:
     return Announcement.PAYMENT_REQUESTED if is_payment else Announcement.ORDER_CREATED
 
 
-def _move(connection: sa.Connection, order: Order, clock: Clock) -> None:
+def _move(connection: sa.Connection, order: Order, unsent_rows: Sequence[int], clock: Clock) -> None:
     is_payment = order.state is State.AWAITING_PAYMENT
     order.due_at = clock.now + (clock.pay_within if is_payment else clock.reply_within)
     # The deadline stands in the event too.
-    outbox.renew(connection, order, _awaited(order), clock)
+    outbox.renew(connection, unsent_rows, order, _awaited(order), clock)
 
 
 def repeat_compensations(

@@ -100,18 +100,26 @@ def _parts(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
     yield rows[start:]
 
 
-def waiting(connection: sa.Connection, ids: Sequence[str]) -> set[str]:
-    """Which of these events have not left yet."""
-    wanted = sa.select(outbox.c.message_id).where(bulk.among(connection, outbox.c.message_id, ids), _is_event)
-    return set(connection.execute(wanted).scalars())
+def waiting(connection: sa.Connection, ids: Sequence[str]) -> dict[str, list[int]]:
+    """Those of these events that have not left yet, each with its rows. Reads all of the outbox: ask for many at once.
+
+    An index would cost every event something, for the sake of deadlines that pass.
+    """
+    wanted = sa.select(outbox.c.message_id, outbox.c.id).where(
+        bulk.among(connection, outbox.c.message_id, ids), _is_event
+    )
+    found: dict[str, list[int]] = {}
+    for message_id, row_id in connection.execute(wanted):
+        found.setdefault(message_id, []).append(row_id)
+    return found
 
 
-def renew(connection: sa.Connection, order: Order, effect: Effect, clock: Clock) -> None:
+def renew(connection: sa.Connection, row_ids: Sequence[int], order: Order, effect: Effect, clock: Clock) -> None:
     """Build an event that has not left yet anew, because its deadline moved; its sequence stays.
 
     One that a relay holds just now is left alone: to wait for it would hold up everybody who needs the order.
     """
-    same = sa.select(outbox.c.id, outbox.c.body).where(outbox.c.message_id == event_id(order, effect), _is_event)
+    same = sa.select(outbox.c.id, outbox.c.body).where(outbox.c.id.in_(row_ids))
     for row in connection.execute(same.with_for_update(skip_locked=True)).all():
         renewed = event_row(order, effect, sequence=json.loads(row.body)["sequence"], clock=clock)
         connection.execute(sa.update(outbox).where(outbox.c.id == row.id).values(body=renewed["body"]))

@@ -110,7 +110,10 @@ def install(app: Flask) -> None:
     """Every error of the app becomes a problem, those of unknown routes and our own mistakes too."""
     app.register_error_handler(Problem, respond)
     app.register_error_handler(HTTPException, _http_error)
-    for away in (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError, NotMigrated):
+    # PostgreSQL calls it an internal error when it ends a transaction that stood still.
+    for away in (
+        sa.exc.OperationalError, sa.exc.InternalError, sa.exc.InterfaceError, sa.exc.TimeoutError, NotMigrated,
+    ):  # fmt: skip
         app.register_error_handler(away, _database_error)
     app.register_error_handler(Exception, _own_error)
 

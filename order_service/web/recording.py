@@ -20,6 +20,7 @@ class _Entry:
         self.placement = placement
         self.order: Order | None = None
         self.error: BaseException | None = None
+        self.is_to_go_alone = False
         # A bare lock, taken until somebody wakes us: a third of what an Event costs.
         self._asleep = threading.Lock()
         self._asleep.acquire()
@@ -52,6 +53,9 @@ class Recorder:
             entry.sleep()
         if entry.order is None and entry.error is None:
             self._lead()
+        if entry.is_to_go_alone:
+            # In its own thread: one that waits for a lock keeps nobody else waiting.
+            [entry.order] = self._record([placement])
         return entry.result()
 
     def _lead(self) -> None:
@@ -68,16 +72,13 @@ class Recorder:
             entry.wake()
 
     def _settle(self, entries: Sequence[_Entry]) -> None:
-        """Whatever goes wrong, each has an order or an error afterwards."""
+        """Whatever goes wrong, each has an order or an error afterwards; some are to try again alone."""
         try:
             orders = self._record([entry.placement for entry in entries])
             for entry, order in zip(entries, orders, strict=True):
                 entry.order = order
         except BaseException as error:
-            if len(entries) > 1 and isinstance(error, sa.exc.DBAPIError) and was_undone(error):
-                # One of them was recorded before, or is being so just now; the others are not to suffer for it.
-                for entry in entries:
-                    self._settle([entry])
-            else:
-                for entry in entries:
-                    entry.error = error
+            # One of them was recorded before, or is being so just now; the others are not to suffer for it.
+            undone = len(entries) > 1 and isinstance(error, sa.exc.DBAPIError) and was_undone(error)
+            for entry in entries:
+                entry.error, entry.is_to_go_alone = error, undone

@@ -218,6 +218,36 @@ def test_clients_that_stop_in_the_middle_of_a_request_do_not_hold_the_threads(ho
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_client_gets_its_turn_while_more_clients_than_threads_are_busy(house: House) -> None:
+    # given
+    house.prepare()
+    house.start("api", USER_SERVICE_URL="", ORDER_WAITERS="0", ORDER_STREAMS="0")
+    house.wait_healthy("api")
+    request = b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n"
+    last = request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    clients = ANSWERING_THREADS + 8
+    ready = threading.Barrier(clients + 1)
+
+    def ask_forty_things() -> bytes:
+        with contextlib.closing(socket.create_connection(("127.0.0.1", house.ports["api"]), timeout=30)) as connection:
+            connection.sendall(request[:1])
+            ready.wait(30)
+            connection.sendall(request[1:] + 38 * request + last)
+            return b"".join(iter(lambda: connection.recv(4096), b""))
+
+    with ThreadPoolExecutor(clients) as pool:
+        busy = [pool.submit(ask_forty_things) for _ in range(clients)]
+        ready.wait(30)
+
+        # when
+        assert house.ask("GET", "/healthz").status == 200
+
+        # then: nobody had to be done first
+        assert not any(each.done() for each in busy)
+    assert all(each.result().count(b"HTTP/1.1 200") == 40 for each in busy)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_gunicorn_answers_odd_requests_in_json(house: House) -> None:
     # given
     house.prepare()

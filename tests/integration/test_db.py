@@ -45,6 +45,35 @@ def test_transaction_that_had_failed_before_its_end_is_no_success(database: Data
     assert core.count(database, orders) == 1
 
 
+def test_process_that_stands_still_in_a_transaction_loses_what_it_holds(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = handlers.Placement(7, (1, 2), request={"idempotency_key": "held", "request_hash": "hash"})
+    monkeypatch.setattr(db, "FROZEN_CLIENT_MS", 300)
+    with core.opened(database.url) as frozen, frozen.engine.connect() as connection:
+        handlers.place_orders(connection, [held], core.clock(), reminders=3)
+
+        with database.writing() as another:
+            handlers.place_orders(another, [held], core.clock(), reminders=3)
+
+        with pytest.raises(sa.exc.InternalError):
+            connection.commit()
+    assert core.count(database, orders) == 1
+
+
+def test_server_notices_a_client_that_vanishes_and_is_more_patient_with_the_relay(database: Database) -> None:
+    settings = ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count")
+    relays = Database(database.url, durable=False)
+    for each, idle in (database, "10s"), (relays, "1min"):
+        with each.reading() as connection:
+            found = {name: connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in settings}
+            # Over TCP only; a server on the same machine sees a client's end anyway.
+            if connection.exec_driver_sql("SELECT inet_server_port()").scalar_one():
+                assert found == dict(zip(settings, ("10", "5", "3"), strict=True))
+            assert connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar_one() == idle
+    relays.dispose()
+
+
 def test_connection_that_is_lost_before_the_end_is_an_error_and_is_replaced(database: Database) -> None:
     with pytest.raises(sa.exc.DBAPIError) as lost:
         place(database, between=lambda _: core.end_connections(database.url))

@@ -104,6 +104,31 @@ def test_key_that_a_frozen_process_holds_fails_alone(
     assert sum(isinstance(each, sa.exc.OperationalError) for each in placed) == 1
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_keys_that_a_frozen_process_holds_keep_no_other_order_waiting_for_long(
+    recorder: Recorder, gate: Gate, database: Database, eventually: Eventually
+) -> None:
+    keys = ("one", "another", "third")
+    ended: list[str | None] = []
+
+    def record(placements: list[Placement]) -> list[Order]:
+        try:
+            return gate.record(placements)
+        finally:
+            if len(placements) == 1:
+                ended.append(placements[0].request.get("idempotency_key"))
+
+    with core.opened(database.url) as frozen, frozen.engine.connect() as connection:
+        handlers.place_orders(connection, [placement(key) for key in keys], core.clock(), reminders=3)
+
+        together = [placement(key) for key in keys] + [placement() for _ in range(4)]
+        place_together(Recorder(record), gate, eventually, [placement(), *together])  # type: ignore[arg-type]
+
+        connection.rollback()
+    # Each alone, and all at the same time: the free ones ended while the others waited for the held keys.
+    assert set(ended[-3:]) <= set(keys)
+
+
 def test_next_order_is_recorded_after_one_that_failed(recorder: Recorder, gate: Gate, database: Database) -> None:
     gate.open.set()
     recorder.place(placement("same"))

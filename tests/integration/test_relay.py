@@ -232,12 +232,13 @@ def test_dead_letter_with_properties_at_their_limits_does_not_stop_the_relay(
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_two_relays_at_once_publish_each_row_once(
-    database: Database, wire: Wire, relaying: Any, eventually: Eventually
+    database: Database, wire: Wire, relaying: Any, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(relay, "WINDOW", 100)
     wire.listen("order.created")
     add(database, core.outbox_rows(2000))
 
-    with relaying(relay_window=100), relaying(relay_window=100):
+    with relaying(), relaying():
         eventually(lambda: is_empty(database), "2,000 rows to leave")
 
     taken = Counter(message.properties.message_id for message in wire.take())
@@ -291,11 +292,13 @@ def test_on_sqlite_a_relay_that_stands_by_stops_when_told(amqp_url: str, databas
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_everything_arrives_when_connections_are_cut(
-    database: Database, wire: Wire, management: Any, relaying: Any, eventually: Eventually, log: CapturingLogger
-) -> None:
+    database: Database, wire: Wire, management: Any, relaying: Any, eventually: Eventually, log: CapturingLogger,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(relay, "WINDOW", 20)
     wire.listen("order.created")
 
-    with relaying(relay_window=20):
+    with relaying():
         eventually(lambda: core.said(log, "relaying"), "the relay to be at work")
         add(database, core.outbox_rows(150))
         eventually(management.close_connections, "the relay's connection to be cut")

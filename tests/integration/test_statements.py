@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +42,17 @@ def sent_by(database: Database) -> list[str]:
 
 
 @pytest.fixture
-def round_trips(database: Database, tmp_path: Path) -> Iterator[Callable[[], int]]:
-    """How often PostgreSQL was asked something and waited for since the last call, BEGIN and COMMIT included."""
+def round_trips(tmp_path: Path) -> Iterator[Callable[[], int]]:
+    """How often PostgreSQL was asked something and waited for since the last call, on connections opened from now on.
+
+    BEGIN and COMMIT count, and what the pool asks to see whether a connection is alive.
+    """
     trace = tmp_path / "trace"
     file = os.open(trace, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
 
-    @sa.event.listens_for(database.engine, "checkout")
-    def begin(connection: Any, *_: Any) -> None:
+    @sa.event.listens_for(sa.pool.Pool, "connect")
+    def begin(connection: Any, _: Any) -> None:
         connection.pgconn.trace(file)
-
-    @sa.event.listens_for(database.engine, "checkin")
-    def end(connection: Any, *_: Any) -> None:
-        connection.pgconn.untrace()
 
     def count() -> int:
         """By the server's ReadyForQuery, which ends its answer to each message or group of messages."""
@@ -61,7 +61,7 @@ def round_trips(database: Database, tmp_path: Path) -> Iterator[Callable[[], int
         return sum("ReadyForQuery" in line for line in lines)
 
     yield count
-    database.dispose()
+    sa.event.remove(sa.pool.Pool, "connect", begin)
     os.close(file)
 
 
@@ -102,24 +102,46 @@ def test_batch_that_gives_everything_back_costs_no_round_trip_more(
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_batch_of_replies_costs_five_round_trips_and_a_post_four(
+def test_batch_of_replies_costs_five_round_trips(
     database: Database, database_url: str, round_trips: Callable[[], int]
 ) -> None:
     ids = core.place_sent(database, BATCH)
     settings = Settings(database_url=database_url)
-    placement = handlers.Placement(user_id=7, menu_ids=(1, 2))
-    round_trips()
+    consumers = Database(database_url, ask_first=False)
+    with consumers.reading():
+        round_trips()
 
     # BEGIN, lock, write, COMMIT with NOTIFY; an order that a message has touched has its inbox looked at as well.
-    apply_batch(database, settings, deliveries(*[core.reserved(id) for id in ids]))
+    apply_batch(consumers, settings, deliveries(*[core.reserved(id) for id in ids]))
     assert round_trips() == 4
-    apply_batch(database, settings, deliveries(*[core.completed(id) for id in ids]))
+    apply_batch(consumers, settings, deliveries(*[core.completed(id) for id in ids]))
     assert round_trips() == 5
+    consumers.dispose()
 
-    # BEGIN, the orders, their events, COMMIT with NOTIFY.
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_post_over_http_costs_five_round_trips(database_url: str, round_trips: Callable[[], int]) -> None:
+    app = create_app(Settings(database_url=database_url, wait_seconds=0))
+    client = app.test_client()
+    for _ in range(2):  # The first one opens the connection.
+        round_trips()
+        assert client.post("/orders", json={"user_id": 1, "menu_ids": [1, 2]}).status_code == 202
+
+    # Is the connection alive, BEGIN, the order, its event, COMMIT with NOTIFY.
+    assert round_trips() == 5
+    app.extensions["api"].close()
+
+
+def test_deadlines_look_for_unsent_events_once(database: Database, statements: list[str]) -> None:
+    core.place(database, 50)
+    late = core.changes(core.NOW + timedelta(hours=1))
+    statements.clear()
+
     with database.writing() as connection:
-        handlers.place_orders(connection, [placement] * 100, core.clock(), reminders=3)
-    assert round_trips() == 4
+        assert handlers.pass_deadlines(connection, late, limit=100) == 50
+
+    # There is no index for it, so it reads all of the outbox, which is long after an outage of the broker.
+    assert sum("FROM outbox" in each and "message_id" in each.partition("WHERE")[2] for each in statements) == 1
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
