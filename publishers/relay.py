@@ -246,6 +246,10 @@ class _Session:
                 batch.since = now
         elif not self._error and any(now - batch.since > CONFIRM_SECONDS for batch in self._batches):
             log.warning("no confirm in time, leaving this connection", rows=len(self._in_flight))
+            # Put off: where one queue has lost its leader, what goes to the others is to have its turn.
+            for batch, row in self._in_flight.values():
+                batch.failed.append(row.id)
+            self._in_flight.clear()
             self._leave(AMQPError("no confirm in time"))
 
     def _note_return(self, _: Channel, method: Basic.Return, properties: BasicProperties, body: bytes) -> None:
@@ -256,8 +260,8 @@ class _Session:
         self.confirmed = True
         tag, is_ack = frame.method.delivery_tag, isinstance(frame.method, Basic.Ack)
         # Tags were given in this order.
-        tags = list(takewhile(lambda known: known <= tag, self._in_flight)) if frame.method.multiple else [tag]
-        for confirmed in tags:
+        tags = takewhile(lambda known: known <= tag, self._in_flight) if frame.method.multiple else (tag,)
+        for confirmed in [each for each in tags if each in self._in_flight]:
             batch, row = self._in_flight.pop(confirmed)
             if is_ack and not self._was_returned(row):
                 batch.sent.append(row.id)

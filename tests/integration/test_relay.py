@@ -15,6 +15,8 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 from pika.adapters.utils.io_services_utils import _AsyncTransportBase
+from pika.frame import Method
+from pika.spec import Basic
 from structlog.testing import CapturingLogger
 
 from order_service import envelope, handlers, outbox, startup, topology
@@ -378,10 +380,37 @@ def test_an_event_does_not_wait_for_the_confirms_of_the_one_before(
                 eventually(lambda number=number: len(wire.take()) == 1, f"order {number} to be told")
 
     # then: what nobody has confirmed is still there, and goes out again
-    assert attempts(database) == [0, 0]
+    assert attempts(database) == [1, 1]
     with relaying():
         eventually(lambda: is_empty(database), "both to be confirmed")
     assert len(wire.take()) == 2
+
+
+def test_a_queue_that_confirms_nothing_holds_up_only_what_is_for_it(
+    database: Database, wire: Wire, relaying: Any, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a quorum queue without a majority does."""
+    wire.listen("order.created")
+    wire.listen("payment.requested")
+    monkeypatch.setattr(relay, "CONFIRM_SECONDS", 0.5)
+    monkeypatch.setattr(relay, "WINDOW", relay.FEW)
+    confirm = relay._Session._note_confirm
+
+    def confirm_others(session: relay._Session, frame: Method[Basic.Ack | Basic.Nack]) -> None:
+        tag = frame.method.delivery_tag
+        tags = [each for each in session._in_flight if each <= tag] if frame.method.multiple else [tag]
+        for each in tags:
+            if session._in_flight[each][1].routing_key != "order.created":
+                confirm(session, Method(1, Basic.Ack(each)))
+
+    monkeypatch.setattr(relay._Session, "_note_confirm", confirm_others)
+    add(database, core.outbox_rows(relay.FEW))
+    add(database, core.outbox_rows(1, routing_key="payment.requested"))
+
+    with relaying():
+        eventually(lambda: core.count(database, outbox_table) == relay.FEW, "the other event to leave")
+
+    assert min(attempts(database)) >= 1
 
 
 def test_a_batch_of_events_leaves_in_few_system_calls(
