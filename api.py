@@ -14,7 +14,7 @@ from pydantic_core import to_json
 from werkzeug.routing import IntegerConverter
 from werkzeug.serving import make_server
 
-from order_service import db, handlers, history, schema, startup
+from order_service import handlers, history, order_rows, schema, startup
 from order_service.config import Settings
 from order_service.db import Database
 from order_service.decisions import Clock
@@ -117,7 +117,7 @@ class Api:
         wanted = query()
         states = [state for state in State if state.status == wanted.status]
         with self.database.reading() as connection:
-            page = db.list_orders(
+            page = order_rows.list_orders(
                 connection, user_id=wanted.user_id, states=states, before=wanted.cursor, limit=wanted.limit + 1
             )
         shown = page[: wanted.limit]
@@ -159,7 +159,7 @@ class Api:
     def _repeated(self, wanted: OrderRequest, key: str) -> Order | None:
         """The order this request placed before. Raises Problem 422 if it was another request's key."""
         with self.database.reading() as connection:
-            found = db.find_request(connection, key)
+            found = order_rows.find_request(connection, key)
         if found is None:
             return None
         order_id, request_hash = found
@@ -218,7 +218,7 @@ class Api:
     def _read(self, order_id: int) -> Order:
         _require_possible(order_id)
         with self.database.reading() as connection:
-            order = db.read_orders(connection, [order_id]).get(order_id)
+            order = order_rows.read_orders(connection, [order_id]).get(order_id)
         if order is None:
             raise Problem("order_not_found")
         return order

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 import structlog
 
 from consumers.inbound import is_databases_fault
-from order_service import db, handlers, startup, takings
+from order_service import handlers, order_rows, startup, takings
 from order_service.config import Settings
 from order_service.db import Database
 from order_service.decisions import Clock
@@ -62,7 +62,7 @@ class Stock:
         Raises MenuServiceDown, then to be tried again, and Unreadable for an unknown order.
         """
         with self._database.reading() as connection:
-            order = db.read_orders(connection, [order_id]).get(order_id)
+            order = order_rows.read_orders(connection, [order_id]).get(order_id)
             seen = takings.find(connection, order_id)
         if order is None:
             raise unreadable("unknown_order", "data.order_id", "names no order of ours", order_id=order_id)
@@ -86,7 +86,7 @@ class Stock:
     def release(self, order_id: int, release_id: str, reservation_id: str | None) -> None:
         """Confirm where nothing was taken; else report, and leave it unconfirmed. Raises Unreadable."""
         with self._database.writing() as connection:
-            order = db.lock_orders(connection, [order_id]).get(order_id)
+            order = order_rows.lock_orders(connection, [order_id]).get(order_id)
             if order is None:
                 raise unreadable("unknown_order", "data.order_id", "names no order of ours", order_id=order_id)
             held = takings.find(connection, order_id)
@@ -147,7 +147,7 @@ class Stock:
 
     def _note(self, seen: Taking | None, now: Taking, connection: sa.Connection) -> bool:
         """Write the progress down; False where the next PUT must not be sent any more."""
-        order = db.lock_orders(connection, [now.order_id]).get(now.order_id)
+        order = order_rows.lock_orders(connection, [now.order_id]).get(now.order_id)
         awaited = order is not None and order.state in AWAITING_MENU
         # `now` is found where the reply to its commit was lost.
         if takings.find(connection, now.order_id) not in (seen, now) or (now.asked is not None and not awaited):

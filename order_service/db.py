@@ -1,28 +1,20 @@
-"""The database: one object that knows how each engine must be told to behave, and the orders' rows.
+"""The database: one object that knows how each engine must be told to behave.
 
-Besides here, SQL lives in outbox.py, history.py, compensations.py and takings.py only.
+SQL lives in order_rows.py, outbox.py, history.py, compensations.py and takings.py only.
 """
 
 import fcntl
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import datetime
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, LiteralString, TextIO
-from uuid import UUID
 
 import psycopg
 import sqlalchemy as sa
 from psycopg import generators
-from pydantic_core import from_json, to_json
 from sqlalchemy import event
-
-from order_service import bulk
-from order_service.order import FINAL, Item, Order, Payment, State
-from order_service.tables import compensations, orders
 
 #: How long SQLite waits for another process's write transaction before it gives up, in milliseconds.
 SQLITE_BUSY_MS = 15_000
@@ -204,122 +196,3 @@ def _began(connection: sa.Connection, *, last: bool) -> bool:
             raise
         return False
     return True
-
-
-#: Written once, and what a decision may change; the names of the columns are those of the order's fields.
-_FIXED = ("key", "user_id", "created_at", "expected_total", "traceparent")
-_CHANGING = (
-    "state", "version", "total_price", "reason", "detail", "rejected_menu_id", "paid_at", "due_at", "reminders_left",
-)  # fmt: skip
-_SELECT = sa.select(*(orders.c[name] for name in ("id", "menu_ids", "items", "ledger", *_FIXED, *_CHANGING)))
-
-
-def insert_orders(connection: sa.Connection, placed: Sequence[tuple[Order, Mapping[str, str]]]) -> None:
-    """Write new orders, each with what makes its request a repeat, and give them their ids.
-
-    Raises sqlalchemy.exc.IntegrityError where an idempotency key is taken.
-    """
-    rows = [
-        {name: getattr(order, name) for name in _FIXED}
-        | {"menu_ids": to_json(order.menu_ids).decode(), "idempotency_key": None, "request_hash": None, **request}
-        | _changing(order)
-        for order, request in placed
-    ]
-    # In one order, or two batches could each hold a key that the other waits for.
-    rows.sort(key=lambda row: row["idempotency_key"] or "")
-    ids = {UUID(str(key)): id for key, id in bulk.insert_returning(connection, orders, rows, "key, id")}
-    for order, _ in placed:
-        order.id = ids[order.key]
-
-
-def lock_orders(connection: sa.Connection, ids: Sequence[int]) -> dict[int, Order]:
-    """The orders that exist among these ids, locked until the transaction ends.
-
-    They are locked in the order of their ids, or two transactions could wait for each other for ever.
-    """
-    wanted = _SELECT.where(bulk.among(connection, orders.c.id, ids)).order_by(orders.c.id).with_for_update()
-    return {row[0]: _order(row) for row in connection.execute(wanted)}
-
-
-def read_orders(connection: sa.Connection, ids: Sequence[int]) -> dict[int, Order]:
-    """The orders that exist among these ids, as they stand."""
-    found = connection.execute(_SELECT.where(bulk.among(connection, orders.c.id, ids)))
-    return {row[0]: _order(row) for row in found}
-
-
-def changed(changed_orders: Sequence[Order]) -> bulk.Update:
-    """Writes back orders that are locked in this transaction."""
-    return bulk.Update(orders, [_changing(order) | {"id": order.id} for order in changed_orders])
-
-
-def lock_due_orders(connection: sa.Connection, now: datetime, limit: int) -> list[Order]:
-    """Orders whose deadline has come, locked; those another process holds just now are left to it."""
-    due = _SELECT.where(orders.c.due_at <= now).order_by(orders.c.id).limit(limit)
-    return [_order(row) for row in connection.execute(due.with_for_update(skip_locked=True))]
-
-
-def any_due(connection: sa.Connection, now: datetime) -> bool:
-    """Whether a deadline or the repetition of a compensation has come."""
-    due = [sa.exists().where(table.c.due_at <= now) for table in (orders, compensations)]
-    return bool(connection.execute(sa.select(sa.or_(*due))).scalar_one())
-
-
-def versions(connection: sa.Connection, ids: Sequence[int]) -> dict[int, int]:
-    """The version of each of these orders, to see what has changed."""
-    wanted = sa.select(orders.c.id, orders.c.version).where(bulk.among(connection, orders.c.id, ids))
-    return {row.id: row.version for row in connection.execute(wanted)}
-
-
-def find_request(connection: sa.Connection, idempotency_key: str) -> tuple[int, str] | None:
-    """The order placed under this key and the hash of its request, if there is one."""
-    found = sa.select(orders.c.id, orders.c.request_hash).where(orders.c.idempotency_key == idempotency_key)
-    row = connection.execute(found).one_or_none()
-    return row and (row.id, row.request_hash)
-
-
-def list_orders(
-    connection: sa.Connection, *, user_id: int | None, states: Collection[State], before: int | None, limit: int
-) -> list[Order]:
-    """A page of orders, newest first: those of a user, in some states, and older than the last one seen."""
-    wanted = _SELECT.order_by(orders.c.id.desc()).limit(limit)
-    if user_id is not None:
-        wanted = wanted.where(orders.c.user_id == user_id)
-    if before is not None:
-        wanted = wanted.where(orders.c.id < before)
-    if states:
-        wanted = wanted.where(orders.c.state.in_(states))
-    if states and not FINAL & set(states):
-        # A pending order always has a deadline: its index finds the few among millions that have ended.
-        wanted = wanted.where(orders.c.due_at.is_not(None))
-    return [_order(row) for row in connection.execute(wanted)]
-
-
-def _changing(order: Order) -> dict[str, Any]:
-    ledger = {
-        "reservations": order.reservations,
-        "payments": [[payment.id, payment.amount] for payment in order.payments],
-        "released": order.released,
-        "refunded": order.refunded,
-    }
-    items = [[item.id, item.name, item.price, item.stock] for item in order.items]
-    columns: dict[str, Any] = {name: getattr(order, name) for name in _CHANGING}
-    columns["state"] = order.state.value
-    columns["items"] = to_json(items).decode() if items else None
-    columns["ledger"] = to_json(ledger).decode()
-    return columns
-
-
-def _order(row: Sequence[Any]) -> Order:
-    id, menu_ids, items, ledger_text, *plain = row
-    columns = dict(zip((*_FIXED, *_CHANGING), plain, strict=True))
-    columns["state"] = State(columns["state"])
-    ledger = from_json(ledger_text)
-    payments = [Payment(id, None if amount is None else Decimal(amount)) for id, amount in ledger.pop("payments")]
-    return Order(
-        id=id,
-        menu_ids=tuple(from_json(menu_ids)),
-        items=tuple(Item(id, name, Decimal(price), stock) for id, name, price, stock in from_json(items or "[]")),
-        payments=payments,
-        **columns,
-        **ledger,
-    )

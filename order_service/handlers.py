@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import sqlalchemy as sa
 
-from order_service import bulk, compensations, db, history, outbox
+from order_service import bulk, compensations, history, order_rows, outbox
 from order_service.decisions import Clock, Decision, decide
 from order_service.envelope import Reply
 from order_service.order import (
@@ -78,7 +78,7 @@ class Changes:
         """Write everything noted; orders in the order of their ids, as they were locked."""
         bulk.write(
             connection,
-            db.changed([self.orders[id] for id in sorted(self.orders)]),
+            order_rows.changed([self.orders[id] for id in sorted(self.orders)]),
             history.recorded(self.entries),
             compensations.requested(self.requested),
             outbox.leaving(self.leaving),
@@ -120,7 +120,7 @@ def place_orders(
         for placement in placements
     ]
     requests = [placement.request for placement in placements]
-    db.insert_orders(connection, list(zip(placed, requests, strict=True)))
+    order_rows.insert_orders(connection, list(zip(placed, requests, strict=True)))
     created = Announcement.ORDER_CREATED
     outbox.add(connection, [outbox.event_row(order, created, sequence=1, clock=clock) for order in placed])
     return placed
@@ -130,7 +130,7 @@ def change_order(
     connection: sa.Connection, order_id: int, message: Message, changes: Changes
 ) -> tuple[Order, Decision]:
     """Apply a client's own request (PUT payment, DELETE). Raises UnknownOrder."""
-    order = db.lock_orders(connection, [order_id]).get(order_id)
+    order = order_rows.lock_orders(connection, [order_id]).get(order_id)
     if order is None:
         raise UnknownOrder("no such order", order_id=order_id)
     decision = changes.apply(order, message)
@@ -142,7 +142,7 @@ def apply_replies(
     connection: sa.Connection, replies: Sequence[Reply], changes: Changes
 ) -> list[tuple[Reply, OrderError]]:
     """Apply a batch of messages, each once however often it comes; returns those that can never succeed."""
-    orders = db.lock_orders(connection, sorted({reply.order_id for reply in replies}))
+    orders = order_rows.lock_orders(connection, sorted({reply.order_id for reply in replies}))
     changed = {order.id for order in orders.values() if not order.is_untouched}
     seen = history.applied(connection, [_key(reply) for reply in replies if reply.order_id in changed])
     refused: list[tuple[Reply, OrderError]] = []
@@ -171,7 +171,7 @@ def pass_deadlines(connection: sa.Connection, changes: Changes, *, limit: int) -
 
     A deadline whose own event has not left yet moves by its period instead: a long broker outage expires nothing.
     """
-    due = db.lock_due_orders(connection, changes.clock.now, limit)
+    due = order_rows.lock_due_orders(connection, changes.clock.now, limit)
     unsent = outbox.waiting(connection, [order.event_id(_awaited(order)) for order in due])
     for order in due:
         changes.orders[order.id] = order
@@ -208,7 +208,7 @@ def repeat_compensations(
 ) -> Sequence[sa.Row[Any]]:
     """Ask again for what the siblings have not confirmed, under the same ids; returns what was asked for."""
     due = compensations.lock_due(connection, clock.now, limit)
-    orders: Mapping[int, Order] = db.read_orders(connection, sorted({row.order_id for row in due}))
+    orders: Mapping[int, Order] = order_rows.read_orders(connection, sorted({row.order_id for row in due}))
     unsent = outbox.waiting(connection, [row.id for row in due])
     for row in due:
         attempts = row.attempts + (row.id not in unsent)

@@ -6,7 +6,7 @@ from datetime import timedelta
 import sqlalchemy as sa
 import structlog
 
-from order_service import db, handlers, startup
+from order_service import handlers, order_rows, startup
 from order_service.config import Settings
 from order_service.db import Database
 from order_service.decisions import Clock
@@ -41,7 +41,7 @@ class Deadlines:
     def _any_due(self) -> bool:
         """Looking costs less than a transaction that may write, and wakes no relay."""
         with self._database.reading() as connection:
-            return db.any_due(connection, startup.utc_now())
+            return order_rows.any_due(connection, startup.utc_now())
 
     def _pass_orders(self) -> bool:
         """True if there may be more."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from order_service import db
+from order_service import order_rows
 from order_service.db import Database
 from order_service.order import Order
 from order_service.startup import first_line
@@ -98,9 +98,9 @@ class Watcher:
     def _look(self, seen: dict[int, int]) -> dict[int, Order]:
         """Those of the orders that have another version than the oldest one seen."""
         with self._database.reading() as connection:
-            versions = db.versions(connection, list(seen))
+            versions = order_rows.versions(connection, list(seen))
             changed = [id for id, version in versions.items() if version != seen[id]]
-            return db.read_orders(connection, changed) if changed else {}
+            return order_rows.read_orders(connection, changed) if changed else {}
 
     def _wake(self, changed: dict[int, Order]) -> None:
         with self._changed:

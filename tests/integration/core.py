@@ -17,9 +17,9 @@ from structlog.testing import CapturingLogger
 
 from consumers import menu, payment
 from consumers.worker import Worker
-from order_service import handlers, order, topology
+from order_service import handlers, order, order_rows, topology
 from order_service.config import Settings
-from order_service.db import Database, read_orders
+from order_service.db import Database
 from order_service.decisions import Clock
 from order_service.envelope import Reply
 from order_service.order import Item, Order
@@ -107,12 +107,12 @@ def refunded(order_id: int, refund_id: str, *, id: str = "refunded-1") -> Reply:
 
 def get(database: Database, order_id: int) -> Order:
     with database.reading() as connection:
-        return read_orders(connection, [order_id])[order_id]
+        return order_rows.read_orders(connection, [order_id])[order_id]
 
 
 def states(database: Database, ids: Sequence[int]) -> set[str]:
     with database.reading() as connection:
-        return {found.state.value for found in read_orders(connection, ids).values()}
+        return {found.state.value for found in order_rows.read_orders(connection, ids).values()}
 
 
 def rows(database: Database, table: sa.Table, *conditions: sa.ColumnElement[bool]) -> list[sa.Row[Any]]:

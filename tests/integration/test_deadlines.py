@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from structlog.testing import CapturingLogger
 
-from order_service import db, handlers, history, order
+from order_service import handlers, history, order, order_rows
 from order_service.db import Database
 from order_service.envelope import Delivery, unreadable
 from order_service.order import Cancel, State
@@ -53,7 +53,10 @@ def types(events: list[dict[str, Any]]) -> list[str]:
 
 def story(database: Database, order_id: int) -> list[str]:
     with database.reading() as connection:
-        return [entry.type for entry in history.of_order(connection, db.read_orders(connection, [order_id])[order_id])]
+        return [
+            entry.type
+            for entry in history.of_order(connection, order_rows.read_orders(connection, [order_id])[order_id])
+        ]
 
 
 def cancel(database: Database, order_id: int, now: datetime = NOW) -> None:

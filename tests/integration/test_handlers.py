@@ -9,8 +9,8 @@ from decimal import Decimal
 
 import pytest
 
-from order_service import db, handlers, history, order
-from order_service.db import Database, lock_orders
+from order_service import handlers, history, order, order_rows
+from order_service.db import Database
 from order_service.envelope import Reply
 from order_service.order import Cancel, InvalidMessage, Item, State, UnknownOrder
 from order_service.tables import order_history, orders, outbox
@@ -23,7 +23,7 @@ def story(database: Database, order_id: int) -> list[tuple[str, str | None]]:
     with database.reading() as connection:
         return [
             (entry.type, entry.message_id)
-            for entry in history.of_order(connection, db.read_orders(connection, [order_id])[order_id])
+            for entry in history.of_order(connection, order_rows.read_orders(connection, [order_id])[order_id])
         ]
 
 
@@ -299,7 +299,7 @@ def test_transactions_that_name_orders_in_opposite_order_do_not_wait_for_each_ot
         try:
             for _ in range(40):
                 with database.writing() as connection:
-                    assert len(lock_orders(connection, wanted)) == len(ids)
+                    assert len(order_rows.lock_orders(connection, wanted)) == len(ids)
         except BaseException as error:
             errors.append(error)
 

@@ -25,7 +25,7 @@ from schemathesis.engine import StopReason, events, from_schema
 from schemathesis.openapi.checks import RejectedPositiveData, UseAfterFree
 
 from api import create_app
-from order_service import db, handlers
+from order_service import handlers, order_rows
 from order_service.config import Settings
 from order_service.db import Database
 from order_service.decisions import Clock
@@ -63,7 +63,7 @@ class Siblings:
         while not stop.wait(0.01):
             with self._database.reading() as connection:
                 pending = sa.select(orders.c.id).where(orders.c.due_at.is_not(None)).order_by(orders.c.id.desc())
-                found = db.read_orders(connection, connection.execute(pending.limit(50)).scalars().all())
+                found = order_rows.read_orders(connection, connection.execute(pending.limit(50)).scalars().all())
             messages = {order.id: message for order in found.values() if (message := self._answer(order))}
             replies = [Reply(type(each).__name__, id, type(each).__name__, each) for id, each in messages.items()]
             clock = Clock(datetime.now(UTC), self._settings.reply_within, self._settings.pay_within)

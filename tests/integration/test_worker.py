@@ -15,7 +15,7 @@ from structlog.testing import CapturingLogger
 
 from consumers import __main__ as consumers_main
 from consumers.worker import Worker
-from order_service import db, handlers, history, order, schema, topology
+from order_service import handlers, history, order, order_rows, schema, topology
 from order_service.db import Database
 from order_service.decisions import decide
 from order_service.envelope import MAX_BODY_BYTES
@@ -281,7 +281,10 @@ def test_bare_message_without_an_id_counts_once(
         eventually(lambda: core.states(database, [order_id]) == {"paid"}, "the order to be paid")
 
     with database.reading() as connection:
-        types = [entry.type for entry in history.of_order(connection, db.read_orders(connection, [order_id])[order_id])]
+        types = [
+            entry.type
+            for entry in history.of_order(connection, order_rows.read_orders(connection, [order_id])[order_id])
+        ]
     assert Counter(types) == {"OrderPlaced": 1, "MenuReserved": 2, "PaymentCompleted": 1}
 
 
