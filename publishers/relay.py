@@ -260,8 +260,10 @@ class _Session:
         self.confirmed = True
         tag, is_ack = frame.method.delivery_tag, isinstance(frame.method, Basic.Ack)
         # Tags were given in this order.
-        tags = takewhile(lambda known: known <= tag, self._in_flight) if frame.method.multiple else (tag,)
-        for confirmed in [each for each in tags if each in self._in_flight]:
+        tags = list(takewhile(lambda known: known <= tag, self._in_flight)) if frame.method.multiple else [tag]
+        for confirmed in tags:
+            if confirmed not in self._in_flight:
+                continue  # Given up a moment ago; it is sent again.
             batch, row = self._in_flight.pop(confirmed)
             if is_ack and not self._was_returned(row):
                 batch.sent.append(row.id)
