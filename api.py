@@ -14,11 +14,10 @@ from pydantic_core import to_json
 from werkzeug.routing import IntegerConverter
 from werkzeug.serving import make_server
 
-from order_service import handlers, history, order_rows, schema, startup
+from order_service import handlers
+from order_service import process as startup
 from order_service.config import Settings
-from order_service.db import Database
-from order_service.decisions import Clock
-from order_service.order import (
+from order_service.domain.order import (
     AWAITING_MENU,
     Cancel,
     Message,
@@ -29,9 +28,17 @@ from order_service.order import (
     State,
     UnknownOrder,
 )
-from order_service.users import Users, UserServiceDown
-from order_service.web import contract_pages, docs_page, problems, tracing
-from order_service.web.bodies import (
+from order_service.domain.saga import Clock
+from order_service.storage import history
+from order_service.storage import migrate as schema
+from order_service.storage import orders as order_rows
+from order_service.storage.database import Database
+from order_service.web import contract_pages, docs_page, problems
+from order_service.web import observability as tracing
+from order_service.web.observability import traceparent
+from order_service.web.problems import Problem
+from order_service.web.recording import Recorder
+from order_service.web.requests import (
     MAX_REQUEST_BYTES,
     OrderRequest,
     cursor_after,
@@ -43,10 +50,8 @@ from order_service.web.bodies import (
     parse_payment,
     query,
 )
-from order_service.web.problems import Problem
-from order_service.web.recording import Recorder
 from order_service.web.streaming import Streams
-from order_service.web.tracing import traceparent
+from order_service.web.users import Users, UserServiceDown
 from order_service.web.waiting import Watcher, preferred_wait
 
 log = structlog.get_logger(__name__)

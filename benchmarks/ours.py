@@ -15,8 +15,8 @@ import sqlalchemy as sa
 from pika.spec import Basic, BasicProperties
 
 from benchmarks.system import PRICES, Ask, Publish, System, Wire
-from order_service import tables
-from order_service.db import Database
+from order_service.storage import tables
+from order_service.storage.database import Database
 
 PROJECT_DIR = Path(__file__).parent.parent
 EXCHANGE = "restaurant.events"

@@ -1,11 +1,11 @@
 """`python -m consumers`: one consumer process; run as many as you like."""
 
 from consumers import menu, payment
-from consumers.menu_http import MenuOverHttp
+from consumers.menu_http.client import Menus
+from consumers.menu_http.consumer import MenuOverHttp
 from consumers.worker import Worker
-from order_service import startup
-from order_service.db import Database
-from order_service.menus import Menus
+from order_service import process as startup
+from order_service.storage.database import Database
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """What we hear from the Menu Service."""
 
 from consumers.worker import Subscription
-from order_service import topology
+from order_service.contract import topology
 
 SUBSCRIPTION = Subscription(topology.MENU, accepts=frozenset({"MenuReserved", "MenuRejected", "StockReleased"}))

@@ -10,12 +10,13 @@ import structlog
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.spec import Basic, BasicProperties
 
+from consumers.batch import apply_batch, bury_one, is_databases_fault, try_suspect
 from consumers.headers import tolerate_odd_headers
-from consumers.inbound import apply_batch, bury_one, is_databases_fault, try_suspect
-from order_service import startup, topology
+from order_service import process as startup
 from order_service.config import Settings
-from order_service.db import Database
-from order_service.envelope import Delivery
+from order_service.contract import topology
+from order_service.contract.envelope import Delivery
+from order_service.storage.database import Database
 
 log = structlog.get_logger(__name__)
 #: The longest the loop rests before it looks whether it should stop, in seconds.

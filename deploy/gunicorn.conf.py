@@ -12,8 +12,8 @@ from typing import Any
 
 from gunicorn.workers.gthread import ThreadWorker
 
-from order_service import startup
-from order_service.db import Database
+from order_service import process as startup
+from order_service.storage.database import Database
 
 #: How long a thread stays with a client that may send its next request at once, in milliseconds.
 LINGER_MS = 5

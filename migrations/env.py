@@ -1,10 +1,10 @@
-"""Alembic's entry: runs the migrations of the one database whose address order_service.schema hands over."""
+"""Alembic's entry: runs the migrations of the one database whose address order_service.storage.migrate hands over."""
 
 import sqlalchemy as sa
 from alembic import context
 
-from order_service.db import Database
-from order_service.tables import metadata
+from order_service.storage.database import Database
+from order_service.storage.tables import metadata
 
 database = Database(context.config.attributes["url"])
 with database.engine.begin() as connection:

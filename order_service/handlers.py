@@ -12,10 +12,8 @@ from uuid import uuid4
 
 import sqlalchemy as sa
 
-from order_service import bulk, compensations, history, order_rows, outbox
-from order_service.decisions import Clock, Decision, decide
-from order_service.envelope import Reply
-from order_service.order import (
+from order_service.contract.envelope import Reply
+from order_service.domain.order import (
     AWAITING_MENU,
     Announcement,
     Compensation,
@@ -30,6 +28,9 @@ from order_service.order import (
     StockReleased,
     UnknownOrder,
 )
+from order_service.domain.saga import Clock, Decision, decide
+from order_service.storage import bulk, compensations, history, outbox
+from order_service.storage import orders as order_rows
 
 #: An unconfirmed compensation is repeated at ever longer intervals, at last once in this time.
 LONGEST_COMPENSATION_PAUSE = timedelta(hours=1)

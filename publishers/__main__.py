@@ -1,7 +1,7 @@
 """`python -m publishers`: one relay and one pair of eyes on the clock; run as many as you like."""
 
-from order_service import startup
-from order_service.db import Database
+from order_service import process as startup
+from order_service.storage.database import Database
 from publishers.deadlines import Deadlines
 from publishers.relay import BATCHES, Relay
 

@@ -6,10 +6,12 @@ from datetime import timedelta
 import sqlalchemy as sa
 import structlog
 
-from order_service import handlers, order_rows, startup
+from order_service import handlers
+from order_service import process as startup
 from order_service.config import Settings
-from order_service.db import Database
-from order_service.decisions import Clock
+from order_service.domain.saga import Clock
+from order_service.storage import orders as order_rows
+from order_service.storage.database import Database
 
 log = structlog.get_logger(__name__)
 #: How often the clock is looked at, in seconds; a deadline counts when its transaction commits.

@@ -22,10 +22,11 @@ from pika.exceptions import AMQPError
 from pika.frame import Method
 from pika.spec import Basic, BasicProperties
 
-from order_service import startup, topology
+from order_service import process as startup
 from order_service.config import Settings
-from order_service.db import Database
-from order_service.outbox import Claim, needs_no_listener
+from order_service.contract import topology
+from order_service.storage.database import Database
+from order_service.storage.outbox import Claim, needs_no_listener
 from publishers.gathering import GatheringConnection
 from publishers.wire import properties_of
 

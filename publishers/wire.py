@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from pika import DeliveryMode
 from pika.spec import BasicProperties
 
-from order_service.envelope import APP_ID, CONTENT_TYPE
+from order_service.contract.envelope import APP_ID, CONTENT_TYPE
 
 
 def properties_of(row: sa.Row[Any]) -> BasicProperties:

@@ -154,7 +154,7 @@ def postgres_url(postgres_server: str) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def migrated_postgres(postgres_server: str) -> Iterator[Databases]:
     """Migrated databases, empty at the start of each test."""
-    from order_service.schema import upgrade
+    from order_service.storage.migrate import upgrade
 
     with fresh_database(postgres_server, "order_template") as url:
         upgrade(url)
@@ -166,7 +166,7 @@ def migrated_postgres(postgres_server: str) -> Iterator[Databases]:
 @pytest.fixture(scope="session")
 def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated SQLite file that others are copied from."""
-    from order_service.schema import upgrade
+    from order_service.storage.migrate import upgrade
 
     path = tmp_path_factory.mktemp("migrated") / "template.db"
     upgrade(f"sqlite:///{path}")

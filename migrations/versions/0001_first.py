@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from order_service.tables import BigId, ExactDecimal, UtcDateTime
+from order_service.storage.tables import BigId, ExactDecimal, UtcDateTime
 
 revision = "0001_first"
 down_revision = None

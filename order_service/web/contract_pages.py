@@ -5,8 +5,9 @@ from typing import Any
 
 from flask import Blueprint, Response, render_template
 
-from order_service import asyncapi, event_pages, samples, topology
-from order_service.events import INCOMING, OUTGOING
+from order_service.contract import asyncapi, samples, topology
+from order_service.contract import event_tables as event_pages
+from order_service.contract.events import INCOMING, OUTGOING
 from order_service.web.problems import Problem
 
 pages = Blueprint("contract", __name__, template_folder="templates")

@@ -11,10 +11,11 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
 from pydantic_core import core_schema
 
-from order_service.web import problems, schemas
+from order_service.web import problems
+from order_service.web import responses as schemas
 from order_service.web.examples import PROBLEMS
-from order_service.web.operations import HEADER_SCHEMAS, HEADERS, OPERATIONS, PATH, Answer, Operation
 from order_service.web.problems import KINDS, Problem
+from order_service.web.routes import HEADER_SCHEMAS, HEADERS, OPERATIONS, PATH, Answer, Operation
 
 Json = dict[str, Any]
 _SCHEMA, _EXAMPLE = "#/components/schemas/{model}", "#/components/examples/{code}"

@@ -12,8 +12,8 @@ import structlog
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
-from order_service.schema import NotMigrated
-from order_service.startup import first_line
+from order_service.process import first_line
+from order_service.storage.migrate import NotMigrated
 
 log = structlog.get_logger(__name__)
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 
 import sqlalchemy as sa
 
-from order_service.db import was_undone
+from order_service.domain.order import Order
 from order_service.handlers import Placement
-from order_service.order import Order
+from order_service.storage.database import was_undone
 
 #: How many orders one transaction takes at most: beyond it the first of them would wait for the last.
 LIMIT = 100

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 from flask import Response
 
-from order_service.order import FINAL, Order
-from order_service.web.bodies import order_body
+from order_service.domain.order import FINAL, Order
 from order_service.web.problems import Problem
+from order_service.web.requests import order_body
 from order_service.web.waiting import Watcher
 
 #: A comment goes out this often, so that proxies keep the connection and a client that left is noticed.

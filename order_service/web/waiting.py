@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from order_service import order_rows
-from order_service.db import Database
-from order_service.order import Order
-from order_service.startup import first_line
+from order_service.domain.order import Order
+from order_service.process import first_line
+from order_service.storage import orders as order_rows
+from order_service.storage.database import Database
 
 log = structlog.get_logger(__name__)
 #: How often the watcher asks for all waiting orders at once, in seconds.

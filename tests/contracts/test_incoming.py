@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from order_service import events
-from order_service.envelope import Delivery, Reply, read
-from order_service.order import (
+from order_service.contract import events
+from order_service.contract.envelope import Delivery, Reply, read
+from order_service.domain.order import (
     Item,
     MenuRejected,
     MenuReserved,

@@ -7,10 +7,10 @@ from uuid import uuid5
 
 import pytest
 
-from order_service import events
-from order_service.announcements import data_of, event_id
-from order_service.envelope import wrap
-from order_service.order import REFUND, RELEASE, Announcement, Compensation, Effect, Message, Order
+from order_service.contract import events
+from order_service.contract.envelope import wrap
+from order_service.contract.outgoing import data_of, event_id
+from order_service.domain.order import REFUND, RELEASE, Announcement, Compensation, Effect, Message, Order
 from tests.unit.given import CANCEL, CLOCK, NOW, OUT_OF_STOCK, PUT_PAID, apply, completed, new_order, reserved
 
 HERE = Path(__file__).parent

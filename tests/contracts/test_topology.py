@@ -2,7 +2,7 @@
 
 import pytest
 
-from order_service import events, topology
+from order_service.contract import events, topology
 
 ROUTING_KEYS_OUT = {
     "OrderCreated": "order.created",

@@ -24,8 +24,9 @@ import pika
 import pytest
 import sqlalchemy as sa
 
-from order_service import schema, topology
-from order_service.tables import orders, outbox
+from order_service.contract import topology
+from order_service.storage import migrate as schema
+from order_service.storage.tables import orders, outbox
 from sandbox import lifeline
 from sandbox.lifeline import Command
 

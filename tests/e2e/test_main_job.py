@@ -11,7 +11,7 @@ from typing import Any
 import pika
 import pytest
 
-from order_service.topology import EXCHANGE
+from order_service.contract.topology import EXCHANGE
 from tests.e2e.house import House
 
 Eventually = Callable[..., Any]

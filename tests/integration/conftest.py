@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from order_service.db import Database
+from order_service.storage.database import Database
 from tests.integration import core
 
 

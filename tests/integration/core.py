@@ -17,14 +17,17 @@ from structlog.testing import CapturingLogger
 
 from consumers import menu, payment
 from consumers.worker import Worker
-from order_service import handlers, order, order_rows, topology
+from order_service import handlers
 from order_service.config import Settings
-from order_service.db import Database
-from order_service.decisions import Clock
-from order_service.envelope import Reply
-from order_service.order import Item, Order
-from order_service.outbox import Row
-from order_service.tables import compensations, outbox
+from order_service.contract import topology
+from order_service.contract.envelope import Reply
+from order_service.domain import order
+from order_service.domain.order import Item, Order
+from order_service.domain.saga import Clock
+from order_service.storage import orders as order_rows
+from order_service.storage.database import Database
+from order_service.storage.outbox import Row
+from order_service.storage.tables import compensations, outbox
 
 #: When the tests' orders are placed: long ago, so that whatever they wait for is due for a running process.
 NOW = datetime(2025, 1, 2, 3, 4, 5, 678900, tzinfo=UTC)
@@ -314,7 +317,7 @@ def said(log: CapturingLogger, text: str) -> int:
 
 def be_impatient(monkeypatch: Any) -> None:
     """A locked SQLite file shows within a moment, for databases opened from now on."""
-    monkeypatch.setattr("order_service.db.SQLITE_BUSY_MS", 100)
+    monkeypatch.setattr("order_service.storage.database.SQLITE_BUSY_MS", 100)
 
 
 @contextlib.contextmanager

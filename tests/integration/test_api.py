@@ -32,10 +32,10 @@ from werkzeug.test import TestResponse
 from api import Api, create_app
 from order_service import handlers
 from order_service.config import Settings
-from order_service.decisions import Clock
-from order_service.envelope import Reply
-from order_service.order import Cancel, Item, MenuRejected, MenuReserved, Message, PaymentCompleted, State
-from order_service.tables import order_history, orders, outbox
+from order_service.contract.envelope import Reply
+from order_service.domain.order import Cancel, Item, MenuRejected, MenuReserved, Message, PaymentCompleted, State
+from order_service.domain.saga import Clock
+from order_service.storage.tables import order_history, orders, outbox
 from order_service.web.waiting import preferred_wait
 
 Eventually = Callable[..., Any]

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from order_service import db, handlers
-from order_service.db import Database
-from order_service.tables import orders
+from order_service import handlers
+from order_service.storage import database as db
+from order_service.storage.database import Database
+from order_service.storage.tables import orders
 from tests.integration import core
 
 pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

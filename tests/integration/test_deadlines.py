@@ -9,12 +9,15 @@ import pytest
 import sqlalchemy as sa
 from structlog.testing import CapturingLogger
 
-from order_service import handlers, history, order, order_rows
-from order_service.db import Database
-from order_service.envelope import Delivery, unreadable
-from order_service.order import Cancel, State
-from order_service.outbox import add, dead_letter_rows
-from order_service.tables import orders, outbox
+from order_service import handlers
+from order_service.contract.envelope import Delivery, unreadable
+from order_service.domain import order
+from order_service.domain.order import Cancel, State
+from order_service.storage import history
+from order_service.storage import orders as order_rows
+from order_service.storage.database import Database
+from order_service.storage.outbox import add, dead_letter_rows
+from order_service.storage.tables import orders, outbox
 from publishers import deadlines
 from publishers.deadlines import Deadlines
 from tests.integration import core

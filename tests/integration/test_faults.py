@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from order_service import handlers
-from order_service.db import Database
-from order_service.startup import utc_now
-from order_service.tables import order_history
+from order_service.process import utc_now
+from order_service.storage.database import Database
+from order_service.storage.tables import order_history
 from publishers.deadlines import Deadlines
 from publishers.relay import Relay
 from sandbox import faults, menu, payment

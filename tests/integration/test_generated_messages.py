@@ -21,11 +21,11 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from order_service import envelope, samples, topology
-from order_service.db import Database
-from order_service.events import INCOMING
-from order_service.order import State
-from order_service.tables import order_history
+from order_service.contract import envelope, samples, topology
+from order_service.contract.events import INCOMING
+from order_service.domain.order import State
+from order_service.storage.database import Database
+from order_service.storage.tables import order_history
 from publishers.relay import BATCHES, Relay
 from tests.integration import core
 from tests.integration.core import Eventually, Message, Wire

@@ -9,11 +9,14 @@ from decimal import Decimal
 
 import pytest
 
-from order_service import handlers, history, order, order_rows
-from order_service.db import Database
-from order_service.envelope import Reply
-from order_service.order import Cancel, InvalidMessage, Item, State, UnknownOrder
-from order_service.tables import order_history, orders, outbox
+from order_service import handlers
+from order_service.contract.envelope import Reply
+from order_service.domain import order
+from order_service.domain.order import Cancel, InvalidMessage, Item, State, UnknownOrder
+from order_service.storage import history
+from order_service.storage import orders as order_rows
+from order_service.storage.database import Database
+from order_service.storage.tables import order_history, orders, outbox
 from tests.integration import core
 from tests.integration.core import NOW, TOTAL, completed, refunded, rejected, released, reserved
 

@@ -15,15 +15,16 @@ import pytest
 import sqlalchemy as sa
 from structlog.testing import capture_logs
 
-from consumers import stock as stock_room
-from consumers.menu_http import MenuOverHttp
-from consumers.stock import Stock
-from order_service import handlers, topology
-from order_service.db import Database
-from order_service.menus import Menus, MenuServiceDown
-from order_service.order import Cancel
-from order_service.startup import utc_now
-from order_service.tables import order_history, outbox
+from consumers.menu_http.client import Menus, MenuServiceDown
+from consumers.menu_http.consumer import MenuOverHttp
+from consumers.menu_http.consumer import reservation as stock_room
+from consumers.menu_http.reservation import Stock
+from order_service import handlers
+from order_service.contract import topology
+from order_service.domain.order import Cancel
+from order_service.process import utc_now
+from order_service.storage.database import Database
+from order_service.storage.tables import order_history, outbox
 from tests.integration import core
 from tests.integration.old_menu import OldMenu
 

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from werkzeug.test import TestResponse
 
 from order_service.config import Settings
-from order_service.order import State
+from order_service.domain.order import State
 from order_service.web import streaming
 from tests.integration.test_api import ASYNC, EXAMPLE, RESERVED, Eventually, Service, problem, served
 

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from order_service import handlers, outbox
-from order_service.db import Database
+from order_service import handlers
+from order_service.domain.order import Order
 from order_service.handlers import Placement
-from order_service.order import Order
-from order_service.tables import orders
+from order_service.storage import outbox
+from order_service.storage.database import Database
+from order_service.storage.tables import orders
 from order_service.web import recording
 from order_service.web.recording import Recorder
 from tests.integration import core

@@ -19,11 +19,14 @@ from pika.frame import Method
 from pika.spec import Basic
 from structlog.testing import CapturingLogger
 
-from order_service import envelope, handlers, outbox, startup, topology
-from order_service.db import Database
-from order_service.envelope import Delivery
-from order_service.order import Cancel
-from order_service.tables import outbox as outbox_table
+from order_service import handlers
+from order_service import process as startup
+from order_service.contract import envelope, topology
+from order_service.contract.envelope import Delivery
+from order_service.domain.order import Cancel
+from order_service.storage import outbox
+from order_service.storage.database import Database
+from order_service.storage.tables import outbox as outbox_table
 from publishers import relay
 from publishers.relay import Relay
 from tests.integration import core

@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from order_service import schema
-from order_service.tables import metadata, orders
+from order_service.storage import migrate as schema
+from order_service.storage.tables import metadata, orders
 from tests.integration import core
 
 

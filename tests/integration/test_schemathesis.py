@@ -25,14 +25,15 @@ from schemathesis.engine import StopReason, events, from_schema
 from schemathesis.openapi.checks import RejectedPositiveData, UseAfterFree
 
 from api import create_app
-from order_service import handlers, order_rows
+from order_service import handlers
 from order_service.config import Settings
-from order_service.db import Database
-from order_service.decisions import Clock
-from order_service.envelope import Reply
-from order_service.order import Item, MenuRejected, MenuReserved, Message, Order, PaymentCompleted, State
-from order_service.tables import orders
-from order_service.web.bodies import IDEMPOTENCY_KEY
+from order_service.contract.envelope import Reply
+from order_service.domain.order import Item, MenuRejected, MenuReserved, Message, Order, PaymentCompleted, State
+from order_service.domain.saga import Clock
+from order_service.storage import orders as order_rows
+from order_service.storage.database import Database
+from order_service.storage.tables import orders
+from order_service.web.requests import IDEMPOTENCY_KEY
 from tests.integration.test_api import api_of, served
 
 #: Requests to be made at least; without it, a few of each operation.

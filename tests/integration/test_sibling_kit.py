@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from order_service import asyncapi, handlers, samples
-from order_service.db import Database
-from order_service.order import Cancel, State
+from order_service import handlers
+from order_service.contract import asyncapi, samples
+from order_service.domain.order import Cancel, State
+from order_service.storage.database import Database
 from publishers.relay import Relay
 from tests.integration import core
 from tests.integration.core import Eventually, Wire, completed

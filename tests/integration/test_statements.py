@@ -10,15 +10,15 @@ import pytest
 import sqlalchemy as sa
 
 from api import create_app
-from consumers.inbound import apply_batch
+from consumers.batch import apply_batch
 from consumers.menu import SUBSCRIPTION as MENU
 from consumers.payment import SUBSCRIPTION as PAYMENT
 from order_service import handlers
 from order_service.config import Settings
-from order_service.db import Database
-from order_service.envelope import Delivery, Reply
-from order_service.outbox import Claim
-from order_service.startup import utc_now
+from order_service.contract.envelope import Delivery, Reply
+from order_service.process import utc_now
+from order_service.storage.database import Database
+from order_service.storage.outbox import Claim
 from tests.integration import core
 
 BATCH = 200

@@ -16,11 +16,11 @@ from flask.testing import FlaskClient
 from werkzeug.serving import make_server
 
 from api import create_app
-from order_service import users
 from order_service.config import Settings
-from order_service.db import Database
-from order_service.tables import orders, outbox
-from order_service.users import Users, UserServiceDown
+from order_service.storage.database import Database
+from order_service.storage.tables import orders, outbox
+from order_service.web import users
+from order_service.web.users import Users, UserServiceDown
 
 #: One answer of the stand-in: it may write what it likes, as slowly as it likes.
 Answer = Callable[["StandIn", socket.socket], None]

@@ -15,12 +15,17 @@ from structlog.testing import CapturingLogger
 
 from consumers import __main__ as consumers_main
 from consumers.worker import Worker
-from order_service import handlers, history, order, order_rows, schema, topology
-from order_service.db import Database
-from order_service.decisions import decide
-from order_service.envelope import MAX_BODY_BYTES
-from order_service.order import State
-from order_service.tables import order_history, outbox
+from order_service import handlers
+from order_service.contract import topology
+from order_service.contract.envelope import MAX_BODY_BYTES
+from order_service.domain import order
+from order_service.domain.order import State
+from order_service.domain.saga import decide
+from order_service.storage import history
+from order_service.storage import migrate as schema
+from order_service.storage import orders as order_rows
+from order_service.storage.database import Database
+from order_service.storage.tables import order_history, outbox
 from sandbox.broker import Broker
 from sandbox.management import Management
 from tests.integration import core

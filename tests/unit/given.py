@@ -4,8 +4,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from uuid import UUID
 
-from order_service.decisions import Clock, Decision, decide
-from order_service.order import (
+from order_service.domain.order import (
     RELEASE,
     Cancel,
     Compensation,
@@ -22,6 +21,7 @@ from order_service.order import (
     PutPaid,
     PutPending,
 )
+from order_service.domain.saga import Clock, Decision, decide
 
 NOW = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
 CLOCK = Clock(now=NOW, reply_within=timedelta(seconds=30), pay_within=timedelta(seconds=900))

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from order_service.decisions import Decision, decide
-from order_service.order import (
+from order_service.domain.order import (
     REFUND,
     RELEASE,
     Announcement,
@@ -31,6 +30,7 @@ from order_service.order import (
     PutPending,
     StockReleased,
 )
+from order_service.domain.saga import Decision, decide
 from tests.unit.given import CLOCK, TOTAL, new_order
 
 

@@ -10,10 +10,11 @@ from click.testing import CliRunner
 from flask import Flask
 from flask.testing import FlaskClient
 
-from order_service import asyncapi, event_pages, samples, topology
-from order_service.cli import main
-from order_service.envelope import Delivery, read
-from order_service.events import INCOMING, OUTGOING
+from order_service.cli.main import main
+from order_service.contract import asyncapi, samples, topology
+from order_service.contract import event_tables as event_pages
+from order_service.contract.envelope import Delivery, read
+from order_service.contract.events import INCOMING, OUTGOING
 from order_service.web import contract_pages, problems
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,7 @@ from typing import get_args
 
 import pytest
 
-from order_service.decisions import DECISIONS, decide, rule_for
-from order_service.order import (
+from order_service.domain.order import (
     FINAL,
     REFUND,
     RELEASE,
@@ -22,6 +21,7 @@ from order_service.order import (
     State,
     StockReleased,
 )
+from order_service.domain.saga import DECISIONS, decide, rule_for
 from tests.unit.given import (
     CANCEL,
     CLOCK,

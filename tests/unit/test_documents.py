@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from order_service import asyncapi
-from order_service.web.operations import OPERATIONS
+from order_service.contract import asyncapi
 from order_service.web.problems import KINDS
+from order_service.web.routes import OPERATIONS
 from sandbox import menu, payment
 from sandbox.faults import Faults
 

@@ -10,9 +10,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from order_service import events
-from order_service.envelope import MAX_BODY_BYTES, Delivery, Reply, Unreadable, read, schema_name, utc_text, wrap
-from order_service.order import MenuRejected, MenuReserved, PaymentCompleted, PaymentFailed, PaymentRefunded
+from order_service.contract import events
+from order_service.contract.envelope import (
+    MAX_BODY_BYTES,
+    Delivery,
+    Reply,
+    Unreadable,
+    read,
+    schema_name,
+    utc_text,
+    wrap,
+)
+from order_service.domain.order import MenuRejected, MenuReserved, PaymentCompleted, PaymentFailed, PaymentRefunded
 
 RESERVED = {
     "order_id": 7,

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from order_service.decisions import DECISIONS
-from order_service.order import State
-from order_service.pages import saga_page, settings_page
+from order_service.cli.pages import saga_page, settings_page
+from order_service.domain.order import State
+from order_service.domain.saga import DECISIONS
 
 PAGE = Path(__file__).parents[2] / "docs" / "saga.md"
 COMMAND = "python -m order_service saga > docs/saga.md"

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from order_service import asyncapi
-from order_service.cli import main
-from order_service.events import INCOMING
-from order_service.schema_changes import breaking_changes
+from order_service.cli.main import main
+from order_service.contract import asyncapi
+from order_service.contract.compatibility import breaking_changes
+from order_service.contract.events import INCOMING
 
 Schema = dict[str, Any]
 Edit = Callable[[Schema], object]

@@ -16,10 +16,12 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker, NackError, Unrouta
 from pika.spec import Basic, BasicProperties
 from pydantic import ValidationError
 
-from order_service import asyncapi, event_pages, samples, startup, topology
-from order_service.envelope import CONTENT_TYPE, Delivery, Unreadable, read, utc_text
-from order_service.events import INCOMING, OUTGOING, exact_decimal
-from order_service.schema_changes import breaking_changes
+from order_service import process as startup
+from order_service.contract import asyncapi, samples, topology
+from order_service.contract import event_tables as event_pages
+from order_service.contract.compatibility import breaking_changes
+from order_service.contract.envelope import CONTENT_TYPE, Delivery, Unreadable, read, utc_text
+from order_service.contract.events import INCOMING, OUTGOING, exact_decimal
 
 #: How soon Ctrl-C ends the watch, in seconds.
 STOP_LOOK_SECONDS = 0.5
@@ -50,7 +52,7 @@ def write_schemas(directory: Path) -> None:
     if broken:
         raise click.ClickException(
             "nothing written, for siblings rely on what is there:\n  " + "\n  ".join(broken) + "\n"
-            "Take the change back, or raise SCHEMA_VERSION in order_service/envelope.py and tell the siblings."
+            "Take the change back, or raise SCHEMA_VERSION in order_service/contract/envelope.py and tell the siblings."
         )
     for path, schema in made.items():
         path.write_text(json.dumps(schema, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

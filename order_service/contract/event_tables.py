@@ -1,11 +1,10 @@
 """docs/events.md, printed from the contract, and the tables that the page at /asyncapi shows as well."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from order_service.asyncapi import ANSWERS, EVENTS, Schema, data_schema
-from order_service.events import INCOMING, OUTGOING
-from order_service.pages import table
-from order_service.topology import EXCHANGE, QUEUES
+from order_service.contract.asyncapi import ANSWERS, EVENTS, Schema, data_schema
+from order_service.contract.events import INCOMING, OUTGOING
+from order_service.contract.topology import EXCHANGE, QUEUES
 
 INTRO = f"""# The events
 
@@ -21,6 +20,11 @@ def events_page() -> str:
     parts = [INTRO, "## What we send\n", _summary(list(OUTGOING)), "## What we take\n", _summary(list(INCOMING))]
     parts += ["## Our queues\n", _queues(), "## Their data\n", *map(_event, EVENTS)]
     return "\n".join(parts)
+
+
+def table(head: list[str], rows: Iterable[list[str]]) -> str:
+    """A table in Markdown."""
+    return "".join(f"| {' | '.join(row)} |\n" for row in [head, ["---"] * len(head), *rows])
 
 
 def fields(schema: Schema, path: str = "") -> Iterator[tuple[str, str, bool]]:

@@ -9,14 +9,15 @@ from uuid import uuid4
 
 import sqlalchemy as sa
 
-from order_service import bulk, envelope, events
-from order_service.announcements import data_of, event_id
-from order_service.db import Database
-from order_service.decisions import Clock
-from order_service.envelope import Delivery, Unreadable, storable
-from order_service.order import AWAITING_MENU, Effect, Order, State
-from order_service.tables import compensations, orders, outbox
-from order_service.topology import EXCHANGE, MENU_HTTP, QUEUES
+from order_service.contract import envelope, events
+from order_service.contract.envelope import Delivery, Unreadable, storable
+from order_service.contract.outgoing import data_of, event_id
+from order_service.contract.topology import EXCHANGE, MENU_HTTP, QUEUES
+from order_service.domain.order import AWAITING_MENU, Effect, Order, State
+from order_service.domain.saga import Clock
+from order_service.storage import bulk
+from order_service.storage.database import Database
+from order_service.storage.tables import compensations, orders, outbox
 
 Row = dict[str, Any]
 #: Returned without a listener these count as sent; anything else waits until it is routed.

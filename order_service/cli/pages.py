@@ -1,10 +1,9 @@
 """The pages that are printed from the code: docs/saga.md and docs/settings.md."""
 
-from collections.abc import Iterable
-
 from order_service.config import Settings, environment_name
-from order_service.decisions import DECISIONS
-from order_service.order import FINAL, Message, State
+from order_service.contract.event_tables import table
+from order_service.domain.order import FINAL, Message, State
+from order_service.domain.saga import DECISIONS
 
 MEANINGS = {
     State.AWAITING_MENU: "placed; the menu has not answered",
@@ -28,7 +27,7 @@ page is printed by `python -m order_service settings > docs/settings.md`.
 INTRO = """# The saga
 
 What every message does to an order, in every state. This page is printed from the table the service decides by
-(`order_service/decisions.py`) and not written by hand: `python -m order_service saga > docs/saga.md`.
+(`order_service/domain/saga.py`) and not written by hand: `python -m order_service saga > docs/saga.md`.
 """
 INVARIANT = """## What always holds
 
@@ -62,11 +61,6 @@ def settings_page() -> str:
 
 def _name(message: type[Message]) -> str:
     return NAMES.get(message.__name__, message.__name__)
-
-
-def table(head: list[str], rows: Iterable[list[str]]) -> str:
-    """A table in Markdown."""
-    return "".join(f"| {' | '.join(row)} |\n" for row in [head, ["---"] * len(head), *rows])
 
 
 def _diagram() -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 
-from order_service.order import (
+from order_service.domain.order import (
     REFUND,
     RELEASE,
     Announcement,

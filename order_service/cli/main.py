@@ -5,7 +5,11 @@ import pika
 import sqlalchemy as sa
 from pika.exceptions import ChannelClosedByBroker
 
-from order_service import cli_events, pages, schema, startup, topology
+from order_service import process as startup
+from order_service.cli import events as cli_events
+from order_service.cli import pages
+from order_service.contract import topology
+from order_service.storage import migrate as schema
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

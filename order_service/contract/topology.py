@@ -1,6 +1,6 @@
 """The broker's side of the contract, as values: one exchange, two queues and their dead-letter queues.
 
-A third queue is there where the Menu Service only speaks HTTP; see consumers/menu_http.py.
+A third queue is there where the Menu Service only speaks HTTP; see consumers/menu_http/consumer.py.
 """
 
 import random
@@ -12,7 +12,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
-from order_service.events import INCOMING, OrderCreated, StockReleaseRequested
+from order_service.contract.events import INCOMING, OrderCreated, StockReleaseRequested
 
 EXCHANGE = "restaurant.events"
 #: Both sides notice a dead peer within twice this; a transaction stays well below it.

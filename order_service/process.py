@@ -13,8 +13,9 @@ from typing import NoReturn
 import sqlalchemy as sa
 import structlog
 
-from order_service import config, schema
-from order_service.db import Database
+from order_service import config
+from order_service.storage import migrate as schema
+from order_service.storage.database import Database
 
 log = structlog.get_logger(__name__)
 #: Waiting for something absent: full jitter up to a limit that doubles from the first to the last.

@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 
-from order_service import samples
-from order_service.envelope import (
+from order_service.contract import samples
+from order_service.contract.envelope import (
     APP_ID,
     CONTENT_TYPE,
     MAX_BODY_BYTES,
@@ -19,8 +19,8 @@ from order_service.envelope import (
     SOURCE,
     schema_name,
 )
-from order_service.events import INCOMING, OUTGOING
-from order_service.topology import EXCHANGE, QUEUES, Queue, arguments
+from order_service.contract.events import INCOMING, OUTGOING
+from order_service.contract.topology import EXCHANGE, QUEUES, Queue, arguments
 
 Schema = dict[str, Any]
 EVENTS = OUTGOING | INCOMING

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from order_service import bulk
-from order_service.order import Order, State
-from order_service.tables import order_history, suspects
+from order_service.domain.order import Order, State
+from order_service.storage import bulk
+from order_service.storage.tables import order_history, suspects
 
 
 class Entry(NamedTuple):

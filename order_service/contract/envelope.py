@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, to_json
 
-from order_service import events, order
+from order_service.contract import events
+from order_service.domain import order
 
 SOURCE = "/order-service"
 APP_ID = "order-service"

@@ -7,13 +7,14 @@ from hashlib import sha256
 import sqlalchemy as sa
 import structlog
 
-from order_service import handlers, history, outbox
+from order_service import handlers
 from order_service.config import Settings
-from order_service.db import Database
-from order_service.decisions import Clock
-from order_service.envelope import Delivery, Reply, Unreadable, read, unreadable
-from order_service.order import OrderError, UnknownOrder
-from order_service.startup import utc_now
+from order_service.contract.envelope import Delivery, Reply, Unreadable, read, unreadable
+from order_service.domain.order import OrderError, UnknownOrder
+from order_service.domain.saga import Clock
+from order_service.process import utc_now
+from order_service.storage import history, outbox
+from order_service.storage.database import Database
 
 log = structlog.get_logger(__name__)
 #: How often a message may end the process before it is given up.

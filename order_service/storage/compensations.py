@@ -7,9 +7,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from order_service import bulk
-from order_service.order import Compensation
-from order_service.tables import compensations
+from order_service.domain.order import Compensation
+from order_service.storage import bulk
+from order_service.storage.tables import compensations
 
 Row = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""How far each order has got at a Menu Service that only speaks HTTP; see consumers/menu_http.py."""
+"""How far each order has got at a Menu Service that only speaks HTTP; see consumer.py."""
 
 import json
 from datetime import datetime
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
-from order_service.tables import menu_takings
+from order_service.storage.tables import menu_takings
 
 
 class Taking(NamedTuple):

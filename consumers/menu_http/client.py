@@ -8,8 +8,8 @@ from typing import Any
 import httpx2 as httpx
 from pydantic import ValidationError
 
-from order_service.events import ReservedItem
-from order_service.order import Item
+from order_service.contract.events import ReservedItem
+from order_service.domain.order import Item
 
 #: What one call may take, in seconds.
 TOTAL_SECONDS = 5.0

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from order_service.envelope import SOURCE, schema_name
-from order_service.events import INCOMING, OUTGOING
+from order_service.contract.envelope import SOURCE, schema_name
+from order_service.contract.events import INCOMING, OUTGOING
 
 _AT = "2025-03-01T12:00:00Z"
 _TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

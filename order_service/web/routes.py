@@ -6,8 +6,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from order_service import events
-from order_service.web import bodies, examples, schemas
+from order_service.contract import events
+from order_service.web import examples
+from order_service.web import requests as bodies
+from order_service.web import responses as schemas
 
 Json = dict[str, Any]
 

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from order_service.events import Amount, Id, Price
-from order_service.order import State
+from order_service.contract.events import Amount, Id, Price
+from order_service.domain.order import State
 from order_service.web.problems import KINDS
 
 

@@ -9,9 +9,9 @@ from uuid import UUID
 import sqlalchemy as sa
 from pydantic_core import from_json, to_json
 
-from order_service import bulk
-from order_service.order import FINAL, Item, Order, Payment, State
-from order_service.tables import compensations, orders
+from order_service.domain.order import FINAL, Item, Order, Payment, State
+from order_service.storage import bulk
+from order_service.storage.tables import compensations, orders
 
 #: Written once, and what a decision may change; the names of the columns are those of the order's fields.
 _FIXED = ("key", "user_id", "created_at", "expected_total", "traceparent")

@@ -14,14 +14,15 @@ from typing import TypeVar
 import sqlalchemy as sa
 import structlog
 
-from consumers.inbound import is_databases_fault
-from order_service import handlers, order_rows, startup, takings
+from consumers.batch import is_databases_fault
+from consumers.menu_http import progress as takings
+from consumers.menu_http.client import TOTAL_SECONDS, Menus, MenuServiceDown, NoUsableAnswer, Refused
+from consumers.menu_http.progress import Taking
+from order_service import handlers
+from order_service import process as startup
 from order_service.config import Settings
-from order_service.db import Database
-from order_service.decisions import Clock
-from order_service.envelope import Reply, unreadable
-from order_service.menus import TOTAL_SECONDS, Menus, MenuServiceDown, NoUsableAnswer, Refused
-from order_service.order import (
+from order_service.contract.envelope import Reply, unreadable
+from order_service.domain.order import (
     AWAITING_MENU,
     Item,
     MenuDeadline,
@@ -31,8 +32,10 @@ from order_service.order import (
     Order,
     StockReleased,
 )
-from order_service.startup import utc_now
-from order_service.takings import Taking
+from order_service.domain.saga import Clock
+from order_service.process import utc_now
+from order_service.storage import orders as order_rows
+from order_service.storage.database import Database
 
 log = structlog.get_logger(__name__)
 #: A PUT noted less long ago than this may still be under way in another process.

@@ -9,11 +9,11 @@ from flask import request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from werkzeug.exceptions import HTTPException
 
-from order_service.envelope import utc_text
-from order_service.events import Amount, Id, as_number, exact_json
-from order_service.history import Entry
-from order_service.order import Order
-from order_service.startup import first_line
+from order_service.contract.envelope import utc_text
+from order_service.contract.events import Amount, Id, as_number, exact_json
+from order_service.domain.order import Order
+from order_service.process import first_line
+from order_service.storage.history import Entry
 from order_service.web.problems import Problem, speaks_english
 
 log = structlog.get_logger(__name__)

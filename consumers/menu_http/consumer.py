@@ -33,15 +33,16 @@ import structlog
 from pika.adapters.blocking_connection import BlockingChannel
 from pydantic import BaseModel, ValidationError
 
-from consumers.inbound import bury, bury_one, is_databases_fault
-from consumers.stock import Stock
+from consumers.batch import bury, bury_one, is_databases_fault
+from consumers.menu_http.client import Menus, MenuServiceDown
+from consumers.menu_http.reservation import Stock
 from consumers.worker import Subscription, Worker
-from order_service import startup, topology
+from order_service import process as startup
 from order_service.config import Settings
-from order_service.db import Database
-from order_service.envelope import Delivery, Unreadable, unreadable
-from order_service.events import Id
-from order_service.menus import Menus, MenuServiceDown
+from order_service.contract import topology
+from order_service.contract.envelope import Delivery, Unreadable, unreadable
+from order_service.contract.events import Id
+from order_service.storage.database import Database
 
 log = structlog.get_logger(__name__)
 SUBSCRIPTION = Subscription(topology.MENU_HTTP, accepts=frozenset({"OrderCreated", "StockReleaseRequested"}))

@@ -1,8 +1,8 @@
 """What an order announces, as data of the contract. An event can be built again at any time from the order's row."""
 
-from order_service import events
-from order_service.decisions import Clock
-from order_service.order import RELEASE, Announcement, Compensation, Effect, Order
+from order_service.contract import events
+from order_service.domain.order import RELEASE, Announcement, Compensation, Effect, Order
+from order_service.domain.saga import Clock
 
 
 def event_id(order: Order, effect: Effect) -> str:

@@ -1,0 +1,1 @@
+"""A consumer that answers OrderCreated for a Menu Service that only speaks HTTP."""
