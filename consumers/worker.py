@@ -1,9 +1,8 @@
 """The consumer's loop: whatever has arrived becomes one batch, one transaction, one ack."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 import pika
 import structlog
@@ -26,14 +25,6 @@ IDLE_SECONDS = 0.5
 SUSPECT_AFTER = 3
 
 
-@dataclass(frozen=True)
-class Subscription:
-    """A queue of ours and the event types that may come from it."""
-
-    queue: topology.Queue
-    accepts: frozenset[str]
-
-
 class Cancelled(Exception):
     """The broker ended our subscription, for example because the queue was deleted."""
 
@@ -45,10 +36,10 @@ class Worker:
     """Consumes until stopped, whatever happens to the broker or the database meanwhile."""
 
     def __init__(
-        self, settings: Settings, database: Database, subscriptions: list[Subscription], stop: threading.Event
+        self, settings: Settings, database: Database, queues: Sequence[topology.Queue], stop: threading.Event
     ) -> None:
         self._settings, self._database, self._stop = settings, database, stop
-        self._subscriptions = subscriptions
+        self._queues = queues
         self._arrived: list[Arrived] = []
         self._cancelled = self._away = False
         self._retries = startup.pauses()
@@ -78,9 +69,9 @@ class Worker:
         connection = pika.BlockingConnection(parameters)
         try:
             channel = connection.channel()
-            topology.check(channel, [subscription.queue for subscription in self._subscriptions])
+            topology.check(channel, self._queues)
             self._subscribe(channel)
-            log.info("consuming", queues=[s.queue.name for s in self._subscriptions])
+            log.info("consuming", queues=[queue.name for queue in self._queues])
             self._away = False
             while not self._stop.is_set():
                 self._collect(connection)
@@ -93,21 +84,19 @@ class Worker:
         # Per consumer: RabbitMQ deprecates a limit shared by a channel.
         channel.basic_qos(prefetch_count=self._settings.batch_size)
         channel.add_on_cancel_callback(self._note_cancel)
-        for subscription in self._subscriptions:
-            name = subscription.queue.name
-            channel.basic_consume(name, self._keeper(subscription), consumer_tag=f"order-service:{name}")
+        for queue in self._queues:
+            channel.basic_consume(queue.name, self._keeper(queue), consumer_tag=f"order-service:{queue.name}")
 
     def _keeper(
-        self, subscription: Subscription
+        self, queue: topology.Queue
     ) -> Callable[[BlockingChannel, Basic.Deliver, BasicProperties, bytes], None]:
         """The callback only keeps: the work is done on the whole batch."""
 
         def keep(_: BlockingChannel, deliver: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
             count = (properties.headers or {}).get("x-delivery-count")
             returns = count if isinstance(count, int) else 0
-            name = subscription.queue.name
-            delivery = Delivery(name, deliver.routing_key or "", body, _texts(properties), returns)
-            self._arrived.append((deliver.delivery_tag or 0, delivery, subscription.accepts))
+            delivery = Delivery(queue.name, deliver.routing_key or "", body, _texts(properties), returns)
+            self._arrived.append((deliver.delivery_tag or 0, delivery, queue.accepts))
 
         return keep
 

@@ -36,7 +36,7 @@ from pydantic import BaseModel, ValidationError
 from consumers.batch import bury, bury_one, is_databases_fault
 from consumers.menu_http.client import Menus, MenuServiceDown
 from consumers.menu_http.reservation import Stock
-from consumers.worker import Subscription, Worker
+from consumers.worker import Worker
 from order_service import process as startup
 from order_service.config import Settings
 from order_service.contract import topology
@@ -45,7 +45,6 @@ from order_service.contract.events import Id
 from order_service.storage.database import Database
 
 log = structlog.get_logger(__name__)
-SUBSCRIPTION = Subscription(topology.MENU_HTTP, accepts=frozenset({"OrderCreated", "StockReleaseRequested"}))
 #: Few are held at a time, so that several processes share what waits.
 PREFETCH = 10
 
@@ -68,7 +67,7 @@ class MenuOverHttp(Worker):
 
     def __init__(self, settings: Settings, database: Database, menus: Menus, stop: threading.Event) -> None:
         few = settings.model_copy(update={"batch_size": PREFETCH})
-        super().__init__(few, database, [SUBSCRIPTION], stop)
+        super().__init__(few, database, [topology.MENU_HTTP], stop)
         self._stock, self._down = Stock(settings, database, menus, stop), False
 
     def _work_off(self, connection: pika.BlockingConnection, channel: BlockingChannel) -> None:

@@ -6,13 +6,14 @@ A third queue is there where the Menu Service only speaks HTTP; see consumers/me
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
-from order_service.contract.events import INCOMING, OrderCreated, StockReleaseRequested
+from order_service.contract.events import INCOMING, OUTGOING, OrderCreated, StockReleaseRequested
 
 EXCHANGE = "restaurant.events"
 #: Both sides notice a dead peer within twice this; a transaction stays well below it.
@@ -23,7 +24,6 @@ HEARTBEAT_SECONDS = 30
 #: counts as delivered. We count attempts ourselves, so the broker's limit is set out of reach.
 #: https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling
 DELIVERY_LIMIT = 1_000_000
-
 
 #: What pika raises while the broker is absent, hangs or goes away.
 AWAY = (AMQPError, AMQPConnectorException, OSError)
@@ -40,7 +40,13 @@ class Queue:
     def dead_letters(self) -> str:
         return f"{self.name}.dlq"
 
+    @cached_property
+    def accepts(self) -> frozenset[str]:
+        """The event types whose routing keys the queue is bound to; a message of another type is dead-lettered."""
+        return frozenset(name for name, model in _EVENTS.items() if model.routing_key in self.routing_keys)
 
+
+_EVENTS = OUTGOING | INCOMING
 _KEYS = [model.routing_key for model in INCOMING.values()]
 MENU = Queue("order-service.menu", tuple(key for key in _KEYS if key.startswith("menu.")))
 PAYMENT = Queue("order-service.payment", tuple(key for key in _KEYS if key.startswith("payment.")))

@@ -26,6 +26,11 @@ BINDINGS = {
     "order-service.menu": {"menu.reserved", "menu.rejected", "menu.released"},
     "order-service.payment": {"payment.completed", "payment.failed", "payment.refunded"},
 }
+ACCEPTED = {
+    "order-service.menu": {"MenuReserved", "MenuRejected", "StockReleased"},
+    "order-service.payment": {"PaymentCompleted", "PaymentFailed", "PaymentRefunded"},
+    "order-service.menu-http": {"OrderCreated", "StockReleaseRequested"},
+}
 #: The members of `data`, in order; the ones in brackets may be absent from what comes in.
 DATA = {
     "OrderCreated": "order_id user_id menu_ids lines created_at reply_by",
@@ -56,6 +61,10 @@ def test_every_event_has_its_routing_key():
 
 def test_the_queues_are_bound_to_what_comes_in():
     assert {queue.name: set(queue.routing_keys) for queue in topology.QUEUES} == BINDINGS
+
+
+def test_each_queue_accepts_the_events_it_is_bound_to():
+    assert {queue.name: queue.accepts for queue in (*topology.QUEUES, topology.MENU_HTTP)} == ACCEPTED
 
 
 def test_every_queue_has_its_dead_letters():

@@ -15,7 +15,6 @@ import sqlalchemy as sa
 from pika.adapters.blocking_connection import BlockingChannel
 from structlog.testing import CapturingLogger
 
-from consumers import menu, payment
 from consumers.worker import Worker
 from order_service import handlers
 from order_service.config import Settings
@@ -36,8 +35,6 @@ LATER = NOW + timedelta(hours=1)
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 SOTO, RENDANG = Item(1, "Soto", Decimal("18000"), 15), Item(2, "Rendang", Decimal("20000.5"), 7)
 TOTAL = Decimal("38000.5")
-
-SUBSCRIPTIONS = [menu.SUBSCRIPTION, payment.SUBSCRIPTION]
 
 Eventually = Callable[..., Any]
 
@@ -300,7 +297,7 @@ def running(make: Callable[[threading.Event], Any]) -> Iterator[Running]:
 
 
 def worker(settings: Settings, database: Database) -> Callable[[threading.Event], Worker]:
-    return lambda stop: Worker(settings, database, SUBSCRIPTIONS, stop)
+    return lambda stop: Worker(settings, database, topology.QUEUES, stop)
 
 
 def recorded(module: str, monkeypatch: Any) -> CapturingLogger:

@@ -11,11 +11,10 @@ import sqlalchemy as sa
 
 from api import create_app
 from consumers.batch import apply_batch
-from consumers.menu import SUBSCRIPTION as MENU
-from consumers.payment import SUBSCRIPTION as PAYMENT
 from order_service import handlers
 from order_service.config import Settings
 from order_service.contract.envelope import Delivery, Reply
+from order_service.contract.topology import QUEUES
 from order_service.process import utc_now
 from order_service.storage.database import Database
 from order_service.storage.outbox import Claim
@@ -68,9 +67,9 @@ def round_trips(tmp_path: Path) -> Iterator[Callable[[], int]]:
 def deliveries(*replies: Reply) -> list[tuple[Delivery, frozenset[str]]]:
     found = []
     for reply in replies:
-        subscription = MENU if reply.type.startswith("Menu") else PAYMENT
+        [queue] = [queue for queue in QUEUES if reply.type in queue.accepts]
         key = core.ROUTING_KEYS[reply.type]
-        found.append((Delivery(subscription.queue.name, key, core.event(reply)), subscription.accepts))
+        found.append((Delivery(queue.name, key, core.event(reply)), queue.accepts))
     return found
 
 

@@ -573,7 +573,7 @@ def test_message_that_ends_the_process_again_and_again_is_given_up_alone(
 
     for _ in range(20):
         stop = threading.Event()
-        process = core.Running(Worker(settings, database, core.SUBSCRIPTIONS, stop), stop)
+        process = core.Running(Worker(settings, database, topology.QUEUES, stop), stop)
         eventually(lambda process=process: dead(database) or not process.is_alive, "an end of one kind")
         if process.is_alive:
             process.stop()
