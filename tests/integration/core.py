@@ -25,26 +25,28 @@ from order_service.domain.order import Item, Order
 from order_service.domain.saga import Clock
 from order_service.storage import orders as order_rows
 from order_service.storage.database import Database
-from order_service.storage.outbox import Row
 from order_service.storage.tables import compensations, outbox
+from tests import builders
 
 #: When the tests' orders are placed: long ago, so that whatever they wait for is due for a running process.
 NOW = datetime(2025, 1, 2, 3, 4, 5, 678900, tzinfo=UTC)
 #: When everything they wait for is due.
 LATER = NOW + timedelta(hours=1)
-TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+TRACE = builders.TRACE
 SOTO, RENDANG = Item(1, "Soto", Decimal("18000"), 15), Item(2, "Rendang", Decimal("20000.5"), 7)
 TOTAL = Decimal("38000.5")
 
 Eventually = Callable[..., Any]
 
+data, event, outbox_rows = builders.event_data, builders.event, builders.outbox_rows
+
 
 def clock(now: datetime = NOW, *, reply_seconds: float = 30, pay_seconds: float = 900) -> Clock:
-    return Clock(now, timedelta(seconds=reply_seconds), timedelta(seconds=pay_seconds))
+    return builders.clock(now, reply_seconds=reply_seconds, pay_seconds=pay_seconds)
 
 
 def changes(now: datetime = NOW) -> handlers.Changes:
-    return handlers.Changes(clock(now), timedelta(seconds=30))
+    return builders.changes(now)
 
 
 def settings(amqp_url: str, database_url: str, **more: Any) -> Settings:
@@ -62,9 +64,8 @@ def opened(url: str, *, pool_size: int = 5) -> Iterator[Database]:
 
 def place(database: Database, count: int = 1, *, reminders: int = 3, now: datetime = NOW) -> list[int]:
     """Orders of one Soto and one Rendang each."""
-    placement = handlers.Placement(user_id=7, menu_ids=(1, 2), traceparent=TRACE)
     with database.writing() as connection:
-        placed = handlers.place_orders(connection, [placement] * count, clock(now), reminders=reminders)
+        placed = handlers.place_orders(connection, [builders.placement()] * count, clock(now), reminders=reminders)
         return [order.id for order in placed]
 
 
@@ -86,23 +87,23 @@ def apply(database: Database, *replies: Reply, now: datetime = NOW) -> list[tupl
 
 
 def reserved(order_id: int, reservation_id: str | None = "r1", *, id: str = "menu-1") -> Reply:
-    return Reply(id, order_id, "MenuReserved", order.MenuReserved((SOTO, RENDANG), reservation_id))
+    return builders.reply(order_id, builders.menu_reserved(reservation_id, SOTO, RENDANG), id=id)
 
 
 def rejected(order_id: int, *, id: str = "menu-1") -> Reply:
-    return Reply(id, order_id, "MenuRejected", order.MenuRejected("out_of_stock", 2))
+    return builders.reply(order_id, builders.menu_rejected(), id=id)
 
 
 def completed(order_id: int, payment_id: str = "p1", amount: Decimal = TOTAL, *, id: str = "pay-1") -> Reply:
-    return Reply(id, order_id, "PaymentCompleted", order.PaymentCompleted(payment_id, amount))
+    return builders.reply(order_id, builders.payment_completed(payment_id, amount), id=id)
 
 
 def released(order_id: int, release_id: str, *, id: str = "released-1") -> Reply:
-    return Reply(id, order_id, "StockReleased", order.StockReleased(release_id))
+    return builders.reply(order_id, order.StockReleased(release_id), id=id)
 
 
 def refunded(order_id: int, refund_id: str, *, id: str = "refunded-1") -> Reply:
-    return Reply(id, order_id, "PaymentRefunded", order.PaymentRefunded(refund_id))
+    return builders.reply(order_id, order.PaymentRefunded(refund_id), id=id)
 
 
 def get(database: Database, order_id: int) -> Order:
@@ -135,46 +136,6 @@ def given_back(database: Database) -> list[sa.Row[Any]]:
     return rows(database, compensations)
 
 
-def outbox_rows(count: int, *, routing_key: str = "order.created", type: str = "OrderCreated") -> list[Row]:
-    """Rows to publish, of no order."""
-    return [
-        {
-            "order_id": None,
-            "type": type,
-            "message_id": f"message-{number}",
-            "exchange": topology.EXCHANGE,
-            "routing_key": routing_key,
-            "body": b'{"number":%d}' % number,
-            "traceparent": None,
-            "properties": None,
-            "created_at": NOW,
-            "attempts": 0,
-            "due_at": NOW,
-        }
-        for number in range(count)
-    ]
-
-
-def data(reply: Reply) -> dict[str, Any]:
-    """What a sibling would write for this reply."""
-    found: dict[str, Any] = {"order_id": reply.order_id}
-    match reply.message:
-        case order.MenuReserved(items, reservation_id):
-            entries = [
-                {"id": item.id, "name": item.name, "price": float(item.price), "stock": item.stock} for item in items
-            ]
-            found |= {"items": entries, "reservation_id": reservation_id}
-        case order.MenuRejected(reason, menu_id):
-            found |= {"reason": reason, "menu_id": menu_id}
-        case order.PaymentCompleted(payment_id, amount):
-            found |= {"payment_id": payment_id, "amount": float(amount)}
-        case order.StockReleased(release_id):
-            found |= {"release_id": release_id}
-        case order.PaymentRefunded(refund_id):
-            found |= {"refund_id": refund_id}
-    return found
-
-
 ROUTING_KEYS = {
     "MenuReserved": "menu.reserved",
     "MenuRejected": "menu.rejected",
@@ -182,12 +143,6 @@ ROUTING_KEYS = {
     "PaymentCompleted": "payment.completed",
     "PaymentRefunded": "payment.refunded",
 }
-
-
-def event(reply: Reply, **attributes: Any) -> bytes:
-    """A reply as a sibling sends it."""
-    envelope = {"specversion": "1.0", "id": reply.message_id, "source": "/sibling", "type": reply.type}
-    return json.dumps(envelope | {"data": data(reply)} | attributes).encode()
 
 
 class Message(NamedTuple):

@@ -1,0 +1,171 @@
+"""Builders of what tests work with: orders, messages, replies and their events, requests, outbox rows.
+
+Every value has a default, so that a test names only what matters to it. An order is for two of dish 1 and one of
+dish 2; a request is the one that the client's documents show, for one of each.
+"""
+
+import json
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from order_service.contract import topology
+from order_service.contract.envelope import Reply
+from order_service.domain.order import (
+    Item,
+    MenuRejected,
+    MenuReserved,
+    Message,
+    Order,
+    PaymentCompleted,
+    PaymentRefunded,
+    StockReleased,
+)
+from order_service.domain.saga import Clock, Decision, decide
+from order_service.handlers import Changes, Placement
+from order_service.storage.outbox import Row
+
+NOW = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+NASI_AYAM = Item(1, "Nasi Ayam Bakar", Decimal(18000), 14)
+KWETIAU = Item(2, "Kwetiau Goreng", Decimal(20000), 6)
+ES_TEH = Item(3, "Es Teh", Decimal(5000), 40)
+#: The total price of `new_order()` and of `order_request()`.
+TOTAL, REQUEST_TOTAL = Decimal(56000), Decimal(38000)
+
+
+# Durations and limits.
+
+
+def clock(now: datetime = NOW, *, reply_seconds: float = 30, pay_seconds: float = 900) -> Clock:
+    return Clock(now, timedelta(seconds=reply_seconds), timedelta(seconds=pay_seconds))
+
+
+def changes(now: datetime = NOW, *, compensation_seconds: float = 30) -> Changes:
+    """What a transaction at this time will write; nothing yet."""
+    return Changes(clock(now), timedelta(seconds=compensation_seconds))
+
+
+# Orders.
+
+
+def new_order(*, expected_total: Decimal | None = None) -> Order:
+    """An order as `place_order` records it: the menu's deadline armed, nothing else known."""
+    return Order(
+        id=7,
+        key=UUID("6f9619ff-8b86-4d11-b42d-00c04fc964ff"),
+        user_id=3,
+        menu_ids=(1, 2, 1),
+        created_at=NOW,
+        expected_total=expected_total,
+        due_at=NOW + clock().reply_within,
+        reminders_left=3,
+    )
+
+
+def apply(order: Order, *messages: Message) -> list[Decision]:
+    return [decide(order, message, clock()) for message in messages]
+
+
+def order_after(*messages: Message, expected_total: Decimal | None = None) -> Order:
+    """A new order to which these messages were applied, in this sequence."""
+    order = new_order(expected_total=expected_total)
+    apply(order, *messages)
+    return order
+
+
+# Requests.
+
+
+def order_request(**fields: Any) -> dict[str, Any]:
+    """The body of POST /orders that the client's documents show, with these fields changed or added."""
+    return {"user_id": 1, "menu_ids": [1, 2]} | fields
+
+
+def placement(**fields: Any) -> Placement:
+    """A checked request, as the use case takes it."""
+    values: dict[str, Any] = {"user_id": 7, "menu_ids": (1, 2), "traceparent": TRACE}
+    return Placement(**values | fields)
+
+
+# Messages.
+
+
+def menu_reserved(reservation_id: str | None = "R1", *items: Item) -> MenuReserved:
+    return MenuReserved(items or (NASI_AYAM, KWETIAU), reservation_id)
+
+
+def menu_rejected(reason: str = "out_of_stock", menu_id: int = 2) -> MenuRejected:
+    return MenuRejected(reason, menu_id)
+
+
+def payment_completed(payment_id: str = "P1", amount: Decimal | int = TOTAL) -> PaymentCompleted:
+    return PaymentCompleted(payment_id, Decimal(amount))
+
+
+# Replies, and the events that carry them.
+
+MESSAGE_IDS = {
+    "MenuReserved": "menu-1",
+    "MenuRejected": "menu-1",
+    "StockReleased": "released-1",
+    "PaymentCompleted": "pay-1",
+    "PaymentRefunded": "refunded-1",
+}
+
+
+def reply(order_id: int, message: Message, *, id: str | None = None) -> Reply:
+    """A message as a consumer hands it to the use case; without an id, each type of message has one fixed id."""
+    type_name = type(message).__name__
+    return Reply(id or MESSAGE_IDS.get(type_name, type_name), order_id, type_name, message)
+
+
+def event(reply: Reply, **attributes: Any) -> bytes:
+    """The CloudEvent in which a sibling sends this reply, with these attributes changed or added."""
+    envelope = {"specversion": "1.0", "id": reply.message_id, "source": "/sibling", "type": reply.type}
+    return json.dumps(envelope | {"data": event_data(reply)} | attributes).encode()
+
+
+def event_data(reply: Reply) -> dict[str, Any]:
+    """The `data` of that event."""
+    return {"order_id": reply.order_id} | _message_data(reply.message)
+
+
+def _message_data(message: Message) -> dict[str, Any]:
+    match message:
+        case MenuReserved(items, reservation_id):
+            entries = [{"id": i.id, "name": i.name, "price": float(i.price), "stock": i.stock} for i in items]
+            return {"items": entries, "reservation_id": reservation_id}
+        case MenuRejected(reason, menu_id):
+            return {"reason": reason, "menu_id": menu_id}
+        case PaymentCompleted(payment_id, amount):
+            return {"payment_id": payment_id, "amount": float(amount)}
+        case StockReleased(release_id):
+            return {"release_id": release_id}
+        case PaymentRefunded(refund_id):
+            return {"refund_id": refund_id}
+    return {}
+
+
+# Outbox rows.
+
+
+def outbox_rows(count: int, *, routing_key: str = "order.created", type: str = "OrderCreated") -> list[Row]:
+    """Rows to publish that belong to no order."""
+    return [
+        {
+            "order_id": None,
+            "type": type,
+            "message_id": f"message-{number}",
+            "exchange": topology.EXCHANGE,
+            "routing_key": routing_key,
+            "body": b'{"number":%d}' % number,
+            "traceparent": None,
+            "properties": None,
+            "created_at": NOW,
+            "attempts": 0,
+            "due_at": NOW,
+        }
+        for number in range(count)
+    ]
