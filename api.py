@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Sequence
-from datetime import timedelta
 from hashlib import sha256
 
 import sqlalchemy as sa
@@ -17,22 +16,14 @@ from werkzeug.serving import make_server
 from order_service import handlers
 from order_service import process as startup
 from order_service.config import Settings
-from order_service.domain.order import (
-    AWAITING_MENU,
-    Cancel,
-    Message,
-    Order,
-    PutFailed,
-    PutPaid,
-    PutPending,
-    State,
-    UnknownOrder,
-)
-from order_service.domain.saga import Clock
+from order_service.domain.messages import Cancel, Message, ReportFailed, ReportPaid, ReportPending
+from order_service.domain.order import AWAITING_MENU, Order, State, UnknownOrder
+from order_service.domain.saga import Outcome
 from order_service.storage import history
 from order_service.storage import migrate as schema
 from order_service.storage import orders as order_rows
 from order_service.storage.database import Database
+from order_service.unit_of_work import unit_of_work
 from order_service.web import contract_pages, docs_page, problems
 from order_service.web import observability as tracing
 from order_service.web.observability import traceparent
@@ -55,7 +46,7 @@ from order_service.web.users import Users, UserServiceDown
 from order_service.web.waiting import Watcher, preferred_wait
 
 log = structlog.get_logger(__name__)
-_PAYMENT_MESSAGES: dict[str, Message] = {"paid": PutPaid(), "failed": PutFailed(), "pending": PutPending()}
+_PAYMENT_MESSAGES: dict[str, Message] = {"paid": ReportPaid(), "failed": ReportFailed(), "pending": ReportPending()}
 #: Database connections of one process; a request holds one only while it reads or writes.
 POOL_SIZE = 10
 #: How long a request waits for a lock on its order, or on its idempotency key, before it is answered 503.
@@ -137,7 +128,7 @@ class Api:
         """GET /orders/{id}/history: everything that happened to it, oldest first."""
         order = self._read(order_id)
         with self.database.reading() as connection:
-            entries = history.of_order(connection, order)
+            entries = history.read_history(connection, order)
         return jsonify(events=[history_body(entry) for entry in entries])
 
     def stream_order(self, order_id: int) -> Response:
@@ -187,9 +178,8 @@ class Api:
         return order
 
     def _record_all(self, placements: Sequence[handlers.Placement]) -> list[Order]:
-        with self.database.writing() as connection:
-            reminders = self.settings.menu_reminders
-            return handlers.place_orders(connection, placements, self._clock(), reminders=reminders)
+        with unit_of_work(self.database, self.settings.policy) as work:
+            return handlers.place_orders(work, placements)
 
     def _wait_for_menu(self, order: Order, seconds: float) -> Order:
         """The order once the menu has answered, or as it stands when the time is up or too many wait already."""
@@ -209,16 +199,15 @@ class Api:
         return order
 
     def _change(self, order_id: int, message: Message) -> Response:
-        changes = handlers.Changes(self._clock(), timedelta(seconds=self.settings.compensation_seconds))
         _require_possible(order_id)
         try:
-            with self.database.writing() as connection:
-                order, decision = handlers.change_order(connection, order_id, message, changes)
+            with unit_of_work(self.database, self.settings.policy) as work:
+                order, decision = handlers.change_order(work, order_id, message)
         except UnknownOrder:
             raise Problem("order_not_found") from None
-        if decision.answer == 409:
+        if decision.outcome is Outcome.REFUSED:
             raise Problem(f"order_{order.state.value}", extra={"order_id": order.id})
-        return _answer(order, decision.answer or 200)
+        return _answer(order, 202 if decision.outcome is Outcome.REMEMBERED else 200)
 
     def _read(self, order_id: int) -> Order:
         _require_possible(order_id)
@@ -236,9 +225,6 @@ class Api:
         except UserServiceDown as error:
             log.warning("user not checked", error=str(error))
             raise Problem("user_service_unavailable") from None
-
-    def _clock(self) -> Clock:
-        return Clock(startup.utc_now(), self.settings.reply_within, self.settings.pay_within)
 
 
 def _answer(order: Order, status: int) -> Response:
@@ -299,7 +285,7 @@ def main() -> None:
     settings = startup.begin()
     stop = startup.stop_on_signal()
     database = Database(settings.database_url)
-    startup.wait_for_database(database, stop.wait, stop.is_set)
+    schema.wait_for_database(database, stop)
     database.dispose()
     if stop.is_set():
         return

@@ -1,1 +1,1 @@
-"""From the broker to the domain: replies come in, are applied in batches, and are acked once committed."""
+"""Messages from the broker: received in batches, applied in one transaction each, acked after the commit."""

@@ -1,23 +1,24 @@
-"""`python -m consumers`: one consumer process; run as many as you like."""
+"""`python -m consumers`: one consumer process; any number may run at once."""
 
 from consumers.menu_http.client import Menus
-from consumers.menu_http.consumer import MenuOverHttp
+from consumers.menu_http.consumer import MenuHttpConsumer
 from consumers.worker import Worker
-from order_service import process as startup
+from order_service import process
 from order_service.contract import topology
 from order_service.storage.database import Database
+from order_service.storage.migrate import wait_for_database
 
 
 def main() -> None:
-    settings = startup.begin()
-    stop = startup.stop_on_signal()
-    database = Database(settings.database_url, pool_size=3, ask_first=False)
-    startup.wait_for_database(database, stop.wait, stop.is_set)
+    settings = process.begin()
+    stop = process.stop_on_signal()
+    database = Database(settings.database_url, pool_size=3, pre_ping=False)
+    wait_for_database(database, stop)
     workers = [Worker(settings, database, topology.QUEUES, stop)]
     if settings.menu_service_url:
-        # A thread and a connection of its own: a slow Menu Service holds nobody else up.
-        workers.append(MenuOverHttp(settings, database, Menus(str(settings.menu_service_url)), stop))
-    startup.run_together(stop, *(worker.run for worker in workers))
+        # A thread and a connection of its own, so that a slow Menu Service delays no other message.
+        workers.append(MenuHttpConsumer(settings, database, Menus(str(settings.menu_service_url)), stop))
+    process.run_together(stop, *(worker.run for worker in workers))
 
 
 if __name__ == "__main__":

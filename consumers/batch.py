@@ -1,103 +1,79 @@
-"""A batch of deliveries in one transaction; a message that cannot be used leaves as a dead letter, the rest goes on."""
+"""Process deliveries in one transaction: apply what can be applied, dead-letter what never can be."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
 from hashlib import sha256
 
-import sqlalchemy as sa
 import structlog
 
 from order_service import handlers
-from order_service.config import Settings
-from order_service.contract.envelope import Delivery, Reply, Unreadable, read, unreadable
-from order_service.domain.order import OrderError, UnknownOrder
-from order_service.domain.saga import Clock
-from order_service.process import utc_now
-from order_service.storage import history, outbox
+from order_service.contract.envelope import Delivery, Rejection, Reply, read, rejection
+from order_service.contract.topology import BY_NAME
+from order_service.domain.saga import Policy
+from order_service.storage import inbox
 from order_service.storage.database import Database
+from order_service.unit_of_work import UnitOfWork, unit_of_work
 
 log = structlog.get_logger(__name__)
-#: How often a message may end the process before it is given up.
-SUSPECT_ATTEMPTS = 3
+#: How often a possible poison message may end the process before it is dead-lettered.
+POISON_ATTEMPTS = 3
 
 
-def is_databases_fault(error: Exception) -> bool:
-    """True where the message is innocent and waiting helps; refused data and broken rules are the message's."""
-    if isinstance(error, sa.exc.DataError | sa.exc.IntegrityError):
-        return False
-    return isinstance(error, sa.exc.DBAPIError | sa.exc.TimeoutError | MemoryError | OSError)
-
-
-def apply_batch(database: Database, settings: Settings, deliveries: Sequence[tuple[Delivery, frozenset[str]]]) -> None:
-    """Apply all of these, or raise and have applied none. Each comes with the types its queue accepts."""
-    clock = Clock(utc_now(), settings.reply_within, settings.pay_within)
-    replies: dict[int, tuple[Delivery, Reply]] = {}
-    dead: list[tuple[Delivery, Unreadable]] = []
-    for delivery, accepted in deliveries:
+def process_batch(database: Database, policy: Policy, deliveries: Sequence[Delivery]) -> None:
+    """Process all of these in one transaction; an exception means that none was."""
+    replies: list[Reply] = []
+    rejections: list[Rejection] = []
+    for delivery in deliveries:
         try:
-            reply = read(delivery)
-            if reply.type not in accepted:
-                raise _named(unreadable("unknown_type", "type", f"is not taken from {delivery.queue}"), reply)
-        except Unreadable as error:
-            dead.append((delivery, error))
-        else:
-            replies[id(reply)] = delivery, reply
-    changes = handlers.Changes(clock, timedelta(seconds=settings.compensation_seconds))
-    with database.writing() as connection:
+            replies.append(_read(delivery))
+        except Rejection as error:
+            rejections.append(error)
+    with unit_of_work(database, policy) as work:
         if replies:
-            batch = [reply for _, reply in replies.values()]
-            refused = handlers.apply_replies(connection, batch, changes)
-            dead += [(replies[id(reply)][0], _refusal(reply, why)) for reply, why in refused]
-        bury(connection, dead, clock.now)
+            rejections += handlers.apply_replies(work, replies)
+        for each in rejections:
+            dead_letter(work, each)
 
 
-def bury_one(database: Database, delivery: Delivery, problem: str) -> None:
-    """Give up on one message for an error of ours that it alone brings about."""
-    why = unreadable("internal_error", "message", f"could not be processed: {problem}")
-    with database.writing() as connection:
-        bury(connection, [(delivery, why)], utc_now())
+def _read(delivery: Delivery) -> Reply:
+    reply = read(delivery)
+    if reply.type not in BY_NAME[delivery.queue].accepts:
+        raise reply.rejection("unknown_type", "type", f"is not accepted by {delivery.queue}")
+    return reply
 
 
-def try_suspect(database: Database, settings: Settings, delivery: Delivery, accepted: frozenset[str]) -> None:
-    """Take a message that may kill this process. Every attempt is counted before it is made, in the database.
+def dead_letter(work: UnitOfWork, rejected: Rejection) -> None:
+    """Dead-letter through the outbox, in the transaction that rejects the message, and log it."""
+    log.warning(
+        "message dead-lettered",
+        queue=rejected.delivery.queue,
+        message_id=rejected.message_id,
+        order_id=rejected.order_id,
+        reason=str(rejected)[:500],
+    )
+    work.dead_letter(rejected)
 
-    The broker's own count will not do: it also rises for the innocent messages that waited beside the guilty one.
+
+def dead_letter_failed(database: Database, policy: Policy, delivery: Delivery, problem: str) -> None:
+    """Dead-letter a delivery that causes an error in this program."""
+    with unit_of_work(database, policy) as work:
+        dead_letter(work, rejection(delivery, "internal_error", "message", f"could not be processed: {problem}"))
+
+
+def retry_poison_message(database: Database, policy: Policy, delivery: Delivery) -> None:
+    """Process a delivery that may end this process. Each attempt is counted in the database before it is made.
+
+    The broker's own delivery count does not serve: it also rises for the messages that waited beside a poison message.
     """
     message_id = str(delivery.properties.get("message_id"))
     key = sha256(f"{delivery.queue} {message_id} ".encode(errors="replace") + delivery.body).hexdigest()
     with database.writing() as connection:
-        attempts = history.count_attempt(connection, key)
+        attempts = inbox.count_attempt(connection, key)
     try:
-        if attempts > SUSPECT_ATTEMPTS:
-            bury_one(database, delivery, f"the consumer died of it {SUSPECT_ATTEMPTS} times")
+        if attempts > POISON_ATTEMPTS:
+            dead_letter_failed(database, policy, delivery, f"it ended the consumer {POISON_ATTEMPTS} times")
         else:
-            apply_batch(database, settings, [(delivery, accepted)])
+            process_batch(database, policy, [delivery])
     finally:
-        # Whatever came of it, this process outlived it.
+        # Also after an exception: the process has survived the attempt.
         with database.writing() as connection:
-            history.clear_suspect(connection, key)
-
-
-def bury(connection: sa.Connection, dead: Sequence[tuple[Delivery, Unreadable]], at: datetime) -> None:
-    """Dead-letter through the outbox, in the transaction that gives up: nothing is lost in between."""
-    rows = []
-    for delivery, why in dead:
-        log.warning(
-            "message dead-lettered",
-            queue=delivery.queue,
-            message_id=why.message_id,
-            order_id=why.order_id,
-            reason=str(why)[:500],
-        )
-        rows += outbox.dead_letter_rows(delivery, why, at)
-    outbox.add(connection, rows)
-
-
-def _refusal(reply: Reply, error: OrderError) -> Unreadable:
-    code = "unknown_order" if isinstance(error, UnknownOrder) else "invalid"
-    return _named(unreadable(code, error.field_name or "data", str(error), order_id=reply.order_id), reply)
-
-
-def _named(why: Unreadable, reply: Reply) -> Unreadable:
-    why.message_id, why.type, why.order_id = reply.message_id, reply.type, reply.order_id
-    return why
+            inbox.clear_attempts(connection, key)

@@ -14,6 +14,7 @@ from gunicorn.workers.gthread import ThreadWorker
 
 from order_service import process as startup
 from order_service.storage.database import Database
+from order_service.storage.migrate import wait_for_database
 
 #: How long a thread stays with a client that may send its next request at once, in milliseconds.
 LINGER_MS = 5
@@ -93,7 +94,7 @@ def on_starting(_server: Any) -> None:
     """Before any worker: wait for the database, refuse one that is not migrated."""
     stop = startup.stop_on_signal()
     database = Database(_settings.database_url)
-    startup.wait_for_database(database, stop.wait, stop.is_set)
+    wait_for_database(database, stop)
     database.dispose()
     if stop.is_set():
         raise SystemExit(0)

@@ -1,20 +1,23 @@
 """The settings, read once from the environment by the entry points. docs/settings.md is generated from here."""
 
 from datetime import timedelta
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import AnyHttpUrl, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from order_service.domain.saga import Policy
+
 Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600)]
 
-#: Threads that neither wait nor stream.
+#: Threads of an API process that neither wait nor stream.
 ANSWERING_THREADS = 32
 
 
 class SettingsError(Exception):
-    """A setting cannot be used; the text names it and what it should be."""
+    """A setting cannot be used; the text names it and the remedy."""
 
 
 class Settings(BaseSettings):
@@ -27,12 +30,12 @@ class Settings(BaseSettings):
     database_url: str = Field(
         "sqlite:///var/order-service.db",
         validation_alias="DATABASE_URL",
-        description="Where orders live: sqlite:///path or postgresql://user:password@host/name.",
+        description="The database: sqlite:///path or postgresql://user:password@host/name.",
     )
     rabbitmq_url: str = Field(
         "amqp://guest:guest@localhost:5672/",
         validation_alias="RABBITMQ_URL",
-        description="The broker; several addresses of a cluster may be given, separated by commas.",
+        description="The broker; the nodes of a cluster are separated by commas.",
     )
     user_service_url: AnyHttpUrl | None = Field(
         None, validation_alias="USER_SERVICE_URL", description="The User Service; when unset, users are not checked."
@@ -52,7 +55,8 @@ class Settings(BaseSettings):
         2, ge=0, le=30, description="How long POST /orders waits for the menu before it answers 202."
     )
     menu_reply_seconds: Seconds = Field(
-        30, description="How long the menu has before OrderCreated is sent again, and in the end the order expires."
+        30,
+        description="How long the menu has to answer before OrderCreated is repeated, and finally the order expires.",
     )
     menu_reminders: int = Field(3, ge=0, le=100, description="How often OrderCreated is sent again.")
     payment_seconds: Seconds = Field(900, description="How long an order waits for its payment once priced.")
@@ -76,7 +80,7 @@ class Settings(BaseSettings):
 
     @property
     def api_threads(self) -> int:
-        """Threads of one API process: waiting and streaming can never take those that answer."""
+        """Threads of one API process: waiting and streaming requests never use up those for the others."""
         return self.streams + self.waiters + ANSWERING_THREADS
 
     @field_validator("rabbitmq_url")
@@ -93,13 +97,16 @@ class Settings(BaseSettings):
             raise ValueError("must look like sqlite:///path or postgresql://user:password@host/name")
         return value
 
-    @property
-    def pay_within(self) -> timedelta:
-        return timedelta(seconds=self.payment_seconds)
-
-    @property
-    def reply_within(self) -> timedelta:
-        return timedelta(seconds=self.menu_reply_seconds)
+    @cached_property
+    def policy(self) -> Policy:
+        """The durations and limits of an order's life."""
+        return Policy(
+            menu_reply=timedelta(seconds=self.menu_reply_seconds),
+            menu_reminders=self.menu_reminders,
+            payment=timedelta(seconds=self.payment_seconds),
+            compensation_pause=timedelta(seconds=self.compensation_seconds),
+            compensation_attempts=self.compensation_attempts,
+        )
 
 
 def environment_name(field_name: str) -> str:
@@ -109,7 +116,7 @@ def environment_name(field_name: str) -> str:
 
 
 def load() -> Settings:
-    """The settings of this process. Raises SettingsError naming each variable that cannot be used."""
+    """Read the settings from the environment. Raises SettingsError, naming each variable that cannot be used."""
     try:
         return Settings()
     except ValidationError as error:
@@ -122,7 +129,7 @@ def _explain(problem: ErrorDetails) -> str:
     if name not in {*Settings.model_fields, *_FIELDS}:
         return message
     field = _FIELDS.get(name, name)
-    # An address may hold a password, and this text is logged.
+    # A URL may hold a password, and this text is logged.
     given = "" if field.endswith("_url") else f" (it is {problem['input']!r})"
     return f"{environment_name(field)}: {message}{given}"
 

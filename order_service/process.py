@@ -1,31 +1,28 @@
-"""What every process does first and last: log alike, wait for what is absent, refuse what is not set up, stop."""
+"""What every process has in common: logging, signals, the retry loop and the threads."""
 
 import logging
-import random
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
-import sqlalchemy as sa
 import structlog
 
 from order_service import config
-from order_service.storage import migrate as schema
-from order_service.storage.database import Database
+from order_service.backoff import Backoff
 
 log = structlog.get_logger(__name__)
-#: Waiting for something absent: full jitter up to a limit that doubles from the first to the last.
-FIRST_PAUSE_SECONDS, LAST_PAUSE_SECONDS = 0.1, 5.0
-#: How long a process takes to stop at most.
+#: The delay before the next attempt to reach the broker or the database.
+RECONNECT = Backoff(first=0.1, longest=5)
+#: How long a process waits for its threads when it stops, in seconds.
 STOP_SECONDS = 8.0
 
 
 def configure_logging(level: str) -> None:
-    """One line a log record, the libraries' included, on standard error."""
+    """Write one line for each log record, the libraries' included, to standard error."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -33,14 +30,14 @@ def configure_logging(level: str) -> None:
         structlog.processors.TimeStamper(fmt="iso"),
     ]
     structlog.configure(
-        # First what costs nothing: most lines of a quiet level are made for nobody.
+        # The level filter comes first, because it is the cheapest.
         processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler()
-    # Plain tracebacks: the pretty ones print local variables, passwords among them.
+    # Plain tracebacks: the formatted ones print local variables, and so passwords.
     renderer = structlog.dev.ConsoleRenderer(
         colors=sys.stderr.isatty(), pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
     )
@@ -50,14 +47,14 @@ def configure_logging(level: str) -> None:
         )
     )
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    # pika logs every failed attempt with a traceback; the edges say it once, in their own words.
+    # pika logs every failed connection attempt with a traceback; supervise() logs it once.
     logging.getLogger("pika").setLevel(logging.CRITICAL)
     for chatty in ("alembic", "httpx2", "httpcore2"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def begin() -> config.Settings:
-    """The settings of this process, its log configured. Exits with 2 naming every setting that cannot be used."""
+    """Configure logging and return the settings. Exits with 2, naming every setting that cannot be used."""
     try:
         settings = config.load()
     except config.SettingsError as error:
@@ -67,7 +64,7 @@ def begin() -> config.Settings:
 
 
 def refuse(problem: str) -> NoReturn:
-    """Exit with 2: what is wrong will not mend itself by waiting."""
+    """Exit with 2, printing a problem that waiting cannot solve."""
     print(problem, file=sys.stderr)
     raise SystemExit(2)
 
@@ -80,34 +77,77 @@ def stop_on_signal() -> threading.Event:
     return stop
 
 
-def pauses() -> Iterator[float]:
-    """How long to wait before each further attempt, in seconds."""
-    limit = FIRST_PAUSE_SECONDS
-    while True:
-        yield random.uniform(0, limit)  # noqa: S311 - spreads load, guards nothing
-        limit = min(limit * 2, LAST_PAUSE_SECONDS)
+class Stop(Protocol):
+    """What ends a retry loop: a threading.Event, or something that also serves a connection while it waits."""
+
+    def is_set(self) -> bool: ...
+
+    def wait(self, timeout: float, /) -> object: ...
+
+
+def supervise(
+    attempt: Callable[[Callable[[], None]], object],
+    stop: Stop,
+    *,
+    what: str,
+    unreachable: tuple[type[Exception], ...],
+    restart: bool = False,
+) -> bool:
+    """Call `attempt` until it returns or `stop` is set, with a growing delay after each failure. Return if it returned.
+
+    An `unreachable` error is logged once per outage of `what`. Any other exception is raised, or with `restart`
+    logged with its traceback. `attempt` receives a function to call once it works, which ends the outage and resets
+    the delay.
+    """
+    lost, back = f"{what} is unreachable, retrying", f"{what} is reachable again"
+    delays, is_outage = RECONNECT.jittered(), False
+
+    def working() -> None:
+        nonlocal delays, is_outage
+        if is_outage:
+            log.info(back)
+        delays, is_outage = RECONNECT.jittered(), False
+
+    while not stop.is_set():
+        try:
+            attempt(working)
+        except unreachable as error:
+            if not is_outage:
+                log.warning(lost, error=first_line(error))
+            is_outage = True
+        except Exception:
+            if not restart:
+                raise
+            log.exception("unexpected error, restarting")
+        else:
+            if not stop.is_set():
+                working()
+            return True
+        stop.wait(next(delays))
+    return False
 
 
 def run_together(stop: threading.Event, *runs: Callable[[], None]) -> None:
-    """Run each in a thread until one of them ends or `stop` is set, then let the others finish, STOP_SECONDS at most.
+    """Run each in a thread until one of them ends or `stop` is set; then give the others STOP_SECONDS to finish.
 
-    One that ends, ends the process: half of it would be worse than a restart. Raises SystemExit with its status.
+    A thread that ends stops the whole process, so that it is restarted as a whole. Raises SystemExit with the highest
+    status of the threads, unless all of it is 0.
     """
-    threads = [_Ending(run, stop) for run in runs]
+    threads = [_StoppingThread(run, stop) for run in runs]
     for thread in threads:
         thread.start()
     stop.wait()
     end = time.monotonic() + STOP_SECONDS
     for thread in threads:
-        # A broker that hangs must not keep the process; what is not settled rolls back and comes again.
+        # A broker that hangs must not delay the exit: unsettled work rolls back and is repeated.
         thread.join(max(0, end - time.monotonic()))
     status = max(thread.status for thread in threads)
     if status:
         raise SystemExit(status)
 
 
-class _Ending(threading.Thread):
-    """A thread that sets `stop` however it ends, and remembers with which status."""
+class _StoppingThread(threading.Thread):
+    """A thread that sets `stop` when it ends, and keeps its exit status."""
 
     def __init__(self, run: Callable[[], None], stop: threading.Event) -> None:
         super().__init__(daemon=True)
@@ -124,29 +164,8 @@ class _Ending(threading.Thread):
         self._stop_all.set()
 
 
-def wait_for_database(database: Database, wait: Callable[[float], object], stopped: Callable[[], bool]) -> None:
-    """Return once the database answers and is migrated. Exits with 2 if it is not migrated."""
-    absent = False
-    for pause in pauses():
-        if stopped():
-            return
-        try:
-            schema.check_migrated(database)
-        except schema.NotMigrated as error:
-            refuse(f"{error}: run `python -m order_service migrate` first")
-        except sa.exc.SQLAlchemyError as error:
-            if not absent:
-                log.warning("the database does not answer, waiting for it", error=first_line(error))
-            absent = True
-            wait(pause)
-        else:
-            if absent:
-                log.info("the database answers again")
-            return
-
-
 def first_line(error: BaseException) -> str:
-    """An error in one line, for a log record that needs no traceback."""
+    """An error in one line, for a log record without a traceback."""
     return f"{type(error).__name__}: {str(error).strip() or 'no detail'}".splitlines()[0]
 
 

@@ -1,1 +1,1 @@
-"""From the database to the broker: outbox rows are published and confirmed; what time alone decides is done."""
+"""What leaves and what time decides: the relay publishes the outbox, the deadlines remind, expire and repeat."""

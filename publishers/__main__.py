@@ -1,20 +1,21 @@
-"""`python -m publishers`: one relay and one pair of eyes on the clock; run as many as you like."""
+"""`python -m publishers`: one relay and one deadline thread; any number may run at once."""
 
-from order_service import process as startup
+from order_service import process
 from order_service.storage.database import Database
+from order_service.storage.migrate import wait_for_database
 from publishers.deadlines import Deadlines
 from publishers.relay import BATCHES, Relay
 
 
 def main() -> None:
-    settings = startup.begin()
-    stop = startup.stop_on_signal()
-    database = Database(settings.database_url, pool_size=2, ask_first=False)
-    # What the relay forgets to have sent it sends again, under the same ids: no reason to wait for a disk.
-    forgetful = Database(settings.database_url, pool_size=BATCHES + 1, ask_first=False, durable=False)
-    startup.wait_for_database(database, stop.wait, stop.is_set)
-    relay, deadlines = Relay(settings, forgetful, stop), Deadlines(settings, database, stop)
-    startup.run_together(stop, relay.run, deadlines.run)
+    settings = process.begin()
+    stop = process.stop_on_signal()
+    database = Database(settings.database_url, pool_size=2, pre_ping=False)
+    # A deletion that a power cut undoes only repeats a message under its id, so the relay waits for no disk.
+    relay_database = Database(settings.database_url, pool_size=BATCHES + 1, pre_ping=False, durable=False)
+    wait_for_database(database, stop)
+    relay, deadlines = Relay(settings, relay_database, stop), Deadlines(settings, database, stop)
+    process.run_together(stop, relay.run, deadlines.run)
 
 
 if __name__ == "__main__":

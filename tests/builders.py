@@ -11,20 +11,20 @@ from typing import Any
 from uuid import UUID
 
 from order_service.contract import topology
-from order_service.contract.envelope import Reply
-from order_service.domain.order import (
+from order_service.contract.envelope import Delivery, Reply
+from order_service.contract.outgoing import Outgoing
+from order_service.domain.messages import (
     Item,
     MenuRejected,
     MenuReserved,
     Message,
-    Order,
     PaymentCompleted,
     PaymentRefunded,
     StockReleased,
 )
-from order_service.domain.saga import Clock, Decision, decide
-from order_service.handlers import Changes, Placement
-from order_service.storage.outbox import Row
+from order_service.domain.order import Order
+from order_service.domain.saga import Decision, Policy, decide
+from order_service.handlers import Placement
 
 NOW = datetime(2025, 3, 1, 12, 0, tzinfo=UTC)
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -38,13 +38,14 @@ TOTAL, REQUEST_TOTAL = Decimal(56000), Decimal(38000)
 # Durations and limits.
 
 
-def clock(now: datetime = NOW, *, reply_seconds: float = 30, pay_seconds: float = 900) -> Clock:
-    return Clock(now, timedelta(seconds=reply_seconds), timedelta(seconds=pay_seconds))
-
-
-def changes(now: datetime = NOW, *, compensation_seconds: float = 30) -> Changes:
-    """What a transaction at this time will write; nothing yet."""
-    return Changes(clock(now), timedelta(seconds=compensation_seconds))
+def policy(*, reply_seconds: float = 30, reminders: int = 3, pay_seconds: float = 900) -> Policy:
+    return Policy(
+        menu_reply=timedelta(seconds=reply_seconds),
+        menu_reminders=reminders,
+        payment=timedelta(seconds=pay_seconds),
+        compensation_pause=timedelta(seconds=30),
+        compensation_attempts=10,
+    )
 
 
 # Orders.
@@ -59,13 +60,13 @@ def new_order(*, expected_total: Decimal | None = None) -> Order:
         menu_ids=(1, 2, 1),
         created_at=NOW,
         expected_total=expected_total,
-        due_at=NOW + clock().reply_within,
+        due_at=NOW + policy().menu_reply,
         reminders_left=3,
     )
 
 
 def apply(order: Order, *messages: Message) -> list[Decision]:
-    return [decide(order, message, clock()) for message in messages]
+    return [decide(order, message, policy=policy(), now=NOW) for message in messages]
 
 
 def order_after(*messages: Message, expected_total: Decimal | None = None) -> Order:
@@ -118,7 +119,8 @@ MESSAGE_IDS = {
 def reply(order_id: int, message: Message, *, id: str | None = None) -> Reply:
     """A message as a consumer hands it to the use case; without an id, each type of message has one fixed id."""
     type_name = type(message).__name__
-    return Reply(id or MESSAGE_IDS.get(type_name, type_name), order_id, type_name, message)
+    delivery = Delivery(topology.MENU.name, "", b"")
+    return Reply(id or MESSAGE_IDS.get(type_name, type_name), order_id, type_name, message, delivery)
 
 
 def event(reply: Reply, **attributes: Any) -> bytes:
@@ -151,21 +153,9 @@ def _message_data(message: Message) -> dict[str, Any]:
 # Outbox rows.
 
 
-def outbox_rows(count: int, *, routing_key: str = "order.created", type: str = "OrderCreated") -> list[Row]:
-    """Rows to publish that belong to no order."""
+def outgoing(count: int, *, routing_key: str = "order.created", type: str = "OrderCreated") -> list[Outgoing]:
+    """Messages to publish that belong to no order."""
     return [
-        {
-            "order_id": None,
-            "type": type,
-            "message_id": f"message-{number}",
-            "exchange": topology.EXCHANGE,
-            "routing_key": routing_key,
-            "body": b'{"number":%d}' % number,
-            "traceparent": None,
-            "properties": None,
-            "created_at": NOW,
-            "attempts": 0,
-            "due_at": NOW,
-        }
+        Outgoing(None, type, f"message-{number}", topology.EXCHANGE, routing_key, b'{"number":%d}' % number)
         for number in range(count)
     ]

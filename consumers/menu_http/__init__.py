@@ -1,1 +1,1 @@
-"""A consumer that answers OrderCreated for a Menu Service that only speaks HTTP."""
+"""A consumer that reserves stock at a Menu Service that only speaks HTTP, with MENU_SERVICE_URL set."""

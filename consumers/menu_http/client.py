@@ -9,7 +9,7 @@ import httpx2 as httpx
 from pydantic import ValidationError
 
 from order_service.contract.events import ReservedItem
-from order_service.domain.order import Item
+from order_service.domain.messages import Item
 
 #: What one call may take, in seconds.
 TOTAL_SECONDS = 5.0

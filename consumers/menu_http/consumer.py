@@ -1,28 +1,27 @@
-"""The broker's side of a Menu Service that only speaks HTTP: answers OrderCreated for it, with MENU_SERVICE_URL set.
+"""Answer OrderCreated and StockReleaseRequested for a Menu Service that only speaks HTTP (MENU_SERVICE_URL).
 
     order-service.menu-http -> read every dish -> take every line -> MenuReserved or MenuRejected, applied here
 
-The answer does not go over the broker: it is applied to the order in the transaction that also forgets the order's
-progress, so it counts exactly once. The order's row says what is wanted; the message only says that it is time to look.
+The answer does not travel over the broker: it is applied to the order in the transaction that deletes the order's
+progress, so it counts exactly once. The order's row says what is wanted; the message only triggers the work.
 
-Such a menu has no reservations. It takes stock line by line, knows no repeats and takes nothing back. So:
+Such a menu has no reservations. It takes stock line by line, recognises no repeats and takes nothing back. So:
 
-- All lines are looked at before the first is taken, the scarcest first. Two customers can still meet in between, and
-  the second one's order then stands half taken. It is rejected with the refused dish, for the true reason.
-- A PUT whose answer is lost (timeout, broken connection, 5xx, a killed process) may have been carried out. It is
-  written down before it is sent and is never sent again: the order expires early, after a killed process at its
+- All lines are read before the first is taken, the scarcest first. Two orders can still compete in between; the
+  second one is then half taken, and is rejected with the dish that was refused, for the true reason.
+- A PUT whose answer is lost (timeout, broken connection, 5xx, killed process) may have been carried out. It is recorded
+  before it is sent and never sent again: the order expires early, after a killed process at its next reminder.
+- A PUT that cannot have left (connection refused) is retried for as long as the order waits, as is an unreachable
+  menu: the message waits, and those behind it. After an unusable answer to a GET only its own order waits, for its
   next reminder.
-- A PUT that cannot have left (connection refused) is tried again for as long as the order waits, as is a menu that is
-  down: the message waits, and the ones behind it. An unusable answer to a GET makes only its own order wait, for
-  its next reminder.
-- Whatever was taken for an order that failed or was cancelled has to be put back by hand. It is a release like any
-  other, and stays unconfirmed: it is asked for again and again, and each time the log names the dishes. Once they are
-  put back, publish `{"order_id": ..., "release_id": ...}` with routing key menu.released, as the menu would.
-  Where nothing was taken, the release is confirmed here.
+- Stock taken for an order that failed or was cancelled has to be put back by hand. Its release stays unconfirmed and
+  is requested again and again, and each time the log names the dishes. Once they are put back, publish
+  `{"order_id": ..., "release_id": ...}` with routing key menu.released, as the menu would. Where nothing was taken,
+  the release is confirmed here.
 - An order whose total is not the expected one fails before anything is taken for it.
 
-One process takes one order at a time; more processes take more. Do not run a Menu Service on the broker beside it:
-both would answer. To go back to one, delete the queue order-service.menu-http, or requests go on gathering there.
+One process reserves one order at a time; more processes reserve more. Do not run a Menu Service on the broker as well:
+both would answer. To return to one, delete the queue order-service.menu-http, or requests collect there.
 """
 
 import threading
@@ -33,19 +32,20 @@ import structlog
 from pika.adapters.blocking_connection import BlockingChannel
 from pydantic import BaseModel, ValidationError
 
-from consumers.batch import bury, bury_one, is_databases_fault
+from consumers.batch import dead_letter, dead_letter_failed
 from consumers.menu_http.client import Menus, MenuServiceDown
-from consumers.menu_http.reservation import Stock
+from consumers.menu_http.reservation import Interrupted, StockReserver
 from consumers.worker import Worker
-from order_service import process as startup
 from order_service.config import Settings
-from order_service.contract import topology
-from order_service.contract.envelope import Delivery, Unreadable, unreadable
+from order_service.contract.envelope import Delivery, Rejection, rejection
 from order_service.contract.events import Id
-from order_service.storage.database import Database
+from order_service.contract.topology import MENU_HTTP
+from order_service.process import RECONNECT
+from order_service.storage.database import Database, is_transient
+from order_service.unit_of_work import unit_of_work
 
 log = structlog.get_logger(__name__)
-#: Few are held at a time, so that several processes share what waits.
+#: Small, so that several processes share the waiting messages.
 PREFETCH = 10
 
 
@@ -56,55 +56,60 @@ class _Data(BaseModel):
 
 
 class _Event(BaseModel):
-    """What is read of our own events."""
+    """The fields used of our own events."""
 
     type: Literal["OrderCreated", "StockReleaseRequested"]
     data: _Data
 
 
-class MenuOverHttp(Worker):
-    """Consumes as every worker does, but works its messages off one by one: each takes calls over HTTP."""
+class MenuHttpConsumer(Worker):
+    """A worker that processes its messages one by one, because each makes calls over HTTP."""
 
     def __init__(self, settings: Settings, database: Database, menus: Menus, stop: threading.Event) -> None:
-        few = settings.model_copy(update={"batch_size": PREFETCH})
-        super().__init__(few, database, [topology.MENU_HTTP], stop)
-        self._stock, self._down = Stock(settings, database, menus, stop), False
+        super().__init__(settings.model_copy(update={"batch_size": PREFETCH}), database, [MENU_HTTP], stop)
+        self._reserver = StockReserver(settings.policy, database, menus, stop)
+        self._menu_is_down = False
 
-    def _work_off(self, connection: pika.BlockingConnection, channel: BlockingChannel) -> None:
+    def _process(self, connection: pika.BlockingConnection, channel: BlockingChannel) -> None:
         if not self._arrived:
             return
-        tag, delivery, _ = self._arrived[0]
+        tag, delivery = self._arrived[0]
         try:
             self._handle(delivery)
         except MenuServiceDown as error:
-            if not self._down:
-                log.warning("the Menu Service is away, waiting for it", error=str(error))
-            self._down = True
-            connection.process_data_events(time_limit=next(self._retries))
+            if not self._menu_is_down:
+                log.warning("the Menu Service is unreachable, retrying", error=str(error))
+            self._menu_is_down = True
+            connection.process_data_events(time_limit=next(self._delays))
+            return
+        except Interrupted:
             return
         except Exception as error:
-            if is_databases_fault(error):
+            if is_transient(error):
                 self._wait_for_database(connection, error)
                 return
             log.exception("a message cannot be processed", queue=delivery.queue)
-            bury_one(self._database, delivery, type(error).__name__)
+            dead_letter_failed(self._database, self._settings.policy, delivery, type(error).__name__)
         channel.basic_ack(tag)
         del self._arrived[0]
-        self._down, self._retries = False, startup.pauses()
+        self._menu_is_down, self._delays = False, RECONNECT.jittered()
 
     def _handle(self, delivery: Delivery) -> None:
         try:
-            event = _Event.model_validate_json(delivery.body)
+            event = _event(delivery)
             if event.type == "OrderCreated":
-                self._stock.reserve(event.data.order_id)
+                self._reserver.reserve(delivery, event.data.order_id)
             else:
-                self._stock.release(event.data.order_id, event.data.release_id, event.data.reservation_id)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            self._bury(delivery, unreadable("invalid", ".".join(map(str, problem["loc"])) or "body", problem["msg"]))
-        except Unreadable as error:
-            self._bury(delivery, error)
+                data = event.data
+                self._reserver.release(delivery, data.order_id, data.release_id, data.reservation_id)
+        except Rejection as error:
+            with unit_of_work(self._database, self._settings.policy) as work:
+                dead_letter(work, error)
 
-    def _bury(self, delivery: Delivery, why: Unreadable) -> None:
-        with self._database.writing() as connection:
-            bury(connection, [(delivery, why)], startup.utc_now())
+
+def _event(delivery: Delivery) -> _Event:
+    try:
+        return _Event.model_validate_json(delivery.body)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise rejection(delivery, "invalid", ".".join(map(str, problem["loc"])) or "body", problem["msg"]) from None

@@ -1,4 +1,4 @@
-"""How far each order has got at a Menu Service that only speaks HTTP; see consumer.py."""
+"""How far the reservation of each order has come at a Menu Service that only speaks HTTP."""
 
 import json
 from datetime import datetime
@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from order_service.storage.tables import menu_takings
 
 
-class Taking(NamedTuple):
-    """The stock taken so far, and the line asked for since, whose answer is not known."""
+class Progress(NamedTuple):
+    """The menu ids whose stock was taken, and the one whose PUT has no known answer yet."""
 
     order_id: int
     taken: tuple[int, ...]
@@ -18,18 +18,19 @@ class Taking(NamedTuple):
     at: datetime
 
 
-def find(connection: sa.Connection, order_id: int) -> Taking | None:
+def find(connection: sa.Connection, order_id: int) -> Progress | None:
+    """The progress of an order, if any is recorded."""
     row = connection.execute(sa.select(menu_takings).where(menu_takings.c.order_id == order_id)).one_or_none()
-    return None if row is None else Taking(row.order_id, tuple(json.loads(row.taken)), row.asked, row.at)
+    return None if row is None else Progress(row.order_id, tuple(json.loads(row.taken)), row.asked, row.at)
 
 
-def put(connection: sa.Connection, taking: Taking) -> None:
-    """Write down how far the order has got. Its order has to be locked."""
-    drop(connection, taking.order_id)
-    row = taking._asdict() | {"taken": json.dumps(taking.taken)}
+def save(connection: sa.Connection, progress: Progress) -> None:
+    """Record the progress of an order that is locked in this transaction."""
+    delete(connection, progress.order_id)
+    row = progress._asdict() | {"taken": json.dumps(progress.taken)}
     connection.execute(sa.insert(menu_takings).values(row))
 
 
-def drop(connection: sa.Connection, order_id: int) -> None:
-    """Nothing is in hand for this order."""
+def delete(connection: sa.Connection, order_id: int) -> None:
+    """Record that no stock is taken for an order."""
     connection.execute(sa.delete(menu_takings).where(menu_takings.c.order_id == order_id))

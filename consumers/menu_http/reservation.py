@@ -1,7 +1,7 @@
-"""Taking stock at a Menu Service that only speaks HTTP, each line at most once; menu_http.py says what that is worth.
+"""Reserve stock at a Menu Service that only speaks HTTP, each line at most once; consumer.py says with which limits.
 
-Every PUT is written down before it is sent, and so is what became of the one before. So after a crash at any point the
-database knows all that was taken, but for one PUT.
+Every PUT is recorded before it is sent, and so is the answer to the one before. So after a crash at any point the
+database knows everything that was taken, except for one PUT.
 """
 
 import threading
@@ -14,194 +14,202 @@ from typing import TypeVar
 import sqlalchemy as sa
 import structlog
 
-from consumers.batch import is_databases_fault
-from consumers.menu_http import progress as takings
+from consumers.menu_http import progress
 from consumers.menu_http.client import TOTAL_SECONDS, Menus, MenuServiceDown, NoUsableAnswer, Refused
-from consumers.menu_http.progress import Taking
+from consumers.menu_http.progress import Progress
 from order_service import handlers
-from order_service import process as startup
-from order_service.config import Settings
-from order_service.contract.envelope import Reply, unreadable
-from order_service.domain.order import (
-    AWAITING_MENU,
-    Item,
-    MenuDeadline,
-    MenuRejected,
-    MenuReserved,
-    Message,
-    Order,
-    StockReleased,
-)
-from order_service.domain.saga import Clock
-from order_service.process import utc_now
-from order_service.storage import orders as order_rows
-from order_service.storage.database import Database
+from order_service.contract.envelope import Delivery, Rejection, Reply, rejection
+from order_service.domain.messages import Item, MenuDeadline, MenuRejected, MenuReserved, Message, StockReleased
+from order_service.domain.order import AWAITING_MENU, Order
+from order_service.domain.saga import Policy
+from order_service.process import supervise, utc_now
+from order_service.storage import orders
+from order_service.storage.database import Database, is_transient
+from order_service.unit_of_work import UnitOfWork, unit_of_work
 
 log = structlog.get_logger(__name__)
-#: A PUT noted less long ago than this may still be under way in another process.
-UNDER_WAY = timedelta(seconds=3 * TOTAL_SECONDS)
+#: A PUT recorded less than this long ago may still be in progress in another process.
+IN_PROGRESS = timedelta(seconds=3 * TOTAL_SECONDS)
 T = TypeVar("T")
 
 
-def reservation_of(order: Order) -> str:
-    """What the stock taken for an order is called."""
+class Interrupted(Exception):
+    """The process was stopped before the result of a PUT could be recorded; the message is delivered again."""
+
+
+class _Transient(Exception):
+    """The transaction failed for a reason that passes."""
+
+
+def reservation_id(order: Order) -> str:
+    """The reservation id of the stock taken for an order."""
     return f"menu-http-{order.id}"
 
 
-def untaken(order: Order) -> str:
-    """The reservation of an order whose price stood in the way before anything was taken."""
+def empty_reservation_id(order: Order) -> str:
+    """The reservation id of an order whose price was not the expected one, so that nothing was taken."""
     return f"menu-http-{order.id}-untaken"
 
 
-class Stock:
-    """What the consumer does for one order; nothing is kept between two messages but what is in the database."""
+class StockReserver:
+    """Reserves and releases the stock of one order at a time; all state between two messages is in the database."""
 
-    def __init__(self, settings: Settings, database: Database, menus: Menus, stop: threading.Event) -> None:
-        self._settings, self._database, self._menus, self._stop = settings, database, menus, stop
+    def __init__(self, policy: Policy, database: Database, menus: Menus, stop: threading.Event) -> None:
+        self._policy, self._database, self._menus, self._stop = policy, database, menus, stop
 
-    def reserve(self, order_id: int) -> None:
-        """Take the stock of an order that still waits for it. May be repeated: goes on only where that is safe.
+    def reserve(self, delivery: Delivery, order_id: int) -> None:
+        """Take the stock of an order that still waits for it. May be repeated: continues only where that is safe.
 
-        Raises MenuServiceDown, then to be tried again, and Unreadable for an unknown order.
+        Raises MenuServiceDown, after which it is to be retried, and Rejection for an unknown order.
         """
         with self._database.reading() as connection:
-            order = order_rows.read_orders(connection, [order_id]).get(order_id)
-            seen = takings.find(connection, order_id)
+            order = orders.read_orders(connection, [order_id]).get(order_id)
+            seen = progress.find(connection, order_id)
         if order is None:
-            raise unreadable("unknown_order", "data.order_id", "names no order of ours", order_id=order_id)
+            raise _unknown_order(delivery, order_id)
         if order.state not in AWAITING_MENU:
             return
         if seen and seen.asked is not None:
-            if utc_now() - seen.at < UNDER_WAY:
-                log.info("perhaps in hand elsewhere, leaving it to its next reminder", order_id=order_id)
+            if utc_now() - seen.at < IN_PROGRESS:
+                log.info("a PUT may be in progress elsewhere, waiting for the next reminder", order_id=order_id)
             else:
-                self._give_up(order, seen, "nobody knows how its PUT ended")
+                self._abandon(order, seen, "the answer to its PUT is unknown")
             return
         try:
-            items = {menu_id: self._look(order, seen, menu_id) for menu_id in order.lines}
+            items = {menu_id: self._read_item(order, seen, menu_id) for menu_id in order.lines}
         except Refused as refusal:
-            self._reject(order, seen, refusal)
+            self._reject(delivery, order, seen, refusal)
         except NoUsableAnswer as error:
-            log.warning("leaving it to its next reminder", order_id=order_id, error=str(error))
+            log.warning("no usable answer, waiting for the next reminder", order_id=order_id, error=str(error))
         else:
-            self._take(order, seen, items)
+            self._take(delivery, order, seen, items)
 
-    def release(self, order_id: int, release_id: str, reservation_id: str | None) -> None:
-        """Confirm where nothing was taken; else report, and leave it unconfirmed. Raises Unreadable."""
-        with self._database.writing() as connection:
-            order = order_rows.lock_orders(connection, [order_id]).get(order_id)
+    def release(self, delivery: Delivery, order_id: int, release_id: str, named: str | None) -> None:
+        """Confirm a release if nothing was taken; otherwise log what to put back by hand. Raises Rejection."""
+        with unit_of_work(self._database, self._policy) as work:
+            order = orders.lock_orders(work.connection, [order_id]).get(order_id)
             if order is None:
-                raise unreadable("unknown_order", "data.order_id", "names no order of ours", order_id=order_id)
-            held = takings.find(connection, order_id)
-            named = reservation_id or reservation_of(order)
-            if held is None and named in order.reservations and named != untaken(order):
-                # Another menu's reservation too: only that menu could give it back.
-                held = Taking(order_id, tuple(order.lines), None, utc_now())
+                raise _unknown_order(delivery, order_id)
+            held = progress.find(work.connection, order_id)
+            wanted = named or reservation_id(order)
+            if held is None and wanted in order.reservations and wanted != empty_reservation_id(order):
+                # Also the reservation of another menu: only that menu can release it.
+                held = Progress(order_id, tuple(order.lines), None, utc_now())
             if held and (held.taken or held.asked is not None):
-                self._report(order, held, f"release {release_id} is left unconfirmed")
+                self._report(order, held, f"release {release_id} stays unconfirmed")
                 return
-            confirmed = Reply(release_id, order_id, "StockReleased", StockReleased(release_id))
-            for _, error in handlers.apply_replies(connection, [confirmed], self._changes()):
-                raise unreadable("invalid", error.field_name or "data", str(error), order_id=order_id)
+            confirmation = Reply(release_id, order_id, "StockReleased", StockReleased(release_id), delivery)
+            for refused in handlers.apply_replies(work, [confirmation]):
+                raise refused
 
-    def _look(self, order: Order, seen: Taking | None, menu_id: int) -> Item:
-        """The dish, with enough of it unless it is taken already. Raises as Menus.read does."""
+    def _read_item(self, order: Order, seen: Progress | None, menu_id: int) -> Item:
+        """The dish, with enough stock unless it is taken already. Raises as Menus.read does."""
         item = self._menus.read(menu_id)
         if item.stock < order.lines[menu_id] and not (seen and menu_id in seen.taken):
             raise Refused("out_of_stock", menu_id)
         return item
 
-    def _take(self, order: Order, seen: Taking | None, items: dict[int, Item]) -> None:
-        """Take what is not taken yet, and answer; all lines have been looked at."""
+    def _take(self, delivery: Delivery, order: Order, seen: Progress | None, items: dict[int, Item]) -> None:
+        """Take the lines that are not taken yet, and answer; all lines have been read."""
         total = sum(items[menu_id].price * quantity for menu_id, quantity in order.lines.items())
         if not seen and order.expected_total not in (None, total):
-            self._answer(order, None, MenuReserved(tuple(items.values()), untaken(order)))
+            self._answer(delivery, order, None, MenuReserved(tuple(items.values()), empty_reservation_id(order)))
             return
         taken = seen.taken if seen else ()
         # A line that is refused before anything was taken leaves nothing to put back.
         scarcest_first = sorted(items, key=lambda menu_id: items[menu_id].stock - order.lines[menu_id])
         for menu_id in [each for each in scarcest_first if each not in taken]:
-            asking = Taking(order.id, taken, menu_id, utc_now())
-            if not self._insist(partial(self._note, seen, asking)):
-                log.info("ended meanwhile, or in hand elsewhere", order_id=order.id)
-                self._insist(partial(self._note, seen, asking._replace(asked=None)))
+            asking = Progress(order.id, taken, menu_id, utc_now())
+            if not self._write(partial(_save_progress, seen, asking)):
+                log.info("the order has ended, or is in progress elsewhere", order_id=order.id)
+                self._write(partial(_save_progress, seen, asking._replace(asked=None)))
                 return
             seen = asking
             try:
                 items[menu_id] = self._take_line(order, asking, items[menu_id])
             except Refused as refusal:
-                self._reject(order, asking._replace(asked=None), refusal)
+                self._reject(delivery, order, asking._replace(asked=None), refusal)
                 return
             except NoUsableAnswer as error:
-                self._give_up(order, asking, str(error))
+                self._abandon(order, asking, str(error))
                 return
             taken = (*taken, menu_id)
-        self._answer(order, None, MenuReserved(tuple(items.values()), reservation_of(order)))
+        self._answer(delivery, order, None, MenuReserved(tuple(items.values()), reservation_id(order)))
 
-    def _take_line(self, order: Order, asking: Taking, item: Item) -> Item:
-        """The item as the menu says it is after the PUT. Raises as Menus.take does."""
+    def _take_line(self, order: Order, asking: Progress, item: Item) -> Item:
+        """The item with the stock that remains after the PUT. Raises as Menus.take does."""
         quantity = order.lines[item.id]
         try:
             left = self._menus.take(item.id, quantity)
         except MenuServiceDown:
-            self._insist(partial(self._note, asking, asking._replace(asked=None)))
+            self._write(partial(_save_progress, asking, asking._replace(asked=None)))
             raise
         return replace(item, stock=max(item.stock - quantity, 0) if left is None else left)
 
-    def _note(self, seen: Taking | None, now: Taking, connection: sa.Connection) -> bool:
-        """Write the progress down; False where the next PUT must not be sent any more."""
-        order = order_rows.lock_orders(connection, [now.order_id]).get(now.order_id)
-        awaited = order is not None and order.state in AWAITING_MENU
-        # `now` is found where the reply to its commit was lost.
-        if takings.find(connection, now.order_id) not in (seen, now) or (now.asked is not None and not awaited):
-            return False
-        takings.put(connection, now)
-        return True
-
-    def _reject(self, order: Order, seen: Taking | None, refusal: Refused) -> None:
-        """Fail the order; what was taken for it then counts as a late reservation, which is asked back."""
+    def _reject(self, delivery: Delivery, order: Order, seen: Progress | None, refusal: Refused) -> None:
+        """Fail the order; stock taken for it counts as a late reservation, whose release is requested."""
         rejected = MenuRejected(refusal.reason, refusal.menu_id)
         if seen and seen.taken:
             self._report(order, seen, f"rejected half taken, {refusal}")
-            self._answer(order, seen, rejected, MenuReserved((), reservation_of(order)))
+            self._answer(delivery, order, seen, rejected, MenuReserved((), reservation_id(order)))
         else:
-            self._answer(order, None, rejected)
+            self._answer(delivery, order, None, rejected)
 
-    def _answer(self, order: Order, left: Taking | None, *messages: Message) -> None:
-        """Apply the menu's answer, and keep only what is left half taken."""
-        replies = [Reply(reservation_of(order), order.id, type(each).__name__, each) for each in messages]
+    def _answer(self, delivery: Delivery, order: Order, left: Progress | None, *messages: Message) -> None:
+        """Apply the menu's answer, and keep the progress only of an order that is left half taken."""
+        replies = [Reply(reservation_id(order), order.id, type(each).__name__, each, delivery) for each in messages]
 
-        def write(connection: sa.Connection) -> None:
-            handlers.apply_replies(connection, replies, self._changes())
-            takings.drop(connection, order.id)
+        def write(work: UnitOfWork) -> None:
+            handlers.apply_replies(work, replies)
+            progress.delete(work.connection, order.id)
             if left:
-                takings.put(connection, left)
+                progress.save(work.connection, left)
 
-        self._insist(write)
+        self._write(write)
 
-    def _give_up(self, order: Order, seen: Taking, problem: str) -> None:
-        """Let the menu's time be up now: the order expires, and whatever is held for it is asked back."""
-        self._report(order, seen, f"given up, {problem}")
-        self._insist(lambda connection: handlers.change_order(connection, order.id, MenuDeadline(), self._changes()))
+    def _abandon(self, order: Order, seen: Progress, problem: str) -> None:
+        """Pass the menu's deadline now: the order expires, and the release of everything held is requested."""
+        self._report(order, seen, f"abandoned, {problem}")
+        self._write(lambda work: handlers.change_order(work, order.id, MenuDeadline()))
 
-    def _report(self, order: Order, held: Taking, problem: str) -> None:
+    def _report(self, order: Order, held: Progress, problem: str) -> None:
         put_back = {menu_id: order.lines[menu_id] for menu_id in held.taken}
         perhaps = {} if held.asked is None else {held.asked: order.lines[held.asked]}
-        log.error("this menu takes no stock back, somebody has to put it there", order_id=order.id, problem=problem,
+        log.error("this menu takes no stock back, put it back by hand", order_id=order.id, problem=problem,
                   portions_by_menu_id=put_back, perhaps_also=perhaps)  # fmt: skip
 
-    def _insist(self, write: Callable[[sa.Connection], T]) -> T:
-        """Write, however long the database is away: nobody else knows how the PUT ended. Raises when stopped."""
-        pauses = startup.pauses()
-        while True:
-            try:
-                with self._database.writing() as connection:
-                    return write(connection)
-            except sa.exc.SQLAlchemyError as error:
-                if not is_databases_fault(error) or self._stop.wait(next(pauses)):
-                    raise
-                log.warning("the transaction failed, trying again", error=startup.first_line(error))
+    def _write(self, change: Callable[[UnitOfWork], T]) -> T:
+        """Commit a change, retrying while the database is unreachable: only this process knows the PUT's answer.
 
-    def _changes(self) -> handlers.Changes:
-        clock = Clock(utc_now(), self._settings.reply_within, self._settings.pay_within)
-        return handlers.Changes(clock, timedelta(seconds=self._settings.compensation_seconds))
+        Raises Interrupted when the process is stopped first.
+        """
+        results: list[T] = []
+
+        def attempt(_: object) -> None:
+            try:
+                with unit_of_work(self._database, self._policy) as work:
+                    result = change(work)
+            except sa.exc.SQLAlchemyError as error:
+                if is_transient(error):
+                    raise _Transient(str(error)) from error
+                raise
+            results.append(result)
+
+        if not supervise(attempt, self._stop, what="the database", unreachable=(_Transient,)):
+            raise Interrupted
+        return results[0]
+
+
+def _save_progress(seen: Progress | None, now: Progress, work: UnitOfWork) -> bool:
+    """Record the progress; return False if the next PUT must not be sent."""
+    order = orders.lock_orders(work.connection, [now.order_id]).get(now.order_id)
+    is_awaited = order is not None and order.state in AWAITING_MENU
+    # `now` is found if the answer to an earlier commit was lost.
+    if progress.find(work.connection, now.order_id) not in (seen, now) or (now.asked is not None and not is_awaited):
+        return False
+    progress.save(work.connection, now)
+    return True
+
+
+def _unknown_order(delivery: Delivery, order_id: int) -> Rejection:
+    return rejection(delivery, "unknown_order", "data.order_id", "names no order of ours", order_id=order_id)

@@ -20,7 +20,7 @@ from order_service import process as startup
 from order_service.contract import asyncapi, samples, topology
 from order_service.contract import event_tables as event_pages
 from order_service.contract.compatibility import breaking_changes
-from order_service.contract.envelope import CONTENT_TYPE, Delivery, Unreadable, read, utc_text
+from order_service.contract.envelope import CONTENT_TYPE, Delivery, Rejection, read, utc_text
 from order_service.contract.events import INCOMING, OUTGOING, exact_decimal
 
 #: How soon Ctrl-C ends the watch, in seconds.
@@ -141,7 +141,7 @@ def _checked(body: bytes, named: str | None) -> str:
     """The type of a valid event, enveloped or bare. Raises ClickException with one line for each wrong field."""
     try:
         return read(Delivery("", "", body, {"type": named} if named else {})).type
-    except Unreadable as error:
+    except Rejection as error:
         why = error
     problems = [(each.field, each.problem) for each in why.errors]
     if why.code == "unknown_type" and why.type in OUTGOING:

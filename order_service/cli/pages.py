@@ -2,8 +2,9 @@
 
 from order_service.config import Settings, environment_name
 from order_service.contract.event_tables import table
-from order_service.domain.order import FINAL, Message, State
-from order_service.domain.saga import DECISIONS
+from order_service.domain.messages import Message
+from order_service.domain.order import FINAL, State
+from order_service.domain.saga import DECISIONS, Rule
 
 MEANINGS = {
     State.AWAITING_MENU: "placed; the menu has not answered",
@@ -15,7 +16,7 @@ MEANINGS = {
 }
 #: What is no event on the wire goes by the name its sender knows.
 NAMES = {
-    "PutPaid": "PUT paid", "PutFailed": "PUT failed", "PutPending": "PUT pending", "Cancel": "cancel (DELETE)",
+    "ReportPaid": "PUT paid", "ReportFailed": "PUT failed", "ReportPending": "PUT pending", "Cancel": "cancel (DELETE)",
     "MenuDeadline": "menu deadline", "PaymentDeadline": "payment deadline",
 }  # fmt: skip
 SETTINGS_INTRO = """# The settings
@@ -28,6 +29,8 @@ INTRO = """# The saga
 
 What every message does to an order, in every state. This page is printed from the table the service decides by
 (`order_service/domain/saga.py`) and not written by hand: `python -m order_service saga > docs/saga.md`.
+
+In parentheses stands the outcome for a REST caller: `done` is answered 200, `remembered` 202, `refused` 409.
 """
 INVARIANT = """## What always holds
 
@@ -44,7 +47,7 @@ it does not need: each under one id, once, repeated under that id until the sibl
 def saga_page() -> str:
     """The whole page, ending with a newline."""
     states = ([f"`{state}`", state.status, MEANINGS[state]] for state in State)
-    cells = ([_name(message), *(rule.text for rule in rules)] for message, rules in DECISIONS.items())
+    cells = ([_name(message), *map(_cell, rules)] for message, rules in DECISIONS.items())
     parts = [INTRO, "## The states\n", table(["state", "status", "meaning"], states), "## The decisions\n"]
     parts += [table(["message", *State], cells), "## The ways through\n", _diagram(), INVARIANT]
     return "\n".join(parts)
@@ -61,6 +64,10 @@ def settings_page() -> str:
 
 def _name(message: type[Message]) -> str:
     return NAMES.get(message.__name__, message.__name__)
+
+
+def _cell(rule: Rule) -> str:
+    return f"{rule.text} ({rule.outcome})" if rule.outcome else rule.text
 
 
 def _diagram() -> str:

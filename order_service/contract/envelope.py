@@ -1,10 +1,10 @@
-"""The envelope around an event: CloudEvents 1.0 in structured JSON out, and a tolerant reader in.
+"""The envelope around an event: CloudEvents 1.0 in structured JSON, written strictly and read tolerantly.
 
 https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -16,14 +16,14 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, to_json
 
 from order_service.contract import events
-from order_service.domain import order
+from order_service.domain.messages import Message
 
 SOURCE = "/order-service"
 APP_ID = "order-service"
 CONTENT_TYPE = "application/cloudevents+json"
-#: The major version of every schema we write and understand.
+#: The major version of every schema that is written and understood here.
 SCHEMA_VERSION = 1
-#: A larger body is dead-lettered unread: a hundred dishes with long names stay below a tenth of this.
+#: A larger body is dead-lettered without being decoded; a hundred dishes with long names need a tenth of this.
 MAX_BODY_BYTES = 256 * 1024
 #: AMQP 0-9-1 carries a message id as a short string of at most 255 bytes.
 MAX_MESSAGE_ID_BYTES = 255
@@ -31,7 +31,7 @@ MAX_MESSAGE_ID_BYTES = 255
 _TYPE_BY_ROUTING_KEY = {model.routing_key: name for name, model in events.INCOMING.items()}
 #: At most three digits: a year in a path is no version.
 _VERSION = re.compile(r"(?:^|[/:?#@=._-])[vV]?(\d{1,3})(?:\.\d+)*(?:\.json)?(?=$|[/?#])")
-#: What a field must be, by pydantic's name for what is wrong with it; its own texts speak of Python's types.
+#: What a field must be, by pydantic's error type; pydantic's own texts name Python types.
 #: https://docs.pydantic.dev/latest/errors/validation_errors/
 _REMEDIES = {
     "missing": "is missing",
@@ -53,14 +53,14 @@ _REMEDIES = {
 
 
 def utc_text(moment: datetime) -> str:
-    """RFC 3339 in UTC with a Z, as every time of ours is written."""
+    """RFC 3339 in UTC with a Z, the format of every published time."""
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def wrap(
     data: BaseModel, *, event_id: str, order_id: int | None, sequence: int | None, at: datetime, trace: str | None
 ) -> bytes:
-    """One event as the body of a message; attributes that have no value are absent."""
+    """Encode one event as a message body; attributes without a value are left out."""
     event_type = type(data).__name__
     subject = None if order_id is None else str(order_id)
     attributes = {
@@ -87,143 +87,182 @@ def schema_name(event_type: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A message as the broker hands it over, free of the client library's types."""
+    """A message as the broker delivers it, free of the client library's types."""
 
     queue: str
     routing_key: str
     body: bytes
     properties: Mapping[str, Any] = field(default_factory=dict)
-    #: How often the broker has handed it over before without hearing of it again.
-    returns: int = 0
+    #: How often the broker has delivered it before without an ack.
+    redeliveries: int = 0
+
+
+class Rejection(Exception):
+    """A message that can never be applied: a stable code, field errors for its sender, and the ids it carried."""
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        code: str,
+        errors: Sequence[events.FieldError],
+        *,
+        message_id: str | None = None,
+        type: str | None = None,
+        order_id: int | None = None,
+    ) -> None:
+        super().__init__(f"{code}: " + "; ".join(f"{error.field} {error.problem}" for error in errors))
+        self.delivery, self.code, self.errors = delivery, code, errors
+        self.message_id, self.type, self.order_id = message_id, type, order_id
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A message we understand: what it asks of which order."""
+    """A decoded message for one order, and the delivery it came in."""
 
     message_id: str
     order_id: int
     type: str
-    message: order.Message
+    message: Message
+    delivery: Delivery
+
+    def rejection(self, code: str, field_name: str, problem: str) -> Rejection:
+        """Why this reply cannot be applied: one problem of one field."""
+        return Rejection(
+            self.delivery,
+            code,
+            [events.FieldError(field=field_name, problem=problem)],
+            message_id=self.message_id,
+            type=self.type,
+            order_id=self.order_id,
+        )
 
 
-class Unreadable(Exception):
-    """A message that can never be used: a stable code for the machine, field errors for the sibling team."""
-
-    def __init__(self, code: str, errors: list[events.FieldError], *, order_id: int | None = None) -> None:
-        super().__init__(f"{code}: " + "; ".join(f"{error.field} {error.problem}" for error in errors))
-        self.code, self.errors, self.order_id = code, errors, order_id
-        #: What the message called itself, as far as that can be stored.
-        self.message_id: str | None = None
-        self.type: str | None = None
-
-
-def unreadable(code: str, field_name: str, problem: str, *, order_id: int | None = None) -> Unreadable:
-    """One reason, about one field."""
-    return Unreadable(code, [events.FieldError(field=field_name, problem=problem)], order_id=order_id)
+def rejection(
+    delivery: Delivery, code: str, field_name: str, problem: str, *, type: object = None, order_id: int | None = None
+) -> Rejection:
+    """Why a delivery cannot be processed: one problem of one field, with the ids of its AMQP properties."""
+    error = events.FieldError(field=field_name, problem=problem)
+    message_id = storable(delivery.properties.get("message_id"))
+    named = storable(type or delivery.properties.get("type"))
+    return Rejection(delivery, code, [error], message_id=message_id, type=named, order_id=order_id)
 
 
 def read(delivery: Delivery) -> Reply:
-    """Understand a message, enveloped or bare. Raises Unreadable with every reason found."""
-    attributes: dict[str, Any] = {}
-    try:
-        document = _json_object(delivery.body)
-        if "specversion" in document:
-            # One after the other: what cannot be unwrapped still says what it is.
-            attributes = document
-            document = _enveloped_data(document)
-        return _reply(attributes, document, delivery)
-    except Unreadable as error:
-        error.message_id = storable(attributes.get("id") or delivery.properties.get("message_id"))
-        error.type = storable(_named_type(attributes, delivery))
-        raise
+    """Decode a message, in an envelope or bare. Raises Rejection with every reason found."""
+    return _Reader(delivery).reply()
 
 
-def _reply(attributes: dict[str, Any], data: dict[str, Any], delivery: Delivery) -> Reply:
-    event_type = _type_of(attributes, delivery)
+class _Reader:
+    """One delivery being decoded; `_attributes` are its envelope's, empty for bare data."""
+
+    def __init__(self, delivery: Delivery) -> None:
+        self._delivery = delivery
+        self._attributes: dict[str, Any] = {}
+
+    def reply(self) -> Reply:
+        data = self._data()
+        event_type = self._known_type()
+        try:
+            content = events.INCOMING[event_type].model_validate(data)
+        except ValidationError as error:
+            order_id = data.get("order_id")
+            is_number = isinstance(order_id, int) and not isinstance(order_id, bool)
+            raise self._rejection("invalid", _field_errors(error), order_id if is_number else None) from None
+        message_id = self._message_id(content)
+        return Reply(message_id, content.order_id, event_type, content.to_message(), self._delivery)
+
+    def _rejection(self, code: str, errors: Sequence[events.FieldError], order_id: int | None = None) -> Rejection:
+        message_id = self._attributes.get("id") or self._delivery.properties.get("message_id")
+        return Rejection(
+            self._delivery,
+            code,
+            errors,
+            message_id=storable(message_id),
+            type=storable(self._named_type()),
+            order_id=order_id,
+        )
+
+    def _problem(self, code: str, field_name: str, problem: str) -> Rejection:
+        return self._rejection(code, [events.FieldError(field=field_name, problem=problem)])
+
+    def _data(self) -> dict[str, Any]:
+        document = self._json_object()
+        if "specversion" not in document:
+            return document
+        self._attributes = document
+        if not str(document["specversion"]).startswith("1."):
+            raise self._problem("newer_version", "specversion", "must be 1.0")
+        schema = document.get("dataschema")
+        if isinstance(schema, str) and (major := _major_version(schema)) > SCHEMA_VERSION:
+            problem = f"names version {major}, we read up to {SCHEMA_VERSION}"
+            raise self._problem("newer_version", "dataschema", problem)
+        data = document.get("data")
+        if not isinstance(data, dict):
+            raise self._problem("invalid", "data", "must be a JSON object")
+        return data
+
+    def _json_object(self) -> dict[str, Any]:
+        body = self._delivery.body
+        if len(body) > MAX_BODY_BYTES:
+            raise self._problem("oversized", "body", f"has {len(body)} bytes, at most {MAX_BODY_BYTES} are read")
+        try:
+            document = events.exact_json(body)
+        except RecursionError:
+            raise self._problem("malformed", "body", "is nested too deeply") from None
+        except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, and integers of thousands of digits
+            raise self._problem("malformed", "body", f"is not JSON: {error}"[:300]) from None
+        if not isinstance(document, dict):
+            raise self._problem("malformed", "body", "must be a JSON object")
+        return document
+
+    def _named_type(self) -> object:
+        """The type that the message names, or that its routing key implies."""
+        named = self._attributes.get("type") or self._delivery.properties.get("type")
+        return named or _TYPE_BY_ROUTING_KEY.get(self._delivery.routing_key)
+
+    def _known_type(self) -> str:
+        event_type = self._named_type()
+        if not isinstance(event_type, str) or event_type not in events.INCOMING:
+            known = ", ".join(events.INCOMING)
+            raise self._problem("unknown_type", "type", f"is {str(event_type)[:100]!r}, must be one of {known}")
+        return event_type
+
+    def _message_id(self, content: events.IncomingData) -> str:
+        message_id = self._attributes.get("id") if self._attributes else self._delivery.properties.get("message_id")
+        if not self._attributes and not message_id:
+            # Derived from the decoded content, so that a repeat of a message without an id is recognised.
+            return sha256(f"{type(content).__name__} {content.model_dump_json()}".encode()).hexdigest()
+        if not isinstance(message_id, str) or not message_id or "\0" in message_id:
+            raise self._problem("invalid", "id", "must be a text that is not empty")
+        if not _fits_short_string(message_id):
+            raise self._problem("invalid", "id", f"must be a text of at most {MAX_MESSAGE_ID_BYTES} bytes")
+        return message_id
+
+
+def _fits_short_string(text: str) -> bool:
     try:
-        content = events.INCOMING[event_type].model_validate(data)
-    except ValidationError as error:
-        order_id = data.get("order_id")
-        is_number = isinstance(order_id, int) and not isinstance(order_id, bool)
-        raise Unreadable("invalid", _field_errors(error), order_id=order_id if is_number else None) from None
-    message_id = _message_id(attributes, delivery, content)
-    return Reply(message_id, content.order_id, event_type, content.to_message())
+        return len(text.encode()) <= MAX_MESSAGE_ID_BYTES
+    except UnicodeEncodeError:
+        return False
 
 
 def storable(text: object) -> str | None:
-    """A name as both databases and AMQP's short strings can hold it, or nothing."""
+    """A name cut to what both databases and AMQP short strings can hold; None for anything else."""
     if not isinstance(text, str):
         return None
     return text.replace("\0", "").encode(errors="replace")[:255].decode(errors="ignore") or None
 
 
-def _json_object(body: bytes) -> dict[str, Any]:
-    if len(body) > MAX_BODY_BYTES:
-        raise unreadable("oversized", "body", f"has {len(body)} bytes, at most {MAX_BODY_BYTES} are read")
-    try:
-        document = events.exact_json(body)
-    except RecursionError:
-        raise unreadable("malformed", "body", "is nested too deeply") from None
-    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, and integers of thousands of digits
-        raise unreadable("malformed", "body", f"is not JSON: {error}"[:300]) from None
-    if not isinstance(document, dict):
-        raise unreadable("malformed", "body", "must be a JSON object")
-    return document
-
-
-def _enveloped_data(document: dict[str, Any]) -> dict[str, Any]:
-    if not str(document["specversion"]).startswith("1."):
-        raise unreadable("newer_version", "specversion", "must be 1.0")
-    schema = document.get("dataschema")
-    if isinstance(schema, str) and (major := _major_version(schema)) > SCHEMA_VERSION:
-        raise unreadable("newer_version", "dataschema", f"names version {major}, we read up to {SCHEMA_VERSION}")
-    data = document.get("data")
-    if not isinstance(data, dict):
-        raise unreadable("invalid", "data", "must be a JSON object")
-    return data
-
-
-# Nearly all messages name one of a few schemas. No more are kept, since a name may be as long as a body.
+# Nearly all messages name one of a few schemas; few are kept, because a name may be as long as a body.
 @lru_cache(maxsize=16)
 def _major_version(schema: str) -> int:
     try:
         parts = urlsplit(schema)
     except ValueError:
         return SCHEMA_VERSION
-    # The host is left out: the port of http://host:5003/... is no version.
+    # Without the host: the port of http://host:5003/... is not a version.
     found = _VERSION.findall(f"{parts.path}?{parts.query}#{parts.fragment}")
     return int(found[-1]) if found else SCHEMA_VERSION
-
-
-def _named_type(envelope: Mapping[str, Any], delivery: Delivery) -> object:
-    """The type a message goes by, or None; its routing key says it where nothing else does."""
-    named = envelope.get("type") or delivery.properties.get("type")
-    return named or _TYPE_BY_ROUTING_KEY.get(delivery.routing_key)
-
-
-def _type_of(envelope: Mapping[str, Any], delivery: Delivery) -> str:
-    event_type = _named_type(envelope, delivery)
-    if not isinstance(event_type, str) or event_type not in events.INCOMING:
-        known = ", ".join(events.INCOMING)
-        raise unreadable("unknown_type", "type", f"is {str(event_type)[:100]!r}, must be one of {known}")
-    return event_type
-
-
-def _message_id(envelope: Mapping[str, Any], delivery: Delivery, content: events.IncomingData) -> str:
-    message_id = envelope.get("id") if envelope else delivery.properties.get("message_id")
-    if not envelope and not message_id:
-        # Derived from what was understood, so that a message without an id is still a repeat of itself.
-        return sha256(f"{type(content).__name__} {content.model_dump_json()}".encode()).hexdigest()
-    if not isinstance(message_id, str) or not message_id or "\0" in message_id:
-        raise unreadable("invalid", "id", "must be a text that is not empty")
-    try:
-        fits = len(message_id.encode()) <= MAX_MESSAGE_ID_BYTES
-    except UnicodeEncodeError:
-        fits = False
-    if not fits:
-        raise unreadable("invalid", "id", f"must be a text of at most {MAX_MESSAGE_ID_BYTES} bytes")
-    return message_id
 
 
 def _field_errors(error: ValidationError) -> list[events.FieldError]:
@@ -237,5 +276,5 @@ def _remedy(problem: ErrorDetails) -> str:
     limits = problem.get("ctx", {})
     unit = "entries" if limits.get("field_type") == "List" else "characters"
     remedy = _REMEDIES.get(problem["type"], "").format(**limits, unit=unit)
-    # A limit that is a decimal comes as Python would write it.
+    # pydantic renders a decimal limit as its Python repr.
     return re.sub(r"Decimal\('(.*?)'\)", r"\1", remedy) or problem["msg"].removeprefix("Value error, ")

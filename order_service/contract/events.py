@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticKnownError
 
-from order_service.domain import order as domain
+from order_service.domain import messages as domain
 
 #: Prices stay below a thousand million and amounts below a hundred times that (100 dishes), with four decimals at
 #: most: fifteen digits, which every JSON reader keeps exactly, doubles included.

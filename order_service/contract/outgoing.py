@@ -1,48 +1,114 @@
-"""What an order announces, as data of the contract. An event can be built again at any time from the order's row."""
+"""From an effect of the domain, or a rejected message, to a message ready to be published.
 
-from order_service.contract import events
+An event can be built again at any time from its order: its id and data depend on nothing else.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import uuid4
+
+from order_service.contract import envelope, events
+from order_service.contract.envelope import Rejection, storable
+from order_service.contract.topology import BY_NAME, EXCHANGE
 from order_service.domain.order import RELEASE, Announcement, Compensation, Effect, Order
-from order_service.domain.saga import Clock
+from order_service.domain.saga import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message ready to be published; `properties` are set for dead letters only, which keep their own."""
+
+    order_id: int | None
+    type: str | None
+    message_id: str | None
+    exchange: str
+    routing_key: str
+    body: bytes
+    traceparent: str | None = None
+    properties: Mapping[str, Any] | None = None
 
 
 def event_id(order: Order, effect: Effect) -> str:
-    """The one id under which this is sent, however often."""
+    """The one id under which this effect is published, however often."""
     return effect.id if isinstance(effect, Compensation) else order.event_id(effect.value)
 
 
-def data_of(order: Order, effect: Effect, clock: Clock) -> events.EventData:
-    """The data of the event; one that names a deadline can be built while that deadline is armed."""
+def event(order: Order, effect: Effect, *, sequence: int, policy: Policy, now: datetime) -> Outgoing:
+    """The event that tells an effect; one that names a deadline can be built while that deadline is armed."""
+    id, data, trace = event_id(order, effect), event_data(order, effect, policy), order.traceparent
+    body = envelope.wrap(data, event_id=id, order_id=order.id, sequence=sequence, at=now, trace=trace)
+    return Outgoing(order.id, type(data).__name__, id, EXCHANGE, data.routing_key, body, trace)
+
+
+def event_data(order: Order, effect: Effect, policy: Policy) -> events.EventData:
+    """The data of the event that tells an effect."""
     if isinstance(effect, Compensation):
-        return _compensation(order, effect)
-    about = {"order_id": order.id, "user_id": order.user_id}
+        return _compensation_data(order, effect)
+    ids = {"order_id": order.id, "user_id": order.user_id}
     match effect:
         case Announcement.ORDER_CREATED:
-            reply_by = order.due_at and order.due_at + order.reminders_left * clock.reply_within
+            reply_by = order.due_at and order.due_at + order.reminders_left * policy.menu_reply
             menu_ids, lines = list(order.menu_ids), _lines(order)
             return events.OrderCreated(
-                **about, menu_ids=menu_ids, lines=lines, created_at=order.created_at, reply_by=reply_by
+                **ids, menu_ids=menu_ids, lines=lines, created_at=order.created_at, reply_by=reply_by
             )
         case Announcement.PAYMENT_REQUESTED:
-            return events.PaymentRequested(**about, amount=order.total_price, pay_by=order.due_at)
+            return events.PaymentRequested(**ids, amount=order.total_price, pay_by=order.due_at)
         case Announcement.ORDER_PAID:
             payment_id = order.payments[0].id
-            return events.OrderPaid(
-                **about, total_price=order.total_price, payment_id=payment_id, paid_at=order.paid_at
-            )
+            return events.OrderPaid(**ids, total_price=order.total_price, payment_id=payment_id, paid_at=order.paid_at)
         case Announcement.ORDER_FAILED:
-            return events.OrderFailed(**about, reason=order.reason, detail=order.detail)
+            return events.OrderFailed(**ids, reason=order.reason, detail=order.detail)
         case Announcement.ORDER_CANCELLED:
-            return events.OrderCancelled(**about)
+            return events.OrderCancelled(**ids)
 
 
-def _compensation(order: Order, wanted: Compensation) -> events.EventData:
-    about = {"order_id": order.id, "reason": wanted.reason}
-    if wanted.type == RELEASE:
+def _compensation_data(order: Order, requested: Compensation) -> events.EventData:
+    about = {"order_id": order.id, "reason": requested.reason}
+    if requested.type == RELEASE:
         return events.StockReleaseRequested(
-            **about, release_id=wanted.id, reservation_id=wanted.subject, lines=_lines(order)
+            **about, release_id=requested.id, reservation_id=requested.subject, lines=_lines(order)
         )
-    return events.RefundRequested(**about, refund_id=wanted.id, payment_id=wanted.subject, amount=wanted.amount)
+    return events.RefundRequested(
+        **about, refund_id=requested.id, payment_id=requested.subject, amount=requested.amount
+    )
 
 
 def _lines(order: Order) -> list[events.Line]:
     return [events.Line(menu_id=menu_id, quantity=quantity) for menu_id, quantity in order.lines.items()]
+
+
+def dead_letter(rejection: Rejection) -> Outgoing:
+    """The rejected message as it came, addressed to its queue's dead-letter queue, with the reason in its headers."""
+    delivery = rejection.delivery
+    headers = {"x-error": rejection.code, "x-error-detail": str(rejection)[:1000], "x-origin-queue": delivery.queue}
+    if rejection.order_id is not None:
+        headers["x-order-id"] = str(rejection.order_id)[:100]
+    # Bytes that are not UTF-8 were decoded to replacement characters, which may exceed a short string.
+    kept = {name: storable(delivery.properties.get(name)) for name in ("content_type", "app_id", "correlation_id")}
+    return Outgoing(
+        _possible_order_id(rejection),
+        rejection.type,
+        rejection.message_id,
+        exchange="",
+        routing_key=BY_NAME[delivery.queue].dead_letters,
+        body=delivery.body,
+        properties=kept | {"headers": headers},
+    )
+
+
+def message_rejected(rejection: Rejection, now: datetime) -> Outgoing:
+    """The MessageRejected event that tells the sender why its message was dead-lettered."""
+    data = events.MessageRejected(
+        message_id=rejection.message_id, type=rejection.type, errors=list(rejection.errors), received_at=now
+    )
+    id, order_id = str(uuid4()), _possible_order_id(rejection)
+    body = envelope.wrap(data, event_id=id, order_id=order_id, sequence=None, at=now, trace=None)
+    return Outgoing(order_id, type(data).__name__, id, EXCHANGE, data.routing_key, body)
+
+
+def _possible_order_id(rejection: Rejection) -> int | None:
+    """The order id that the message carried, unless no order can have it."""
+    return rejection.order_id if rejection.order_id and 0 < rejection.order_id < 2**31 else None

@@ -26,7 +26,7 @@ HEARTBEAT_SECONDS = 30
 DELIVERY_LIMIT = 1_000_000
 
 #: What pika raises while the broker is absent, hangs or goes away.
-AWAY = (AMQPError, AMQPConnectorException, OSError)
+UNREACHABLE = (AMQPError, AMQPConnectorException, OSError)
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ PAYMENT = Queue("order-service.payment", tuple(key for key in _KEYS if key.start
 QUEUES = (MENU, PAYMENT)
 #: Only with MENU_SERVICE_URL: what a Menu Service would hear, for the consumer that calls it over HTTP.
 MENU_HTTP = Queue("order-service.menu-http", (OrderCreated.routing_key, StockReleaseRequested.routing_key))
+BY_NAME = {queue.name: queue for queue in (*QUEUES, MENU_HTTP)}
 
 
 class NotDeclared(Exception):

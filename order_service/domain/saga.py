@@ -1,154 +1,176 @@
-"""The decision table: what every message does to an order in every state. Pure, and total.
+"""The saga: what every message does to an order in every state, and what a passed deadline means. Pure and total.
 
-Read `DECISIONS` first; the rules above it are its vocabulary. docs/saga.md is printed from it, and a test walks
-every cell. The invariant behind it: a pending order ends at its first deciding moment, and every end gives back
-what was taken, once.
+Read `DECISIONS` first; the rules above it are its vocabulary. docs/saga.md is printed from it, and a test covers
+every cell. The invariant: a pending order ends at its first deciding moment, and every end compensates what was
+reserved and paid, once.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
 from decimal import Decimal
+from enum import StrEnum
+from operator import attrgetter
 
-from order_service.domain.order import (
-    REFUND,
-    RELEASE,
-    Announcement,
+from order_service.domain.messages import (
     Cancel,
-    Effect,
-    InvalidMessage,
     MenuDeadline,
     MenuRejected,
     MenuReserved,
     Message,
-    Order,
-    Payment,
     PaymentCompleted,
     PaymentDeadline,
     PaymentFailed,
     PaymentRefunded,
-    PutFailed,
-    PutPaid,
-    PutPending,
-    State,
+    ReportFailed,
+    ReportPaid,
+    ReportPending,
     StockReleased,
-    plain,
+)
+from order_service.domain.order import (
+    AWAITING_MENU,
+    REFUND,
+    RELEASE,
+    Announcement,
+    Effect,
+    InvalidMessage,
+    Order,
+    Payment,
+    State,
+    amount_text,
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Clock:
-    """The moment of a decision, and how long an order then waits for each answer."""
+class Policy:
+    """The durations and limits of an order's life."""
 
-    now: datetime
-    reply_within: timedelta
-    pay_within: timedelta
+    #: How long the menu has to answer before OrderCreated is sent again, and in the end the order expires.
+    menu_reply: timedelta
+    #: How often OrderCreated is sent again.
+    menu_reminders: int
+    #: How long a priced order waits for its payment.
+    payment: timedelta
+    #: The first pause before an unconfirmed release or refund is requested again.
+    compensation_pause: timedelta
+    #: After how many requests an unconfirmed release or refund is reported.
+    compensation_attempts: int
+
+
+class Outcome(StrEnum):
+    """What became of a caller's own request."""
+
+    DONE = "done"
+    #: Accepted, but it decides nothing before the menu has answered.
+    REMEMBERED = "remembered"
+    #: The order has ended otherwise.
+    REFUSED = "refused"
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What one message did: the transition, the effects in order, and the HTTP status for a REST caller."""
+    """What one message did: the transition, the effects in order, and the outcome for a caller who asked for it."""
 
     before: State
     after: State
     changed: bool
     effects: tuple[Effect, ...]
-    answer: int | None
+    outcome: Outcome | None
 
 
-def _price(order: Order, message: MenuReserved, clock: Clock) -> None:
+def _price(order: Order, message: MenuReserved, policy: Policy, now: datetime) -> None:
     prices = {item.id: item for item in message.items}
     if len(prices) != len(message.items) or prices.keys() != order.lines.keys():
         wanted = ", ".join(map(str, sorted(order.lines)))
         problem = f"must hold one entry for each ordered menu_id: {wanted}"
         raise InvalidMessage(problem, order_id=order.id, field_name="data.items")
     order.due_at = None
-    order.is_new_reservation(message.reservation_id)
+    order.record_reservation(message.reservation_id)
     order.items = message.items
     order.total_price = sum((prices[id].price * n for id, n in order.lines.items()), Decimal())
     if order.expected_total not in (None, order.total_price):
-        change = f"expected {plain(order.expected_total)}, the total is {plain(order.total_price)}"
+        change = f"expected {amount_text(order.expected_total)}, the total is {amount_text(order.total_price)}"
         order.fail("price_changed", change)
     elif order.payments:
-        order.judge(clock.now)
+        order.judge(now)
     else:
         order.state = State.AWAITING_PAYMENT
-        order.due_at = clock.now + clock.pay_within
+        order.due_at = now + policy.payment
         order.effects.append(Announcement.PAYMENT_REQUESTED)
 
 
-def _release_second(order: Order, message: MenuReserved, clock: Clock) -> None:
-    if order.is_new_reservation(message.reservation_id):
+def _release_second(order: Order, message: MenuReserved, policy: Policy, now: datetime) -> None:
+    if order.record_reservation(message.reservation_id):
         order.release(message.reservation_id, "second_reservation")
 
 
-def _release_late(order: Order, message: MenuReserved, clock: Clock) -> None:
+def _release_late(order: Order, message: MenuReserved, policy: Policy, now: datetime) -> None:
     order.due_at = None
-    if order.is_new_reservation(message.reservation_id):
-        order.release(message.reservation_id, order.reason or order.state.value)
+    if order.record_reservation(message.reservation_id):
+        order.release(message.reservation_id, order.end_reason)
 
 
-def _reject(order: Order, message: MenuRejected, clock: Clock) -> None:
+def _reject(order: Order, message: MenuRejected, policy: Policy, now: datetime) -> None:
     order.due_at = None
     order.rejected_menu_id = message.menu_id
     what = "was not found" if message.reason == "menu_not_found" else "is out of stock"
     order.fail(message.reason, f"menu item {message.menu_id} {what}")
 
 
-def _disarm(order: Order, message: MenuRejected, clock: Clock) -> None:
+def _disarm(order: Order, message: MenuRejected, policy: Policy, now: datetime) -> None:
     order.due_at = None
 
 
-def _remember(order: Order, message: PaymentCompleted | PutPaid, clock: Clock) -> None:
-    order.is_new_payment(_payment(message))
+def _remember(order: Order, message: PaymentCompleted | ReportPaid, policy: Policy, now: datetime) -> None:
+    order.record_payment(_payment(message))
     order.state = State.AWAITING_MENU_PREPAID
 
 
-def _judge(order: Order, message: PaymentCompleted | PutPaid, clock: Clock) -> None:
-    order.is_new_payment(_payment(message))
-    order.judge(clock.now)
+def _judge(order: Order, message: PaymentCompleted | ReportPaid, policy: Policy, now: datetime) -> None:
+    order.record_payment(_payment(message))
+    order.judge(now)
 
 
-def _refund_second(order: Order, message: PaymentCompleted, clock: Clock) -> None:
-    order.take_second_payment(_payment(message))
+def _refund_second(order: Order, message: PaymentCompleted, policy: Policy, now: datetime) -> None:
+    order.settle_second_payment(_payment(message))
 
 
-def _refund_late(order: Order, message: PaymentCompleted, clock: Clock) -> None:
+def _refund_late(order: Order, message: PaymentCompleted, policy: Policy, now: datetime) -> None:
     payment = _payment(message)
-    if order.is_new_payment(payment):
-        order.refund(payment, order.reason or order.state.value)
+    if order.record_payment(payment):
+        order.refund(payment, order.end_reason)
 
 
-def _payment(message: PaymentCompleted | PutPaid) -> Payment:
-    if isinstance(message, PutPaid):
+def _payment(message: PaymentCompleted | ReportPaid) -> Payment:
+    if isinstance(message, ReportPaid):
         return Payment()
     return Payment(message.payment_id, message.amount)
 
 
-def _payment_failed(order: Order, message: PaymentFailed | PutFailed, clock: Clock) -> None:
+def _payment_failed(order: Order, message: PaymentFailed | ReportFailed, policy: Policy, now: datetime) -> None:
     order.fail("payment_failed", message.reason if isinstance(message, PaymentFailed) else "reported over HTTP")
 
 
-def _cancel(order: Order, message: Cancel, clock: Clock) -> None:
+def _cancel(order: Order, message: Cancel, policy: Policy, now: datetime) -> None:
     order.end(State.CANCELLED, Announcement.ORDER_CANCELLED)
 
 
-def _expire_menu(order: Order, message: MenuDeadline, clock: Clock) -> None:
+def _expire_menu(order: Order, message: MenuDeadline, policy: Policy, now: datetime) -> None:
     order.fail("expired", "the menu did not answer in time")
-    _null_release(order, message, clock)
+    _null_release(order, message, policy, now)
 
 
-def _null_release(order: Order, message: MenuDeadline, clock: Clock) -> None:
+def _null_release(order: Order, message: MenuDeadline, policy: Policy, now: datetime) -> None:
     if order.due_at is not None:
         order.due_at = None
-        order.release(None, order.reason or order.state.value)
+        order.release(None, order.end_reason)
 
 
-def _expire_payment(order: Order, message: PaymentDeadline, clock: Clock) -> None:
+def _expire_payment(order: Order, message: PaymentDeadline, policy: Policy, now: datetime) -> None:
     order.fail("expired", "no payment came in time")
 
 
-def _confirm(order: Order, message: StockReleased | PaymentRefunded, clock: Clock) -> None:
+def _confirm(order: Order, message: StockReleased | PaymentRefunded, policy: Policy, now: datetime) -> None:
     if isinstance(message, StockReleased):
         name, id, event_type, subjects = "release_id", message.release_id, RELEASE, order.released
     else:
@@ -160,15 +182,16 @@ def _confirm(order: Order, message: StockReleased | PaymentRefunded, clock: Cloc
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One cell: what it says on the page, what it does, where it may lead, and a REST caller's status."""
+    """One cell: its text on the page, its action, the states it may lead to, and the outcome for a caller."""
 
     text: str
-    #: A rule is only ever given the message of its own row, so its parameter is narrower than the table's.
-    act: Callable[[Order, Message, Clock], None] | Callable[..., None] | None = None
+    #: A rule only receives the message of its own row, so its parameter is narrower than the table's.
+    act: Callable[[Order, Message, Policy, datetime], None] | Callable[..., None] | None = None
     to: tuple[State, ...] = ()
-    answer: int | None = None
+    outcome: Outcome | None = None
 
 
+_DONE, _REMEMBERED, _REFUSED = Outcome
 _PAID, _FAILED, _CANCELLED = (State.PAID,), (State.FAILED,), (State.CANCELLED,)
 _PREPAID = (State.AWAITING_MENU_PREPAID,)
 
@@ -184,12 +207,12 @@ JUDGE = Rule("judge", _judge, (State.PAID, State.FAILED))
 REFUND_SECOND = Rule("another id: refund it", _refund_second)
 REFUND_LATE = Rule("refund it", _refund_late)
 PAYMENT_FAILED = Rule("failed", _payment_failed, _FAILED)
-PUT_REMEMBER = Rule("remember, 202", _remember, _PREPAID, answer=202)
-PUT_PAY = Rule("paid, 200", _judge, _PAID, answer=200)
-PUT_FAIL = Rule("failed, 200", _payment_failed, _FAILED, answer=200)
-CANCEL = Rule("cancelled, 200", _cancel, _CANCELLED, answer=200)
-ALREADY = Rule("200", answer=200)
-CONFLICT = Rule("409", answer=409)
+REPORT_REMEMBER = Rule("remember, then prepaid", _remember, _PREPAID, _REMEMBERED)
+REPORT_PAID = Rule("paid", _judge, _PAID, _DONE)
+REPORT_FAILED = Rule("failed", _payment_failed, _FAILED, _DONE)
+CANCEL = Rule("cancelled", _cancel, _CANCELLED, _DONE)
+ALREADY = Rule("ignore", outcome=_DONE)
+CONFLICT = Rule("ignore", outcome=_REFUSED)
 EXPIRE_MENU = Rule("failed (expired) + null release", _expire_menu, _FAILED)
 NULL_RELEASE = Rule("null release if armed", _null_release)
 EXPIRE_PAYMENT = Rule("failed (expired)", _expire_payment, _FAILED)
@@ -198,22 +221,35 @@ CONFIRM = Rule("confirm the row it names", _confirm)
 #: Message x state -> rule; the columns are the states in the order of `State`.
 # fmt: off
 DECISIONS: Mapping[type[Message], tuple[Rule, Rule, Rule, Rule, Rule, Rule]] = {
-    #                  awaiting_menu   ... _prepaid    awaiting_payment  paid            failed         cancelled
-    MenuReserved:     (PRICE,          PRICE_PREPAID,  RELEASE_SECOND,   RELEASE_SECOND, RELEASE_LATE,  RELEASE_LATE),
-    MenuRejected:     (REJECT,         REJECT,         REJECT,           IGNORE,         DISARM,        DISARM),
-    PaymentCompleted: (REMEMBER,       REMEMBER,       JUDGE,            REFUND_SECOND,  REFUND_LATE,   REFUND_LATE),
-    PaymentFailed:    (PAYMENT_FAILED, PAYMENT_FAILED, PAYMENT_FAILED,   IGNORE,         IGNORE,        IGNORE),
-    PutPaid:          (PUT_REMEMBER,   PUT_REMEMBER,   PUT_PAY,          ALREADY,        CONFLICT,      CONFLICT),
-    PutFailed:        (PUT_FAIL,       PUT_FAIL,       PUT_FAIL,         CONFLICT,       ALREADY,       CONFLICT),
-    PutPending:       (ALREADY,        ALREADY,        ALREADY,          CONFLICT,       CONFLICT,      CONFLICT),
-    Cancel:           (CANCEL,         CANCEL,         CANCEL,           CONFLICT,       CONFLICT,      ALREADY),
-    MenuDeadline:     (EXPIRE_MENU,    EXPIRE_MENU,    IGNORE,           IGNORE,         NULL_RELEASE,  NULL_RELEASE),
-    PaymentDeadline:  (IGNORE,         IGNORE,         EXPIRE_PAYMENT,   IGNORE,         IGNORE,        IGNORE),
-    StockReleased:    (CONFIRM,        CONFIRM,        CONFIRM,          CONFIRM,        CONFIRM,       CONFIRM),
-    PaymentRefunded:  (CONFIRM,        CONFIRM,        CONFIRM,          CONFIRM,        CONFIRM,       CONFIRM),
+    #                  awaiting_menu    ... _prepaid     awaiting_payment  paid            failed         cancelled
+    MenuReserved:     (PRICE,           PRICE_PREPAID,   RELEASE_SECOND,   RELEASE_SECOND, RELEASE_LATE,  RELEASE_LATE),
+    MenuRejected:     (REJECT,          REJECT,          REJECT,           IGNORE,         DISARM,        DISARM),
+    PaymentCompleted: (REMEMBER,        REMEMBER,        JUDGE,            REFUND_SECOND,  REFUND_LATE,   REFUND_LATE),
+    PaymentFailed:    (PAYMENT_FAILED,  PAYMENT_FAILED,  PAYMENT_FAILED,   IGNORE,         IGNORE,        IGNORE),
+    ReportPaid:       (REPORT_REMEMBER, REPORT_REMEMBER, REPORT_PAID,      ALREADY,        CONFLICT,      CONFLICT),
+    ReportFailed:     (REPORT_FAILED,   REPORT_FAILED,   REPORT_FAILED,    CONFLICT,       ALREADY,       CONFLICT),
+    ReportPending:    (ALREADY,         ALREADY,         ALREADY,          CONFLICT,       CONFLICT,      CONFLICT),
+    Cancel:           (CANCEL,          CANCEL,          CANCEL,           CONFLICT,       CONFLICT,      ALREADY),
+    MenuDeadline:     (EXPIRE_MENU,     EXPIRE_MENU,     IGNORE,           IGNORE,         NULL_RELEASE,  NULL_RELEASE),
+    PaymentDeadline:  (IGNORE,          IGNORE,          EXPIRE_PAYMENT,   IGNORE,         IGNORE,        IGNORE),
+    StockReleased:    (CONFIRM,         CONFIRM,         CONFIRM,          CONFIRM,        CONFIRM,       CONFIRM),
+    PaymentRefunded:  (CONFIRM,         CONFIRM,         CONFIRM,          CONFIRM,        CONFIRM,       CONFIRM),
 }
 # fmt: on
 _COLUMN = {state: column for column, state in enumerate(State)}
+_NEVER_DECIDED = {
+    "id",
+    "key",
+    "user_id",
+    "menu_ids",
+    "created_at",
+    "expected_total",
+    "traceparent",
+    "version",
+    "effects",
+}
+#: Every field that a rule can change; all of them hold immutable values, so comparing them finds every change.
+_decided_fields = attrgetter(*(each.name for each in fields(Order) if each.name not in _NEVER_DECIDED))
 
 
 def rule_for(message: type[Message], state: State) -> Rule:
@@ -221,25 +257,43 @@ def rule_for(message: type[Message], state: State) -> Rule:
     return DECISIONS[message][_COLUMN[state]]
 
 
-def decide(order: Order, message: Message, clock: Clock) -> Decision:
-    """Apply one message to an order and say what came of it.
+def decide(order: Order, message: Message, *, policy: Policy, now: datetime) -> Decision:
+    """Apply one message to an order and return what it did.
 
     Raises InvalidMessage, the order then being unchanged. A change raises `order.version` by one; everything
     announced by it carries that version as its sequence.
     """
-    before, mark = order.state, _mark(order)
+    before, fields_before = order.state, _decided_fields(order)
     rule = rule_for(type(message), before)
     if rule.act is not None:
-        rule.act(order, message, clock)
-    changed = _mark(order) != mark
+        rule.act(order, message, policy, now)
+    changed = _decided_fields(order) != fields_before
     if changed:
         order.version += 1
     effects, order.effects = tuple(order.effects), []
-    return Decision(before, order.state, changed, effects, rule.answer)
+    return Decision(before, order.state, changed, effects, rule.outcome)
 
 
-def _mark(order: Order) -> tuple[object, ...]:
-    """Everything a rule can change, small enough to compare."""
-    payments, reservations = tuple(order.payments), tuple(order.reservations)
-    given_back = len(order.released), len(order.refunded)
-    return order.state, order.due_at, payments, reservations, given_back
+def awaited_event(order: Order) -> Announcement:
+    """The event whose answer the armed deadline waits for."""
+    is_payment = order.state is State.AWAITING_PAYMENT
+    return Announcement.PAYMENT_REQUESTED if is_payment else Announcement.ORDER_CREATED
+
+
+def deadline_message(order: Order) -> MenuDeadline | PaymentDeadline | None:
+    """The message that a passed deadline stands for; None while a reminder is left."""
+    if order.state is State.AWAITING_PAYMENT:
+        return PaymentDeadline()
+    return None if order.reminders_left else MenuDeadline()
+
+
+def use_reminder(order: Order, *, policy: Policy, now: datetime) -> bool:
+    """Spend one reminder and arm the next deadline; return whether OrderCreated is to be sent again."""
+    order.reminders_left -= 1
+    order.due_at = now + policy.menu_reply
+    return order.state in AWAITING_MENU
+
+
+def postpone_deadline(order: Order, *, policy: Policy, now: datetime) -> None:
+    """Move the deadline of an order whose own event has not left yet by a whole period."""
+    order.due_at = now + (policy.payment if order.state is State.AWAITING_PAYMENT else policy.menu_reply)

@@ -1,7 +1,7 @@
-"""Many rows in one statement: what a batch writes costs one round trip, however many rows and tables it has.
+"""Bulk writes: all rows of a batch, of several tables, in one statement and so in one round trip.
 
-PostgreSQL gets the rows of a table as one JSON parameter, which it takes apart itself; SQLite, which has no round
-trips, gets them one by one.
+PostgreSQL receives the rows of a table as one JSON parameter and unpacks it itself; SQLite, which has no round trips,
+receives them one by one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +16,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 #: The values of columns by name; all rows of a call name the same columns.
 Row = Mapping[str, Any]
 Columns = tuple[sa.Column[Any], ...]
+#: The primary key by which an update finds its rows.
+KEY = "id"
 
 _POSTGRESQL: sa.Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
 _SQLITE: sa.Dialect = sqlite.dialect()
@@ -31,28 +33,28 @@ class Insert:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """New values of rows that are there; `id`, the last column of each, says which."""
+    """New values of existing rows; the column `id` of each names the row."""
 
     table: sa.Table
     rows: Sequence[Row]
 
 
 def write(connection: sa.Connection, *parts: Insert | Update) -> None:
-    """Write all of these, for PostgreSQL in a single statement; so no two of them may be about the same table."""
+    """Write all parts, on PostgreSQL in a single statement: no two of them may concern the same table."""
     parts = tuple(part for part in parts if part.rows)
     if connection.dialect.name == "sqlite":
         for part in parts:
-            columns = _columns(part.table, part.rows)
+            columns = _columns(part)
             statement = _sqlite_insert if isinstance(part, Insert) else _sqlite_update
             connection.exec_driver_sql(statement(part.table, columns), _bound(columns, part.rows))
     elif parts:
-        shapes = tuple((type(part), part.table, _columns(part.table, part.rows)) for part in parts)
+        shapes = tuple((type(part), part.table, _columns(part)) for part in parts)
         connection.exec_driver_sql(_postgresql_write(shapes), tuple(_as_json(part.rows) for part in parts))
 
 
 def insert_returning(connection: sa.Connection, table: sa.Table, rows: Sequence[Row], returning: str) -> list[Any]:
-    """Insert these rows; gives back these columns of each, in any order and as the driver reads them."""
-    columns = _columns(table, rows)
+    """Insert rows; return the named columns of each, in any order and as the driver decodes them."""
+    columns = _columns(Insert(table, rows))
     if connection.dialect.name == "sqlite":
         statement = f"{_sqlite_insert(table, columns)} RETURNING {returning}"
         return [connection.exec_driver_sql(statement, values).one() for values in _bound(columns, rows)]
@@ -61,11 +63,11 @@ def insert_returning(connection: sa.Connection, table: sa.Table, rows: Sequence[
 
 
 def present(connection: sa.Connection, columns: Columns, keys: Sequence[tuple[Any, ...]]) -> set[tuple[Any, ...]]:
-    """Those of these keys that a table has in these columns; quick where an index begins with them."""
+    """The keys among these that a table holds in these columns; fast where an index begins with them."""
     if connection.dialect.name == "sqlite":
         found = connection.execute(sa.select(*columns).where(sa.tuple_(*columns).in_(keys)))
     else:
-        # Plain texts: for SQLAlchemy's kind of them as keys, to_json() takes twenty times as long.
+        # Plain str: to_json() takes twenty times as long with SQLAlchemy's quoted_name as keys.
         names = [str(column.name) for column in columns]
         rows = [dict(zip(names, key, strict=True)) for key in keys]
         found = connection.exec_driver_sql(_postgresql_present(columns), (_as_json(rows),))
@@ -73,14 +75,16 @@ def present(connection: sa.Connection, columns: Columns, keys: Sequence[tuple[An
 
 
 def among(connection: sa.Connection, column: sa.ColumnElement[Any], values: Sequence[Any]) -> sa.ColumnElement[bool]:
-    """`column IN values`; as one array where the database has arrays, so that it is always the same statement."""
+    """`column IN values`; on PostgreSQL as one array, so that the statement text is always the same."""
     if connection.dialect.name == "sqlite":
         return column.in_(values)
     return column == sa.any_(sa.literal(values, postgresql.ARRAY(column.type)))
 
 
-def _columns(table: sa.Table, rows: Sequence[Row]) -> Columns:
-    return tuple(table.c[name] for name in rows[0])
+def _columns(part: Insert | Update) -> Columns:
+    """The columns of a part in the order of its statement: an update binds its key last."""
+    names = [name for name in part.rows[0] if isinstance(part, Insert) or name != KEY]
+    return tuple(part.table.c[name] for name in (names if isinstance(part, Insert) else [*names, KEY]))
 
 
 def _as_json(rows: Sequence[Row]) -> str:
@@ -105,8 +109,8 @@ def _postgresql_insert(table: sa.Table, columns: Columns) -> str:
 
 @cache
 def _postgresql_update(table: sa.Table, columns: Columns) -> str:
-    sets = ", ".join(f"{column.name} = new.{column.name}" for column in columns[:-1])
-    return f"UPDATE {table.name} SET {sets} FROM {_recordset(columns)} WHERE {table.name}.id = new.id"  # noqa: S608
+    sets = ", ".join(f"{column.name} = new.{column.name}" for column in columns if column.name != KEY)
+    return f"UPDATE {table.name} SET {sets} FROM {_recordset(columns)} WHERE {table.name}.{KEY} = new.{KEY}"  # noqa: S608
 
 
 @cache
@@ -121,7 +125,7 @@ def _recordset(columns: Columns) -> str:
 
 
 def _is_binary(column: sa.Column[Any]) -> bool:
-    """JSON has no bytes: they travel as hexadecimal digits."""
+    """Whether values travel as hexadecimal digits, because JSON has no bytes."""
     return isinstance(column.type, sa.LargeBinary)
 
 
@@ -138,18 +142,18 @@ def _sqlite_insert(table: sa.Table, columns: Columns) -> str:
 
 @cache
 def _sqlite_update(table: sa.Table, columns: Columns) -> str:
-    sets = ", ".join(f"{column.name} = ?" for column in columns[:-1])
-    return f"UPDATE {table.name} SET {sets} WHERE id = ?"  # noqa: S608 - our names
+    sets = ", ".join(f"{column.name} = ?" for column in columns if column.name != KEY)
+    return f"UPDATE {table.name} SET {sets} WHERE {KEY} = ?"  # noqa: S608 - our names
 
 
 @cache
 def _binds(columns: Columns) -> list[tuple[str, Callable[[Any], Any]]]:
-    """How SQLAlchemy would write these columns' values."""
+    """The functions by which SQLAlchemy converts the values of these columns for SQLite."""
     found = ((column.name, column.type.dialect_impl(_SQLITE).bind_processor(_SQLITE)) for column in columns)
-    return [(name, bind or _as_it_is) for name, bind in found]
+    return [(name, bind or _unchanged) for name, bind in found]
 
 
-def _as_it_is(value: Any) -> Any:
+def _unchanged(value: Any) -> Any:
     return value
 
 

@@ -1,7 +1,4 @@
-"""The database: one object that knows how each engine must be told to behave.
-
-SQL lives in order_rows.py, outbox.py, history.py, compensations.py and takings.py only.
-"""
+"""The database: engines and transactions for SQLite and PostgreSQL, each configured for its own semantics."""
 
 import fcntl
 import threading
@@ -13,48 +10,49 @@ from typing import Any, LiteralString, TextIO
 
 import psycopg
 import sqlalchemy as sa
-from psycopg import generators
 from sqlalchemy import event
 
-#: How long SQLite waits for another process's write transaction before it gives up, in milliseconds.
+from order_service import vendor
+
+#: How long SQLite waits for another process's write transaction before it fails, in milliseconds.
 SQLITE_BUSY_MS = 15_000
-#: After so long without a sign of the server a connection to PostgreSQL is given up, in milliseconds.
+#: A connection to a PostgreSQL server that has acknowledged nothing for this long is closed, in milliseconds.
 DEAD_SERVER_MS = 15_000
-#: After so long without a sign of the client PostgreSQL gives its connection up, and whatever it holds comes free.
+#: PostgreSQL closes the connection of a vanished client after about 25 s and frees its locks.
 #: https://www.postgresql.org/docs/current/runtime-config-connection.html
 DEAD_CLIENT: tuple[LiteralString, ...] = (
     "tcp_keepalives_idle TO 10", "tcp_keepalives_interval TO 5", "tcp_keepalives_count TO 3",
 )  # fmt: skip
-#: A transaction in which the client does nothing for so long is ended, in milliseconds: a process that stands still
-#: holds locks that others wait for. A relay waits for the broker in its own; ended too early, its rows go out twice.
-FROZEN_CLIENT_MS, FROZEN_RELAY_MS = 10_000, 60_000
-#: Always by index, row by row. The planner thinks a new table small, reads all of it rather than an index, and keeps
-#: that plan until the table is analyzed: a minute later at best, when each batch may read through a million rows.
+#: PostgreSQL ends a transaction that has been idle for this long, in milliseconds, because its locks block others.
+#: The relay's transactions wait for broker confirms; one that is ended too early publishes its rows twice.
+IDLE_TRANSACTION_MS, IDLE_RELAY_TRANSACTION_MS = 10_000, 60_000
+#: Always use an index. The planner takes a new table for a small one, scans it, and keeps that plan until the table
+#: is analyzed: a minute later at best, when each batch may scan a million rows.
 #: https://www.postgresql.org/docs/current/runtime-config-query.html
 PLANS: tuple[LiteralString, ...] = (
     "enable_seqscan TO off", "enable_hashjoin TO off", "enable_mergejoin TO off", "jit TO off",
 )  # fmt: skip
-#: The PostgreSQL channel that says: there is something new in the outbox.
+#: The PostgreSQL notification channel for new outbox rows.
 CHANNEL = "outbox"
 
 
 class Database:
-    """Where transactions come from. Opens no connection until one is asked for, so it may be made before a fork."""
+    """Opens transactions. Connects on first use only, so it may be created before a fork."""
 
     def __init__(
         self,
         url: str,
         *,
         pool_size: int = 5,
-        ask_first: bool = True,
+        pre_ping: bool = True,
         durable: bool = True,
         lock_seconds: int | None = None,
     ) -> None:
-        """`ask_first`: whether a connection is tried before each transaction; who tries again anyway need not.
+        """`pre_ping`: test a connection before each transaction; a caller that retries anyway does not need it.
 
-        Without `durable` a power cut may undo the last commits, which then cost no flush to disk, and a transaction may
-        stand still for longer: both for the relay. `lock_seconds`: how long PostgreSQL lets a statement wait for
-        another's lock; beyond it `was_undone` is true of the error.
+        `durable=False` is for the relay: a power cut may undo the last commits, which then need no flush to disk, and
+        a transaction may be idle for longer. `lock_seconds`: how long PostgreSQL lets a statement wait for a lock;
+        `is_rolled_back` is true of the error that follows.
         """
         self.url = url
         self.is_sqlite = url.startswith("sqlite")
@@ -64,39 +62,39 @@ class Database:
             event.listen(self.engine, "connect", lambda connection, _: _configure_sqlite(connection, durable=durable))
             event.listen(self.engine, "begin", _begin_sqlite)
         else:
-            # A database created in the C locale would otherwise hand over bytes for text.
-            # A server that vanished without a word is given up; the kernel alone would take a quarter of an hour.
+            # client_encoding: a database created in the C locale would otherwise return bytes for text.
+            # tcp_user_timeout: the kernel alone takes a quarter of an hour to notice a vanished server.
             arguments = {"connect_timeout": 5, "client_encoding": "utf8", "tcp_user_timeout": DEAD_SERVER_MS}
             self.engine = sa.create_engine(
-                url, pool_size=pool_size, max_overflow=0, pool_pre_ping=ask_first, connect_args=arguments
+                url, pool_size=pool_size, max_overflow=0, pool_pre_ping=pre_ping, connect_args=arguments
             )
-            longest_pause = FROZEN_CLIENT_MS if durable else FROZEN_RELAY_MS
-            settings = [*PLANS, *DEAD_CLIENT, f"idle_in_transaction_session_timeout TO {longest_pause}"]
+            idle_ms = IDLE_TRANSACTION_MS if durable else IDLE_RELAY_TRANSACTION_MS
+            settings = [*PLANS, *DEAD_CLIENT, f"idle_in_transaction_session_timeout TO {idle_ms}"]
             if not durable:
                 settings.append("synchronous_commit TO off")
             if lock_seconds is not None:
                 settings.append(f"lock_timeout TO '{lock_seconds}s'")
             event.listen(self.engine, "connect", lambda connection, _: _configure_postgresql(connection, settings))
         self._lock: TextIO | None = None
-        # SQLite has one writer at a time; the threads of one process need not even ask it for their turn.
+        # SQLite allows one writer at a time; the threads of one process take turns without asking it.
         self._turn: AbstractContextManager[object] = threading.Lock() if self.is_sqlite else nullcontext()
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        """A transaction, committed at the end, which wakes the relay, or rolled back by any exception."""
+        """A transaction that is committed at the end, notifying the relay, or rolled back by any exception."""
         with self._turn, self.engine.connect() as connection, connection.begin():
             yield connection
             if not self.is_sqlite:
-                _commit_and_wake_relays(connection)
+                _commit_and_notify(connection)
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        """A transaction that only reads: on SQLite it waits for no writer and no writer for it."""
+        """A read-only transaction; on SQLite it neither waits for a writer nor blocks one."""
         with self.engine.connect().execution_options(read_only=True) as connection:
             yield connection
 
     def listen(self) -> psycopg.Connection[Any]:
-        """A connection of its own whose socket becomes readable after a commit somewhere; PostgreSQL only."""
+        """A connection outside the pool whose socket becomes readable after a commit; PostgreSQL only."""
         pooled = self.engine.raw_connection()
         connection: psycopg.Connection[Any] = pooled.driver_connection  # type: ignore[assignment]
         pooled.detach()
@@ -108,10 +106,10 @@ class Database:
             raise
         return connection
 
-    def sole(self, role: str) -> bool:
-        """True if this process may play a role that only one at a time may play on SQLite; kept until it ends.
+    def acquire_role(self, role: str) -> bool:
+        """Whether this process holds a role that only one process may hold on SQLite; kept until the process ends.
 
-        PostgreSQL locks rows instead, so there everyone may. The kernel frees the lock however the process ends.
+        Always true on PostgreSQL, which locks rows instead. The kernel frees the lock when the process ends.
         """
         if self._lock is None and self.is_sqlite:
             lock = open(f"{sa.make_url(self.url).database}.{role}.lock", "w")  # noqa: SIM115 - held for life
@@ -124,37 +122,36 @@ class Database:
         return True
 
     def dispose(self) -> None:
-        """Let go of every connection and lock; the object can be used again afterwards."""
+        """Close all connections and release the role; the object can be used again afterwards."""
         if self._lock:
             self._lock.close()
         self._lock = None
         self.engine.dispose()
 
 
-def _commit_and_wake_relays(connection: sa.Connection) -> None:
-    """NOTIFY after the commit, not in the transaction: that would make committing transactions wait for each other.
-
-    PostgreSQL holds a lock over all of a database from a notifying transaction's commit record to its end, the flush
-    included; one that only notifies has nothing to flush. A lost wake-up loses nothing: the relay also looks by itself.
-    https://www.postgresql.org/docs/current/sql-notify.html
-    """
+def _commit_and_notify(connection: sa.Connection) -> None:
+    """A lost notification loses nothing: the relay also polls."""
     driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
     try:
-        driver.pgconn.send_query(f"COMMIT; NOTIFY {CHANNEL}".encode())
-        committed, *_ = driver.wait(generators.execute(driver.pgconn))
-        # The transaction is over whatever became of the NOTIFY; one that had failed before answers ROLLBACK.
-        if committed.command_status != b"COMMIT":
-            raise psycopg.errors.error_from_result(committed)
+        vendor.commit_then_notify(driver, CHANNEL)
     except psycopg.Error as error:
         raise sa.exc.DBAPIError.instance("COMMIT", None, error, psycopg.Error) from error
 
 
-def was_undone(error: sa.exc.DBAPIError) -> bool:
-    """Whether its transaction has certainly written nothing, and others may do what it could not.
+def is_rolled_back(error: sa.exc.DBAPIError) -> bool:
+    """Whether the transaction has certainly written nothing and failed for a reason of one of its rows.
 
-    A broken rule, a deadlock or a lock that took too long; not a lost connection, whose commit may have come through.
+    True for a violated constraint, a deadlock and a lock timeout; not for a lost connection, whose COMMIT may have
+    been carried out.
     """
     return isinstance(error, sa.exc.IntegrityError) or getattr(error.orig, "sqlstate", None) in ("40P01", "55P03")
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether the same transaction may succeed later; False for invalid data and violated constraints."""
+    if isinstance(error, sa.exc.DataError | sa.exc.IntegrityError):
+        return False
+    return isinstance(error, sa.exc.DBAPIError | sa.exc.TimeoutError | MemoryError | OSError)
 
 
 def _configure_postgresql(connection: psycopg.Connection[Any], settings: Sequence[LiteralString]) -> None:
@@ -165,10 +162,10 @@ def _configure_postgresql(connection: psycopg.Connection[Any], settings: Sequenc
 
 def _configure_sqlite(connection: Any, *, durable: bool) -> None:
     # The driver's own BEGIN is deferred, and a read that turns into a write then fails at once with
-    # SQLITE_BUSY_SNAPSHOT whatever the timeout; so it is switched off, and _begin_sqlite says which.
+    # SQLITE_BUSY_SNAPSHOT regardless of the timeout; so it is switched off, and _begin_sqlite begins instead.
     # https://www.sqlite.org/isolation.html
     connection.isolation_level = None
-    # In WAL mode NORMAL may forget the last commits at a power cut; a commit is a promise where nothing else is said.
+    # In WAL mode NORMAL may lose the last commits in a power cut.
     synchronous = "synchronous=FULL" if durable else "synchronous=NORMAL"
     for pragma in (f"busy_timeout={SQLITE_BUSY_MS}", "journal_mode=WAL", synchronous, "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
@@ -178,7 +175,7 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     if connection.get_execution_options().get("read_only", False):
         connection.exec_driver_sql("BEGIN")
         return
-    # SQLite's own wait for a turn sleeps longer and longer, up to 100 ms; a write here lasts a few milliseconds.
+    # SQLite's own busy handler sleeps up to 100 ms between attempts; a write transaction here takes a few.
     connection.exec_driver_sql("PRAGMA busy_timeout=1")
     end = time.monotonic() + SQLITE_BUSY_MS / 1000
     try:

@@ -1,4 +1,4 @@
-"""The orders' rows: how an order is written, locked, found again and read."""
+"""The rows of orders: written, locked, found and read."""
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
@@ -9,11 +9,12 @@ from uuid import UUID
 import sqlalchemy as sa
 from pydantic_core import from_json, to_json
 
-from order_service.domain.order import FINAL, Item, Order, Payment, State
+from order_service.domain.messages import Item
+from order_service.domain.order import FINAL, Order, Payment, State
 from order_service.storage import bulk
 from order_service.storage.tables import compensations, orders
 
-#: Written once, and what a decision may change; the names of the columns are those of the order's fields.
+#: The columns that are written once, and those that a decision may change; named like the fields of Order.
 _FIXED = ("key", "user_id", "created_at", "expected_total", "traceparent")
 _CHANGING = (
     "state", "version", "total_price", "reason", "detail", "rejected_menu_id", "paid_at", "due_at", "reminders_left",
@@ -22,7 +23,7 @@ _SELECT = sa.select(*(orders.c[name] for name in ("id", "menu_ids", "items", "le
 
 
 def insert_orders(connection: sa.Connection, placed: Sequence[tuple[Order, Mapping[str, str]]]) -> None:
-    """Write new orders, each with what makes its request a repeat, and give them their ids.
+    """Write new orders, each with the columns that recognise a repeat of its request, and set their ids.
 
     Raises sqlalchemy.exc.IntegrityError where an idempotency key is taken.
     """
@@ -32,7 +33,7 @@ def insert_orders(connection: sa.Connection, placed: Sequence[tuple[Order, Mappi
         | _changing(order)
         for order, request in placed
     ]
-    # In one order, or two batches could each hold a key that the other waits for.
+    # In a fixed order, or two batches could deadlock over their idempotency keys.
     rows.sort(key=lambda row: row["idempotency_key"] or "")
     ids = {UUID(str(key)): id for key, id in bulk.insert_returning(connection, orders, rows, "key, id")}
     for order, _ in placed:
@@ -42,43 +43,43 @@ def insert_orders(connection: sa.Connection, placed: Sequence[tuple[Order, Mappi
 def lock_orders(connection: sa.Connection, ids: Sequence[int]) -> dict[int, Order]:
     """The orders that exist among these ids, locked until the transaction ends.
 
-    They are locked in the order of their ids, or two transactions could wait for each other for ever.
+    They are locked in the order of their ids, or two transactions could deadlock.
     """
     wanted = _SELECT.where(bulk.among(connection, orders.c.id, ids)).order_by(orders.c.id).with_for_update()
     return {row[0]: _order(row) for row in connection.execute(wanted)}
 
 
 def read_orders(connection: sa.Connection, ids: Sequence[int]) -> dict[int, Order]:
-    """The orders that exist among these ids, as they stand."""
+    """The orders that exist among these ids, without a lock."""
     found = connection.execute(_SELECT.where(bulk.among(connection, orders.c.id, ids)))
     return {row[0]: _order(row) for row in found}
 
 
-def changed(changed_orders: Sequence[Order]) -> bulk.Update:
-    """Writes back orders that are locked in this transaction."""
-    return bulk.Update(orders, [_changing(order) | {"id": order.id} for order in changed_orders])
+def updates(changed: Sequence[Order]) -> bulk.Update:
+    """The statement that writes back orders locked in this transaction."""
+    return bulk.Update(orders, [{"id": order.id} | _changing(order) for order in changed])
 
 
 def lock_due_orders(connection: sa.Connection, now: datetime, limit: int) -> list[Order]:
-    """Orders whose deadline has come, locked; those another process holds just now are left to it."""
+    """Lock orders whose deadline has passed, leaving out those that another transaction holds."""
     due = _SELECT.where(orders.c.due_at <= now).order_by(orders.c.id).limit(limit)
     return [_order(row) for row in connection.execute(due.with_for_update(skip_locked=True))]
 
 
 def any_due(connection: sa.Connection, now: datetime) -> bool:
-    """Whether a deadline or the repetition of a compensation has come."""
+    """Whether a deadline has passed or a compensation is due for repetition."""
     due = [sa.exists().where(table.c.due_at <= now) for table in (orders, compensations)]
     return bool(connection.execute(sa.select(sa.or_(*due))).scalar_one())
 
 
 def versions(connection: sa.Connection, ids: Sequence[int]) -> dict[int, int]:
-    """The version of each of these orders, to see what has changed."""
+    """The version of each of these orders."""
     wanted = sa.select(orders.c.id, orders.c.version).where(bulk.among(connection, orders.c.id, ids))
     return {row.id: row.version for row in connection.execute(wanted)}
 
 
 def find_request(connection: sa.Connection, idempotency_key: str) -> tuple[int, str] | None:
-    """The order placed under this key and the hash of its request, if there is one."""
+    """The id of the order placed under this key, if any, and the hash of its request."""
     found = sa.select(orders.c.id, orders.c.request_hash).where(orders.c.idempotency_key == idempotency_key)
     row = connection.execute(found).one_or_none()
     return row and (row.id, row.request_hash)
@@ -87,7 +88,7 @@ def find_request(connection: sa.Connection, idempotency_key: str) -> tuple[int, 
 def list_orders(
     connection: sa.Connection, *, user_id: int | None, states: Collection[State], before: int | None, limit: int
 ) -> list[Order]:
-    """A page of orders, newest first: those of a user, in some states, and older than the last one seen."""
+    """A page of orders, newest first: of one user, in some states, older than the order `before`."""
     wanted = _SELECT.order_by(orders.c.id.desc()).limit(limit)
     if user_id is not None:
         wanted = wanted.where(orders.c.user_id == user_id)
@@ -96,7 +97,7 @@ def list_orders(
     if states:
         wanted = wanted.where(orders.c.state.in_(states))
     if states and not FINAL & set(states):
-        # A pending order always has a deadline: its index finds the few among millions that have ended.
+        # A pending order always has a deadline: that index finds the few among millions that have ended.
         wanted = wanted.where(orders.c.due_at.is_not(None))
     return [_order(row) for row in connection.execute(wanted)]
 
@@ -117,16 +118,17 @@ def _changing(order: Order) -> dict[str, Any]:
 
 
 def _order(row: Sequence[Any]) -> Order:
-    id, menu_ids, items, ledger_text, *plain = row
-    columns = dict(zip((*_FIXED, *_CHANGING), plain, strict=True))
+    id, menu_ids, items, ledger_text, *values = row
+    columns = dict(zip((*_FIXED, *_CHANGING), values, strict=True))
     columns["state"] = State(columns["state"])
     ledger = from_json(ledger_text)
-    payments = [Payment(id, None if amount is None else Decimal(amount)) for id, amount in ledger.pop("payments")]
     return Order(
         id=id,
         menu_ids=tuple(from_json(menu_ids)),
         items=tuple(Item(id, name, Decimal(price), stock) for id, name, price, stock in from_json(items or "[]")),
-        payments=payments,
+        payments=tuple(Payment(id, None if amount is None else Decimal(amount)) for id, amount in ledger["payments"]),
+        reservations=tuple(ledger["reservations"]),
+        released=tuple(ledger["released"]),
+        refunded=tuple(ledger["refunded"]),
         **columns,
-        **ledger,
     )

@@ -1,4 +1,4 @@
-"""The tables. How orders become rows is in db.py; what changes them over time is in migrations/."""
+"""The tables of the newest schema; migrations/ holds the way to it."""
 
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 
 class UtcDateTime(sa.TypeDecorator[datetime]):
-    """Timezone-aware UTC on both databases; SQLite itself knows no time zones."""
+    """Timezone-aware UTC on both databases; SQLite has no time zones."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
@@ -36,17 +36,17 @@ class ExactDecimal(sa.TypeDecorator[Decimal]):
         return None if value is None else Decimal(value)
 
 
-#: Names for what alembic must be able to drop again, on SQLite too.
+#: Names for constraints and indexes, so that alembic can drop them, on SQLite too.
 metadata = sa.MetaData(
     naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s", "uq": "uq_%(table_name)s_%(column_0_N_name)s",
                        "fk": "fk_%(table_name)s_%(column_0_N_name)s", "pk": "pk_%(table_name)s"}
 )  # fmt: skip
-#: SQLite counts up by itself in INTEGER PRIMARY KEY only.
+#: SQLite assigns ids only to an INTEGER PRIMARY KEY.
 BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def _index_filled(column: str, *, unique: bool = False) -> sa.Index:
-    """Only of the rows that have a value: most have none, and then no insert or update touches the index."""
+    """An index of the rows that have a value: the other inserts and updates, which are most, do not touch it."""
     filled = sa.text(f"{column} is not null")
     return sa.Index(None, column, unique=unique, postgresql_where=filled, sqlite_where=filled)
 
@@ -73,13 +73,13 @@ orders = sa.Table(
     sa.Column("due_at", UtcDateTime),
     sa.Column("reminders_left", sa.Integer, nullable=False),
     sa.Column("traceparent", sa.String(55)),
-    # Idempotency-Key of the request and the hash of its body; in the order's own row, so in its transaction.
+    # The request's Idempotency-Key and the hash of its body; in the order's row, so in its transaction.
     sa.Column("idempotency_key", sa.String(255)),
     sa.Column("request_hash", sa.String(64)),
     sa.Index(None, "user_id", "id"),
     _index_filled("due_at"),
     _index_filled("idempotency_key", unique=True),
-    # Ids are never used twice: a sibling may remember an order that an operator deleted.
+    # Ids are never reused: a sibling may remember an order that an operator deleted.
     sqlite_autoincrement=True,
 )
 
@@ -92,7 +92,7 @@ order_history = sa.Table(
     sa.Column("type", sa.String(40), nullable=False),
     sa.Column("from_state", sa.String(24)),
     sa.Column("to_state", sa.String(24), nullable=False),
-    # The inbox: a message is applied to an order once. Null for what came from no message.
+    # The inbox: a message is applied to an order once. Null for requests and deadlines.
     sa.Column("message_id", sa.String(255)),
     sa.UniqueConstraint("order_id", "type", "message_id"),
 )
@@ -108,16 +108,16 @@ outbox = sa.Table(
     sa.Column("routing_key", sa.String(255), nullable=False),
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("traceparent", sa.String(55)),
-    # JSON, dead letters only: what their AMQP properties keep of the original, and why they are dead.
+    # JSON, dead letters only: the AMQP properties kept from the original, and the headers with the reason.
     sa.Column("properties", sa.Text),
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
-    # When the row may next be claimed: a return moves it ahead.
+    # When the row may next be claimed; a return or a refusal moves it ahead.
     sa.Column("due_at", UtcDateTime, nullable=False),
     sqlite_autoincrement=True,
 )
 
-# Messages that came back again and again, and so may be what kills the consumer: how often each was tried alone.
+# Possible poison messages, which were redelivered repeatedly: how often each was tried alone.
 suspects = sa.Table(
     "suspects",
     metadata,
@@ -125,14 +125,14 @@ suspects = sa.Table(
     sa.Column("attempts", sa.Integer, nullable=False),
 )
 
-# How far an order has got at a Menu Service that only speaks HTTP: in hand, or half taken and never finished.
+# The progress of orders at a Menu Service that only speaks HTTP: being reserved, or abandoned half reserved.
 menu_takings = sa.Table(
     "menu_takings",
     metadata,
     sa.Column("order_id", sa.Integer, primary_key=True, autoincrement=False),
     # JSON: the menu ids whose stock was taken.
     sa.Column("taken", sa.Text, nullable=False),
-    # The menu id whose stock is being taken just now, or nobody knows whether it was.
+    # The menu id whose stock is being taken, or may have been taken.
     sa.Column("asked", sa.Integer),
     sa.Column("at", UtcDateTime, nullable=False),
 )
@@ -149,7 +149,7 @@ compensations = sa.Table(
     sa.Column("sequence", sa.Integer, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("confirmed_at", UtcDateTime),
-    # When it is asked for again; null once confirmed.
+    # When it is requested again; null once confirmed.
     sa.Column("due_at", UtcDateTime),
     _index_filled("due_at"),
 )

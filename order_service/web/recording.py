@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from order_service.domain.order import Order
 from order_service.handlers import Placement
-from order_service.storage.database import was_undone
+from order_service.storage.database import is_rolled_back
 
 #: How many orders one transaction takes at most: beyond it the first of them would wait for the last.
 LIMIT = 100
@@ -79,6 +79,6 @@ class Recorder:
                 entry.order = order
         except BaseException as error:
             # One of them was recorded before, or is being so just now; the others are not to suffer for it.
-            undone = len(entries) > 1 and isinstance(error, sa.exc.DBAPIError) and was_undone(error)
+            undone = len(entries) > 1 and isinstance(error, sa.exc.DBAPIError) and is_rolled_back(error)
             for entry in entries:
                 entry.error, entry.is_to_go_alone = error, undone

@@ -8,7 +8,7 @@ import pytest
 
 from order_service.contract import events
 from order_service.contract.envelope import Delivery, Reply, read
-from order_service.domain.order import (
+from order_service.domain.messages import (
     Item,
     MenuRejected,
     MenuReserved,
@@ -46,18 +46,22 @@ def test_every_golden_sample_is_of_an_event_we_know():
 def test_an_incoming_golden_sample_is_understood(event_type: str):
     body = golden(event_type)
 
-    reply = read(Delivery("order-service.any", "any.key", body))
+    delivery = Delivery("order-service.any", "any.key", body)
 
-    assert reply == Reply(json.loads(body)["id"], 7, event_type, UNDERSTOOD[event_type])
+    reply = read(delivery)
+
+    assert reply == Reply(json.loads(body)["id"], 7, event_type, UNDERSTOOD[event_type], delivery)
 
 
 @pytest.mark.parametrize("event_type", UNDERSTOOD)
 def test_its_data_alone_is_understood_alike(event_type: str):
     data = json.dumps(json.loads(golden(event_type))["data"]).encode()
 
-    reply = read(Delivery("order-service.any", events.INCOMING[event_type].routing_key, data, {"message_id": "m-1"}))
+    delivery = Delivery("order-service.any", events.INCOMING[event_type].routing_key, data, {"message_id": "m-1"})
 
-    assert reply == Reply("m-1", 7, event_type, UNDERSTOOD[event_type])
+    reply = read(delivery)
+
+    assert reply == Reply("m-1", 7, event_type, UNDERSTOOD[event_type], delivery)
 
 
 @pytest.mark.parametrize("event_type", UNDERSTOOD)

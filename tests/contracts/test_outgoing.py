@@ -9,9 +9,10 @@ import pytest
 
 from order_service.contract import events
 from order_service.contract.envelope import wrap
-from order_service.contract.outgoing import data_of, event_id
-from order_service.domain.order import REFUND, RELEASE, Announcement, Compensation, Effect, Message, Order
-from tests.unit.given import CANCEL, CLOCK, NOW, OUT_OF_STOCK, PUT_PAID, apply, completed, new_order, reserved
+from order_service.contract.outgoing import event_data, event_id
+from order_service.domain.messages import Message
+from order_service.domain.order import REFUND, RELEASE, Announcement, Compensation, Effect, Order
+from tests.unit.given import CANCEL, NOW, OUT_OF_STOCK, POLICY, PUT_PAID, apply, completed, new_order, reserved
 
 HERE = Path(__file__).parent
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -32,7 +33,7 @@ def type_of(effect: Effect) -> str:
 
 
 def sent(order: Order, effect: Effect) -> bytes:
-    data = data_of(order, effect, CLOCK)
+    data = event_data(order, effect, POLICY)
     return wrap(
         data,
         event_id=event_id(order, effect),

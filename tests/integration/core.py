@@ -19,13 +19,19 @@ from consumers.worker import Worker
 from order_service import handlers
 from order_service.config import Settings
 from order_service.contract import topology
-from order_service.contract.envelope import Reply
-from order_service.domain import order
-from order_service.domain.order import Item, Order
-from order_service.domain.saga import Clock
+from order_service.contract.envelope import Rejection, Reply
+from order_service.contract.outgoing import Outgoing
+from order_service.domain import messages
+from order_service.domain.messages import Item
+from order_service.domain.order import Order
+from order_service.domain.saga import Policy
+from order_service.storage import bulk
 from order_service.storage import orders as order_rows
+from order_service.storage import outbox as outbox_module
 from order_service.storage.database import Database
 from order_service.storage.tables import compensations, outbox
+from order_service.unit_of_work import UnitOfWork
+from order_service.unit_of_work import unit_of_work as service_unit_of_work
 from tests import builders
 
 #: When the tests' orders are placed: long ago, so that whatever they wait for is due for a running process.
@@ -38,15 +44,13 @@ TOTAL = Decimal("38000.5")
 
 Eventually = Callable[..., Any]
 
-data, event, outbox_rows = builders.event_data, builders.event, builders.outbox_rows
+data, event, policy = builders.event_data, builders.event, builders.policy
 
 
-def clock(now: datetime = NOW, *, reply_seconds: float = 30, pay_seconds: float = 900) -> Clock:
-    return builders.clock(now, reply_seconds=reply_seconds, pay_seconds=pay_seconds)
-
-
-def changes(now: datetime = NOW) -> handlers.Changes:
-    return builders.changes(now)
+@contextlib.contextmanager
+def unit_of_work(database: Database, *, now: datetime = NOW, policy: Policy | None = None) -> Iterator[UnitOfWork]:
+    with service_unit_of_work(database, policy or builders.policy(), now=now) as work:
+        yield work
 
 
 def settings(amqp_url: str, database_url: str, **more: Any) -> Settings:
@@ -64,9 +68,8 @@ def opened(url: str, *, pool_size: int = 5) -> Iterator[Database]:
 
 def place(database: Database, count: int = 1, *, reminders: int = 3, now: datetime = NOW) -> list[int]:
     """Orders of one Soto and one Rendang each."""
-    with database.writing() as connection:
-        placed = handlers.place_orders(connection, [builders.placement()] * count, clock(now), reminders=reminders)
-        return [order.id for order in placed]
+    with unit_of_work(database, now=now, policy=policy(reminders=reminders)) as work:
+        return [order.id for order in handlers.place_orders(work, [builders.placement()] * count)]
 
 
 def place_sent(database: Database, count: int = 1, **more: Any) -> list[int]:
@@ -81,9 +84,15 @@ def clear_outbox(database: Database) -> None:
         connection.execute(sa.delete(outbox))
 
 
-def apply(database: Database, *replies: Reply, now: datetime = NOW) -> list[tuple[Reply, order.OrderError]]:
+def apply(database: Database, *replies: Reply, now: datetime = NOW) -> list[Rejection]:
+    with unit_of_work(database, now=now) as work:
+        return handlers.apply_replies(work, replies)
+
+
+def add_to_outbox(database: Database, messages: Sequence[Outgoing], now: datetime = NOW) -> None:
     with database.writing() as connection:
-        return handlers.apply_replies(connection, replies, changes(now))
+        for part in outbox_module.inserts(messages, now):
+            bulk.write(connection, part)
 
 
 def reserved(order_id: int, reservation_id: str | None = "r1", *, id: str = "menu-1") -> Reply:
@@ -99,11 +108,11 @@ def completed(order_id: int, payment_id: str = "p1", amount: Decimal = TOTAL, *,
 
 
 def released(order_id: int, release_id: str, *, id: str = "released-1") -> Reply:
-    return builders.reply(order_id, order.StockReleased(release_id), id=id)
+    return builders.reply(order_id, messages.StockReleased(release_id), id=id)
 
 
 def refunded(order_id: int, refund_id: str, *, id: str = "refunded-1") -> Reply:
-    return builders.reply(order_id, order.PaymentRefunded(refund_id), id=id)
+    return builders.reply(order_id, messages.PaymentRefunded(refund_id), id=id)
 
 
 def get(database: Database, order_id: int) -> Order:

@@ -33,7 +33,8 @@ from api import Api, create_app
 from order_service import handlers
 from order_service.config import Settings
 from order_service.contract.envelope import Reply
-from order_service.domain.order import Cancel, Item, MenuRejected, MenuReserved, Message, PaymentCompleted, State
+from order_service.domain.messages import Cancel, Item, MenuRejected, MenuReserved, Message, PaymentCompleted
+from order_service.domain.order import State
 from order_service.domain.saga import Clock
 from order_service.storage.tables import order_history, orders, outbox
 from order_service.web.waiting import preferred_wait

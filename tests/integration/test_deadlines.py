@@ -12,7 +12,8 @@ from structlog.testing import CapturingLogger
 from order_service import handlers
 from order_service.contract.envelope import Delivery, unreadable
 from order_service.domain import order
-from order_service.domain.order import Cancel, State
+from order_service.domain.messages import Cancel
+from order_service.domain.order import State
 from order_service.storage import history
 from order_service.storage import orders as order_rows
 from order_service.storage.database import Database

@@ -22,7 +22,8 @@ from werkzeug.test import TestResponse
 from api import create_app
 from order_service.config import Settings
 from order_service.contract.envelope import Reply
-from order_service.domain.order import MenuRejected, State
+from order_service.domain.messages import MenuRejected
+from order_service.domain.order import State
 from order_service.handlers import apply_replies
 from order_service.web import openapi
 from tests.integration.test_api import ASYNC, EXAMPLE, RESERVED, Eventually, Service, api_of, served

@@ -369,7 +369,7 @@ def identity(message: Sent) -> tuple[int, str, str] | None:
     }
     try:
         reply = envelope.read(envelope.Delivery("", message.routing_key, message.body, properties))
-    except envelope.Unreadable:
+    except envelope.Rejection:
         return None
     return reply.order_id, reply.type, reply.message_id
 

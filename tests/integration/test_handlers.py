@@ -12,7 +12,8 @@ import pytest
 from order_service import handlers
 from order_service.contract.envelope import Reply
 from order_service.domain import order
-from order_service.domain.order import Cancel, InvalidMessage, Item, State, UnknownOrder
+from order_service.domain.messages import Cancel, Item
+from order_service.domain.order import InvalidMessage, State, UnknownOrder
 from order_service.storage import history
 from order_service.storage import orders as order_rows
 from order_service.storage.database import Database

@@ -21,7 +21,7 @@ from consumers.menu_http.consumer import reservation as stock_room
 from consumers.menu_http.reservation import Stock
 from order_service import handlers
 from order_service.contract import topology
-from order_service.domain.order import Cancel
+from order_service.domain.messages import Cancel
 from order_service.process import utc_now
 from order_service.storage.database import Database
 from order_service.storage.tables import order_history, outbox

@@ -23,7 +23,7 @@ from order_service import handlers
 from order_service import process as startup
 from order_service.contract import envelope, topology
 from order_service.contract.envelope import Delivery
-from order_service.domain.order import Cancel
+from order_service.domain.messages import Cancel
 from order_service.storage import outbox
 from order_service.storage.database import Database
 from order_service.storage.tables import outbox as outbox_table

@@ -28,7 +28,8 @@ from api import create_app
 from order_service import handlers
 from order_service.config import Settings
 from order_service.contract.envelope import Reply
-from order_service.domain.order import Item, MenuRejected, MenuReserved, Message, Order, PaymentCompleted, State
+from order_service.domain.messages import Item, MenuRejected, MenuReserved, Message, PaymentCompleted
+from order_service.domain.order import Order, State
 from order_service.domain.saga import Clock
 from order_service.storage import orders as order_rows
 from order_service.storage.database import Database

@@ -15,7 +15,8 @@ import pytest
 
 from order_service import handlers
 from order_service.contract import asyncapi, samples
-from order_service.domain.order import Cancel, State
+from order_service.domain.messages import Cancel
+from order_service.domain.order import State
 from order_service.storage.database import Database
 from publishers.relay import Relay
 from tests.integration import core

@@ -9,29 +9,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from order_service.domain.order import (
-    REFUND,
-    RELEASE,
-    Announcement,
+from order_service.domain.messages import (
     Cancel,
-    Compensation,
-    InvalidMessage,
     MenuDeadline,
     MenuRejected,
     MenuReserved,
     Message,
-    Order,
     PaymentCompleted,
     PaymentDeadline,
     PaymentFailed,
     PaymentRefunded,
-    PutFailed,
-    PutPaid,
-    PutPending,
+    ReportFailed,
+    ReportPaid,
+    ReportPending,
     StockReleased,
 )
+from order_service.domain.order import REFUND, RELEASE, Announcement, Compensation, InvalidMessage, Order
 from order_service.domain.saga import Decision, decide
-from tests.unit.given import CLOCK, TOTAL, new_order
+from tests.unit.given import NOW, POLICY, TOTAL, new_order
 
 
 @dataclass(frozen=True)
@@ -67,7 +62,7 @@ class Oracle:
         is_read = self.status == "pending" and not self.reserved
         return is_read and isinstance(message, MenuReserved) and not covers(message)
 
-    def hear(self, message: Step) -> int | None:
+    def hear(self, message: Step) -> str | None:
         """Take one message in; returns the HTTP status a REST caller should get."""
         was_pending = self.status == "pending"
         if was_pending:
@@ -80,7 +75,7 @@ class Oracle:
         match message:
             case MenuRejected():
                 self._end("failed", message.reason)
-            case PaymentFailed() | PutFailed():
+            case PaymentFailed() | ReportFailed():
                 self._end("failed", "payment_failed")
             case Cancel():
                 self._end("cancelled", None)
@@ -94,11 +89,11 @@ class Oracle:
                     self._end("failed", "price_changed")
                     return
                 self._judge()
-            case PaymentCompleted() | PutPaid():
+            case PaymentCompleted() | ReportPaid():
                 self._remember(message)
                 self._judge()
 
-    def _remember(self, message: PaymentCompleted | PutPaid) -> None:
+    def _remember(self, message: PaymentCompleted | ReportPaid) -> None:
         named = isinstance(message, PaymentCompleted)
         payment = (message.payment_id, message.amount) if named else (None, None)
         if payment[0] not in {id for id, _ in self.payments}:
@@ -115,13 +110,15 @@ class Oracle:
     def _end(self, status: str, reason: str | None) -> None:
         self.status, self.reason = status, reason
 
-    def _answer(self, message: Step, *, was_pending: bool) -> int | None:
-        wanted = {PutPaid: "paid", PutFailed: "failed", PutPending: "pending", Cancel: "cancelled"}.get(type(message))
+    def _answer(self, message: Step, *, was_pending: bool) -> str | None:
+        wanted = {ReportPaid: "paid", ReportFailed: "failed", ReportPending: "pending", Cancel: "cancelled"}.get(
+            type(message)
+        )
         if wanted is None:
             return None
         if wanted == "paid" and was_pending and self.status == "pending":
-            return 202
-        return 200 if self.status == wanted else 409
+            return "remembered"
+        return "done" if self.status == wanted else "refused"
 
     @property
     def is_armed(self) -> bool:
@@ -219,7 +216,7 @@ class Watch:
         version, before, was = self.order.version, facts(self.order), copy.copy(self.oracle)
         unusable = self.oracle.is_unusable(step) or (isinstance(step, Confirm) and step.nth >= len(self.requested))
         try:
-            decision = decide(self.order, self._message(step), CLOCK)
+            decision = decide(self.order, self._message(step), policy=POLICY, now=NOW)
         except InvalidMessage:
             assert unusable, f"{step} was refused"
             assert (self.order.version, facts(self.order), self.order.effects) == (version, before, [])
@@ -227,7 +224,7 @@ class Watch:
         assert not unusable, f"{step} was taken"
         answer = self.oracle.hear(step)
         assert (self.order.state.status, self.order.reason) == (self.oracle.status, self.oracle.reason)
-        assert decision.answer == answer
+        assert decision.outcome == answer
         assert (self.order.due_at is not None) == self.oracle.is_armed
         assert decision.changed == (facts(self.order) != before)
         assert self.order.version == version + decision.changed
@@ -241,13 +238,13 @@ class Watch:
             return StockReleased("unheard of") if step.nth % 2 else PaymentRefunded("unheard of")
         return confirmation(self.requested[step.nth])
 
-    def _enter_the_books(self, step: Step, answer: int | None) -> None:
+    def _enter_the_books(self, step: Step, answer: str | None) -> None:
         if isinstance(step, MenuReserved):
             self.menu.publish(step.reservation_id)
         if isinstance(step, PaymentCompleted):
             self.payment.take(step.payment_id, step.amount)
         # 409 was not taken; and what the order already was paid with is not paid again.
-        if isinstance(step, PutPaid) and (answer == 202 or (answer == 200 and not self.payment.known)):
+        if isinstance(step, ReportPaid) and (answer == "remembered" or (answer == "done" and not self.payment.known)):
             self.payment.take(None, TOTAL)
 
     def _check_the_effects(self, step: Step, decision: Decision, was: Oracle) -> None:
@@ -298,7 +295,7 @@ class Watch:
     def _check_that_confirmations_count(self) -> None:
         before = facts(self.order)
         for wanted in self.requested:
-            decision = decide(self.order, confirmation(wanted), CLOCK)
+            decision = decide(self.order, confirmation(wanted), policy=POLICY, now=NOW)
             assert (decision.changed, decision.effects) == (False, ())
         assert facts(self.order) == before
 

@@ -14,14 +14,14 @@ from order_service.contract import events
 from order_service.contract.envelope import (
     MAX_BODY_BYTES,
     Delivery,
+    Rejection,
     Reply,
-    Unreadable,
     read,
     schema_name,
     utc_text,
     wrap,
 )
-from order_service.domain.order import MenuRejected, MenuReserved, PaymentCompleted, PaymentFailed, PaymentRefunded
+from order_service.domain.messages import MenuRejected, MenuReserved, PaymentCompleted, PaymentFailed, PaymentRefunded
 
 RESERVED = {
     "order_id": 7,
@@ -60,19 +60,19 @@ def enveloped(data: object, *, type: object = "PaymentCompleted", **attributes: 
     return read(Delivery("order-service.payment", "payment.completed", body_of(event)))
 
 
-def refusal_of_bare(document: object, **how: object) -> Unreadable:
-    with pytest.raises(Unreadable) as refusal:
+def refusal_of_bare(document: object, **how: object) -> Rejection:
+    with pytest.raises(Rejection) as refusal:
         bare(document, **how)
     return refusal.value
 
 
-def refusal_of_enveloped(data: object, **how: object) -> Unreadable:
-    with pytest.raises(Unreadable) as refusal:
+def refusal_of_enveloped(data: object, **how: object) -> Rejection:
+    with pytest.raises(Rejection) as refusal:
         enveloped(data, **how)
     return refusal.value
 
 
-def fields(refusal: Unreadable) -> list[str]:
+def fields(refusal: Rejection) -> list[str]:
     return [error.field for error in refusal.errors]
 
 
@@ -519,7 +519,7 @@ def test_every_cloudevents_1_is_taken(specversion: str):
     assert enveloped(COMPLETED, specversion=specversion).order_id == 7
 
 
-# Whatever comes: a Reply or an Unreadable.
+# Whatever comes: a Reply or an Rejection.
 
 #: The default run is the same every time. SAGA_EXAMPLES=100000 looks further, at random.
 repeatable = settings(
@@ -542,7 +542,7 @@ PROPERTIES = st.dictionaries(st.sampled_from(["message_id", "type"]), TEXT | st.
 def check_that_it_is_understood_or_refused(body: bytes, routing_key: str, properties: dict[str, object]) -> None:
     try:
         reply = read(Delivery("order-service.menu", routing_key, body, properties))
-    except Unreadable as refusal:
+    except Rejection as refusal:
         check_that_it_can_be_told(refusal)
     else:
         assert reply.type in VALID
@@ -550,7 +550,7 @@ def check_that_it_is_understood_or_refused(body: bytes, routing_key: str, proper
         assert 0 < len(reply.message_id.encode()) <= 255
 
 
-def check_that_it_can_be_told(refusal: Unreadable) -> None:
+def check_that_it_can_be_told(refusal: Rejection) -> None:
     """Everything about it fits a database, an AMQP header and a MessageRejected."""
     assert refusal.code in {"malformed", "oversized", "invalid", "unknown_type", "newer_version"}
     assert refusal.errors

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from order_service.domain.order import MenuRejected
+from order_service.domain.messages import MenuRejected
 from tests.unit.given import (
     CANCEL,
     DECLINED,

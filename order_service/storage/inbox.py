@@ -1,0 +1,37 @@
+"""The inbox: which messages were applied already, and how often a possible poison message was tried.
+
+The inbox has no rows of its own: a message was applied if the history of its order names it.
+"""
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from order_service.storage import bulk
+from order_service.storage.tables import order_history, suspects
+
+#: Order id, type and message id make a message a repeat. The type is part of it: siblings may number from one each.
+Key = tuple[int, str, str]
+
+
+def applied(connection: sa.Connection, keys: Sequence[Key]) -> set[Key]:
+    """The messages among these that were applied before; certain only while their orders are locked."""
+    if not keys:
+        return set()
+    columns = (order_history.c.order_id, order_history.c.type, order_history.c.message_id)
+    return {(row[0], row[1], row[2]) for row in bulk.present(connection, columns, keys)}
+
+
+def count_attempt(connection: sa.Connection, key: str) -> int:
+    """Count one more attempt at a possible poison message, before it is made; return the attempts so far."""
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    counted = insert(suspects).values(key=key, attempts=1)
+    more = {"attempts": suspects.c.attempts + 1}
+    upsert = counted.on_conflict_do_update(index_elements=["key"], set_=more).returning(suspects.c.attempts)
+    return int(connection.execute(upsert).scalar_one())
+
+
+def clear_attempts(connection: sa.Connection, key: str) -> None:
+    """Forget the attempts at a message that has been processed or dead-lettered."""
+    connection.execute(sa.delete(suspects).where(suspects.c.key == key))

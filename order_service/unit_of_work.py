@@ -1,0 +1,110 @@
+"""The unit of work: everything that one transaction will write, collected so that it takes one statement."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from order_service.contract import outgoing
+from order_service.contract.envelope import Rejection
+from order_service.contract.outgoing import Outgoing
+from order_service.domain.messages import (
+    Message,
+    PaymentRefunded,
+    ReportFailed,
+    ReportPaid,
+    ReportPending,
+    StockReleased,
+)
+from order_service.domain.order import Announcement, Compensation, Effect, Order, State
+from order_service.domain.saga import Decision, Policy, decide
+from order_service.process import utc_now
+from order_service.storage import bulk, compensations, history, orders, outbox
+from order_service.storage.database import Database
+
+#: History records the requests of REST callers under these names.
+_HISTORY_TYPES: dict[type[Message], str] = {
+    ReportPaid: "PutPaid",
+    ReportFailed: "PutFailed",
+    ReportPending: "PutPending",
+}
+
+
+class UnitOfWork:
+    """The changes of one open transaction at one moment; `write` sends them to the database."""
+
+    def __init__(self, connection: sa.Connection, policy: Policy, now: datetime) -> None:
+        self.connection, self.policy, self.now = connection, policy, now
+        self._orders: dict[int, Order] = {}
+        self._entries: list[history.Entry] = []
+        self._outgoing: list[Outgoing] = []
+        self._requested: list[compensations.Row] = []
+        self._confirmed: list[str] = []
+
+    def apply(self, order: Order, message: Message, *, message_id: str | None = None) -> Decision:
+        """Let the decision table apply a message, and add everything that follows from it.
+
+        Raises InvalidMessage, nothing being added then.
+        """
+        decision = decide(order, message, policy=self.policy, now=self.now)
+        if decision.changed:
+            self.update(order)
+        if decision.changed or message_id is not None:
+            type_name = _HISTORY_TYPES.get(type(message)) or type(message).__name__
+            self._record(order, type_name, decision.before, message_id)
+        if isinstance(message, StockReleased):
+            self._confirmed.append(message.release_id)
+        if isinstance(message, PaymentRefunded):
+            self._confirmed.append(message.refund_id)
+        for effect in decision.effects:
+            self.publish(order, effect, sequence=order.version)
+            if isinstance(effect, Compensation):
+                due_at = self.now + self.policy.compensation_pause
+                self._requested.append(compensations.new_row(order.id, effect, sequence=order.version, due_at=due_at))
+        return decision
+
+    def update(self, order: Order) -> None:
+        """Add an order, locked in this transaction, whose fields have changed."""
+        self._orders[order.id] = order
+
+    def publish(self, order: Order, effect: Effect, *, sequence: int) -> None:
+        """Add the event of an effect to the outbox."""
+        event = outgoing.event(order, effect, sequence=sequence, policy=self.policy, now=self.now)
+        self._outgoing.append(event)
+
+    def remind(self, order: Order) -> None:
+        """Publish OrderCreated again, under its id and with its first sequence."""
+        self.publish(order, Announcement.ORDER_CREATED, sequence=1)
+        self._record(order, "MenuReminder", order.state, None)
+
+    def dead_letter(self, rejection: Rejection) -> None:
+        """Add the rejected message to the outbox, addressed to its dead-letter queue, and MessageRejected."""
+        self._outgoing += outgoing.dead_letter(rejection), outgoing.message_rejected(rejection, self.now)
+
+    def _record(self, order: Order, type_name: str, before: State, message_id: str | None) -> None:
+        entry = history.Entry(order.id, self.now, type_name, before.value, order.state.value, message_id)
+        self._entries.append(entry)
+
+    def write(self) -> None:
+        """Write everything added; orders in the order of their ids, as they were locked."""
+        first, *more = outbox.inserts(self._outgoing, self.now)
+        bulk.write(
+            self.connection,
+            orders.updates([self._orders[id] for id in sorted(self._orders)]),
+            history.inserts(self._entries),
+            compensations.inserts(self._requested),
+            first,
+        )
+        for part in more:
+            bulk.write(self.connection, part)
+        compensations.confirm(self.connection, self._confirmed, self.now)
+
+
+@contextmanager
+def unit_of_work(database: Database, policy: Policy, *, now: datetime | None = None) -> Iterator[UnitOfWork]:
+    """Open a transaction; at the end write and commit what was added, or roll back on any exception."""
+    with database.writing() as connection:
+        work = UnitOfWork(connection, policy, now or utc_now())
+        yield work
+        work.write()

@@ -1,0 +1,94 @@
+"""Workarounds for libraries: each says what it works around, what upstream says, and when it can go.
+
+tests/integration/test_vendor.py fails when one of them stops working, or is no longer needed.
+"""
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pika
+import pika.data
+import psycopg
+from psycopg import generators
+
+#: GatheringConnection hands this many bytes to the socket at once: pika copies the rest after each system call.
+PIECE_BYTES = 64 * 1024
+
+_decode_value = pika.data.decode_value
+
+
+def tolerate_undecodable_headers() -> None:
+    """Make pika decode a message header that it cannot represent as None. May be repeated.
+
+    Works around: pika 1.4.4 raises on a timestamp beyond the year 9999 (a sender's milliseconds, or a time before
+    1970) and on deep nesting, and treats that as a lost connection: the message is never acked, is delivered again,
+    and closes the next connection too.
+    Upstream: not reported. Can go when pika delivers a message with such a header.
+    """
+    pika.data.decode_value = _decoded_or_none
+
+
+def _decoded_or_none(encoded: bytes, offset: int) -> tuple[Any, int]:
+    try:
+        return _decode_value(encoded, offset)
+    except (ValueError, OverflowError, OSError, RecursionError):
+        # Timestamps and doubles have eight bytes, floats four; lists and tables start with their length.
+        kind = encoded[offset : offset + 1]
+        size = 8 if kind in (b"T", b"d") else 4
+        if kind in (b"A", b"F"):
+            size += struct.unpack_from(">I", encoded, offset + 1)[0]
+        return None, offset + 1 + size
+
+
+class GatheringConnection(pika.SelectConnection):
+    """A SelectConnection that sends everything published within `gathering` in large pieces.
+
+    Works around: pika sends each message in three system calls (method, header, body), and the broker wakes up for
+    each. Overrides `_adapter_emit_data`, the method by which every adapter hands frames to its transport.
+    Upstream: not reported. Can go when pika writes the frames of one loop iteration together.
+    """
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        self._gathered: bytearray | None = None
+        super().__init__(*args, **named)
+
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """Collect what is published within, and send the last piece at the end."""
+        self._gathered = bytearray()
+        try:
+            yield
+        finally:
+            self._emit_gathered()
+            self._gathered = None
+
+    def _adapter_emit_data(self, data: bytes) -> None:
+        if self._gathered is None:
+            super()._adapter_emit_data(data)  # type: ignore[misc]
+            return
+        self._gathered += data
+        if len(self._gathered) >= PIECE_BYTES:
+            self._emit_gathered()
+
+    def _emit_gathered(self) -> None:
+        if self._gathered:
+            gathered, self._gathered = bytes(self._gathered), bytearray()
+            super()._adapter_emit_data(gathered)  # type: ignore[misc]
+
+
+def commit_then_notify(connection: psycopg.Connection[Any], channel: str) -> None:
+    """Commit, then NOTIFY in a transaction of its own, in one round trip. Raises psycopg.Error if the COMMIT failed.
+
+    Works around: psycopg's `commit()` sends nothing else along, so the NOTIFY would cost a second round trip. It must
+    not be part of the transaction: PostgreSQL holds a lock on the whole database from a notifying transaction's
+    commit record to the end of its flush, so committing transactions would wait for each other; one that only
+    notifies has nothing to flush. https://www.postgresql.org/docs/current/sql-notify.html
+    Upstream: not reported. Can go when psycopg can pipeline a commit (its pipeline mode needs a sync in between).
+    """
+    connection.pgconn.send_query(f"COMMIT; NOTIFY {channel}".encode())
+    committed, *_ = connection.wait(generators.execute(connection.pgconn))
+    # The transaction is over even if the NOTIFY failed; one that had failed before answers ROLLBACK.
+    if committed.command_status != b"COMMIT":
+        raise psycopg.errors.error_from_result(committed)
