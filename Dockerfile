@@ -1,14 +1,14 @@
-# One image for every process: the API by default, the others by their command (see docker-compose.yml).
+# One image for all processes: the API by default, the others by their command (see docker-compose.yml).
 FROM python:3.13-slim
 
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /app
 
-# First what seldom changes, so that a change of the code does not install everything again.
+# Dependencies first, so that a change of the code does not reinstall them.
 COPY requirements.txt ./
 RUN pip install --require-hashes --requirement requirements.txt
 
-# /data is the sandbox's; a volume mounted there takes over its owner. The code itself belongs to root.
+# /data holds the sandbox's databases; a volume mounted there inherits its owner. The code belongs to root.
 RUN useradd --uid 10001 --home-dir /nonexistent --no-create-home order \
     && mkdir /data \
     && chown order /data

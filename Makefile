@@ -1,6 +1,6 @@
-# Every command makes what it needs first (.venv, a broker, a database): on a fresh machine, just run it.
+# Every command first installs or starts what it needs (.venv, a broker, a database), also on a fresh machine.
 # Needs Python 3.11 or later (PYTHON=/path/to/python3 names one) and, for a broker, one of: a running RabbitMQ, Docker,
-# or Debian's rabbitmq-server, which is installed if we may.
+# or Debian's rabbitmq-server, which is installed where permissions allow.
 
 #: More arguments for pytest: make test PYTEST="tests/unit -k saga"
 PYTEST ?=
@@ -12,7 +12,7 @@ python := .venv/bin/python
 javascript := tests/contract-js
 tests := $(python) -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup $(PYTEST)
 
-# A venv that was moved, or whose Python is gone, is no good, however new its stamps are.
+# A venv that was moved, or whose Python was removed, is rebuilt even if its stamps are current.
 venv_works := $(shell exec 2>/dev/null; grep -qF '$(CURDIR)/.venv/bin/python' .venv/bin/pip && $(python) -c '' && echo yes)
 ifneq ($(venv_works),yes)
 .PHONY: .venv/run.stamp .venv/dev.stamp
@@ -21,49 +21,50 @@ endif
 .PHONY: help demo run test test-containers test-generated test-contract bench lint types layering lock clean
 .NOTPARALLEL:
 
-help: ## this list
+help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
-demo: .venv/run.stamp ## one order, from POST to paid, through real processes and a real broker; leaves nothing running
+demo: .venv/run.stamp ## take one order from POST to paid with real processes and a real broker, then stop everything
 	@$(python) -m sandbox.demo
 
-run: .venv/run.stamp ## everything, with one log per process, until Ctrl-C
+run: .venv/run.stamp ## run everything, with one log per process, until Ctrl-C
 	@$(python) -m sandbox.run
 
-test: .venv/dev.stamp ## all tests, on SQLite and PostgreSQL, with a real broker
+test: .venv/dev.stamp ## run all tests, on SQLite and PostgreSQL, with a real broker
 	$(tests)
 
-test-containers: .venv/dev.stamp ## the same tests, with RabbitMQ and PostgreSQL from Docker (testcontainers)
+test-containers: .venv/dev.stamp ## run the same tests with RabbitMQ and PostgreSQL from Docker (testcontainers)
 	ORDER_TEST_CONTAINERS=1 $(tests)
 
-test-generated: .venv/dev.stamp ## the generated tests in full: 10,000 messages and 2,000 requests, on each database
+test-generated: .venv/dev.stamp ## run the generated tests in full: 10,000 messages and 2,000 requests, on each database
 	ORDER_TEST_MESSAGES=10000 ORDER_TEST_CASES=2000 $(tests) \
 		tests/integration/test_generated_messages.py tests/integration/test_schemathesis.py
 
-test-contract: .venv/dev.stamp $(javascript)/node_modules/.stamp ## what needs Node.js: AsyncAPI's own parser, and consumers in JavaScript
+test-contract: .venv/dev.stamp $(javascript)/node_modules/.stamp ## run the tests that need Node.js: AsyncAPI's own parser, and consumers in JavaScript
 	$(python) -m pytest -m contract $(PYTEST)
 
-bench: var/bench-venv/run.stamp ## how fast it is, next to other systems and to the limit of this machine; the answer is in var/benchmarks
+bench: var/bench-venv/run.stamp ## measure the speed, compared with other systems and with the limits of this machine; results in var/benchmarks
 	var/bench-venv/bin/python -m benchmarks $(BENCH)
 
-lint: .venv/dev.stamp ## style and format (ruff)
+lint: .venv/dev.stamp ## check style and format (ruff)
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
 
-types: .venv/dev.stamp ## types (mypy --strict)
+types: .venv/dev.stamp ## check types (mypy --strict)
 	$(python) -m mypy
 
-layering: .venv/dev.stamp ## who may import whom (import-linter)
+layering: .venv/dev.stamp ## check the import directions (import-linter, and a test for api.py)
 	.venv/bin/lint-imports
+	$(python) -m pytest --quiet tests/unit/test_layering.py
 
-lock: ## requirements*.in -> requirements*.txt, newest versions, pinned with hashes for Python 3.11 to 3.13
+lock: ## update requirements*.txt from requirements*.in: newest versions, pinned with hashes, for Python 3.11 to 3.13
 	$(or $(PYTHON),python3) -m venv var/lock
 	var/lock/bin/pip install --quiet uv
 	$(lock) requirements.in --output-file requirements.txt
 	$(lock) requirements-dev.in --output-file requirements-dev.txt
 	$(lock) benchmarks/requirements.in --output-file benchmarks/requirements.txt
 
-clean: ## remove .venv, var (the data of make run too) and caches
+clean: ## remove .venv, var (including the data of make run) and caches
 	rm -rf .venv var .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the migrations of the one database whose address order_service.storage.migrate hands over."""
+"""Alembic's entry point: migrate the database whose URL order_service.storage.migrate passes on."""
 
 import sqlalchemy as sa
 from alembic import context
@@ -9,9 +9,9 @@ from order_service.storage.tables import metadata
 database = Database(context.config.attributes["url"])
 with database.engine.begin() as connection:
     if not database.is_sqlite:
-        # Two deployments at once take turns; SQLite's write transaction does the same.
+        # Serializes concurrent deployments; on SQLite the write transaction does.
         connection.execute(sa.text("select pg_advisory_xact_lock(hashtext('order-service migrations'))"))
-    # SQLite cannot alter a table: alembic copies it instead.
+    # SQLite cannot alter most of a table; alembic copies the table instead.
     context.configure(connection=connection, target_metadata=metadata, render_as_batch=True)
     context.run_migrations()
 database.dispose()

@@ -1,4 +1,4 @@
-"""The first schema: orders, their history (which is also the inbox), outbox, compensations and what serves them."""
+"""Create orders, their history (which is also the inbox), outbox, compensations and the tables that support them."""
 
 import sqlalchemy as sa
 from alembic import op
