@@ -52,7 +52,7 @@ class Worker:
                 self._consume()
             except topology.NotDeclared as error:
                 startup.refuse(f"{error}: run `python -m order_service topology` first")
-            except (*topology.AWAY, Cancelled) as error:
+            except (*topology.UNREACHABLE, Cancelled) as error:
                 if not self._away:
                     log.warning("the broker is away, waiting for it", error=startup.first_line(error))
                     pauses = startup.pauses()
@@ -77,7 +77,7 @@ class Worker:
                 self._collect(connection)
                 self._work_off(connection, channel)
         finally:
-            with suppress(*topology.AWAY):
+            with suppress(*topology.UNREACHABLE):
                 connection.close()
 
     def _subscribe(self, channel: BlockingChannel) -> None:

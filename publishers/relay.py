@@ -26,7 +26,7 @@ from order_service import process as startup
 from order_service.config import Settings
 from order_service.contract import topology
 from order_service.storage.database import Database
-from order_service.storage.outbox import Claim, needs_no_listener
+from order_service.storage.outbox import Claim, is_mandatory
 from publishers.gathering import GatheringConnection
 from publishers.wire import properties_of
 
@@ -68,7 +68,7 @@ class Relay:
                 finally:
                     if session.confirmed:
                         self._away, pauses = False, startup.pauses()
-            except topology.AWAY as error:
+            except topology.UNREACHABLE as error:
                 if not self._away:
                     log.warning("the broker is away, waiting for it", error=startup.first_line(error))
                 self._away = True
@@ -95,7 +95,7 @@ class Relay:
                 return node
             except topology.NotDeclared as error:
                 startup.refuse(f"{error}: run `python -m order_service topology` first")
-            except topology.AWAY as error:
+            except topology.UNREACHABLE as error:
                 last = error
         raise last
 
@@ -229,9 +229,7 @@ class _Session:
                 self._tag += 1
                 self._in_flight[self._tag] = batch, row
                 properties = properties_of(row)
-                # A return would count as sent where nobody need listen, so it is not even asked for.
-                mandatory = not needs_no_listener(row)
-                self._channel.basic_publish(row.exchange, row.routing_key, row.body, properties, mandatory)
+                self._channel.basic_publish(row.exchange, row.routing_key, row.body, properties, is_mandatory(row))
 
     def _note_alarm(self, blocked: bool) -> None:
         if blocked:

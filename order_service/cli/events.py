@@ -21,13 +21,14 @@ from order_service.contract import asyncapi, samples, topology
 from order_service.contract import event_tables as event_pages
 from order_service.contract.compatibility import breaking_changes
 from order_service.contract.envelope import CONTENT_TYPE, Delivery, Unreadable, read, utc_text
-from order_service.contract.events import INCOMING, OUTGOING, exact_decimal
+from order_service.contract.events import EVENTS, INCOMING, OUTGOING, exact_decimal
+from order_service.contract.schemas import data_schema
 
 #: How soon Ctrl-C ends the watch, in seconds.
 STOP_LOOK_SECONDS = 0.5
-_BY_ROUTING_KEY = {model.routing_key: name for name, model in asyncapi.EVENTS.items()}
+_BY_ROUTING_KEY = {model.routing_key: name for name, model in EVENTS.items()}
 _FILE = click.argument("file", type=click.File("rb"))
-_TYPE = click.option("--type", "named", type=click.Choice(list(asyncapi.EVENTS)), help="What bare data is.")
+_TYPE = click.option("--type", "named", type=click.Choice(list(EVENTS)), help="What bare data is.")
 _KEY = click.option("--routing-key", type=click.Choice(list(_BY_ROUTING_KEY)), help="The same, by its routing key.")
 
 
@@ -42,7 +43,7 @@ def print_asyncapi() -> None:
 def write_schemas(directory: Path) -> None:
     """Write the JSON Schema of every event into DIRECTORY, unless that would break a sibling."""
     directory.mkdir(parents=True, exist_ok=True)
-    made = {directory / f"{name}.json": asyncapi.data_schema(name) for name in asyncapi.EVENTS}
+    made = {directory / f"{name}.json": data_schema(name) for name in EVENTS}
     broken = []
     for path, schema in made.items():
         if path.exists():
@@ -71,7 +72,7 @@ def page() -> None:
 
 
 @events.command()
-@click.argument("event_type", metavar="TYPE", type=click.Choice(list(asyncapi.EVENTS), case_sensitive=False))
+@click.argument("event_type", metavar="TYPE", type=click.Choice(list(EVENTS), case_sensitive=False))
 @click.option("--order", "order_id", type=click.IntRange(1, 2**31 - 1), default=7, help="The order it is about.")
 def sample(event_type: str, order_id: int) -> None:
     """Print a whole event of this TYPE, with a fresh id."""
@@ -100,7 +101,7 @@ def publish(file: BinaryIO, named: str | None, routing_key: str | None, unchecke
     if unchecked and not routing_key:
         raise click.UsageError("--unchecked needs --routing-key, for nothing in the file is believed")
     event_type = str(named) if unchecked else _checked(body, named)
-    key = routing_key or asyncapi.EVENTS[event_type].routing_key
+    key = routing_key or EVENTS[event_type].routing_key
     properties = _properties(body, event_type)
     with _channel() as channel:
         channel.confirm_delivery()

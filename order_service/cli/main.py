@@ -42,7 +42,7 @@ def declare() -> None:
             f"{error.reply_text}\nA queue or exchange stands there with other arguments. Drain it, delete it in the "
             "console, and run this command again."
         ) from error
-    except topology.AWAY as error:
+    except topology.UNREACHABLE as error:
         raise click.ClickException(f"the broker cannot be reached: {startup.first_line(error)}") from error
     click.echo(f"Declared: {topology.EXCHANGE}, " + ", ".join(queue.name for queue in queues))
 

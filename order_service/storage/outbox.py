@@ -20,8 +20,8 @@ from order_service.storage.database import Database
 from order_service.storage.tables import compensations, orders, outbox
 
 Row = dict[str, Any]
-#: Returned without a listener these count as sent; anything else waits until it is routed.
-NEEDS_NO_LISTENER = {"OrderPaid", "OrderFailed", "OrderCancelled", "MessageRejected"}
+#: Published without the mandatory flag. Every other message is retried until a queue is bound to its routing key.
+NEEDS_NO_SUBSCRIBER = {name for name, model in events.OUTGOING.items() if not model.mandatory}
 #: The pause before a returned or refused row is tried again doubles from one to the other.
 FIRST_BACKOFF, LONGEST_BACKOFF = timedelta(seconds=1), timedelta(seconds=60)
 #: PostgreSQL takes a gigabyte in one parameter, where a body needs two bytes for each of its own.
@@ -61,9 +61,7 @@ def dead_letter_rows(delivery: Delivery, why: Unreadable, at: datetime) -> list[
     return [dead_letter, row]
 
 
-def _row(
-    data: events.EventData | events.MessageRejected, id: str, body: bytes, *, order_id: int | None, at: datetime
-) -> Row:
+def _row(data: events.EventData, id: str, body: bytes, *, order_id: int | None, at: datetime) -> Row:
     return {
         "order_id": order_id,
         "type": type(data).__name__,
@@ -186,9 +184,9 @@ class Claim:
             connection.execute(sa.update(outbox).where(outbox.c.id == sa.bindparam("row_id")), later)
 
 
-def needs_no_listener(row: sa.Row[Any]) -> bool:
-    """Whether a row that no queue is bound for counts as sent; a dead letter never does, whatever it calls itself."""
-    return bool(row.exchange) and row.type in NEEDS_NO_LISTENER
+def is_mandatory(row: sa.Row[Any]) -> bool:
+    """Whether a row needs a bound queue; a dead letter always does, whatever type it names."""
+    return not row.exchange or row.type not in NEEDS_NO_SUBSCRIBER
 
 
 def backoff(attempts: int) -> timedelta:
