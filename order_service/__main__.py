@@ -1,4 +1,4 @@
-"""`python -m order_service`: the operator's commands."""
+"""Run the command line: `python -m order_service`."""
 
 from order_service.cli.main import main
 

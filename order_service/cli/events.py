@@ -1,81 +1,46 @@
-"""The commands around the contract: documents to print, and events to try by hand."""
+"""The commands to create, validate, publish and watch events by hand."""
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
 import click
-import pika
 from pika.adapters.blocking_connection import BlockingChannel
-from pika.exceptions import AMQPError, ChannelClosedByBroker, NackError, UnroutableError
+from pika.exceptions import NackError, UnroutableError
 from pika.spec import Basic, BasicProperties
 from pydantic import ValidationError
 
-from order_service import process as startup
-from order_service.contract import asyncapi, samples, topology
-from order_service.contract import event_tables as event_pages
-from order_service.contract.compatibility import breaking_changes
+from order_service import process
+from order_service.cli.broker import open_channel
+from order_service.contract import samples
 from order_service.contract.envelope import CONTENT_TYPE, Delivery, Rejection, read, utc_text
-from order_service.contract.events import INCOMING, OUTGOING, exact_decimal
+from order_service.contract.events import EVENTS, OUTGOING, exact_json
+from order_service.contract.topology import EXCHANGE
 
-#: How soon Ctrl-C ends the watch, in seconds.
-STOP_LOOK_SECONDS = 0.5
-_BY_ROUTING_KEY = {model.routing_key: name for name, model in asyncapi.EVENTS.items()}
+#: How long `tail` takes at most to notice Ctrl-C.
+STOP_CHECK_SECONDS = 0.5
+_TYPE_BY_ROUTING_KEY = {model.routing_key: name for name, model in EVENTS.items()}
 _FILE = click.argument("file", type=click.File("rb"))
-_TYPE = click.option("--type", "named", type=click.Choice(list(asyncapi.EVENTS)), help="What bare data is.")
-_KEY = click.option("--routing-key", type=click.Choice(list(_BY_ROUTING_KEY)), help="The same, by its routing key.")
-
-
-@click.command("asyncapi")
-def print_asyncapi() -> None:
-    """Print the AsyncAPI document."""
-    click.echo(json.dumps(asyncapi.document(), indent=2, ensure_ascii=False))
-
-
-@click.command("schemas")
-@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
-def write_schemas(directory: Path) -> None:
-    """Write the JSON Schema of every event into DIRECTORY, unless that would break a sibling."""
-    directory.mkdir(parents=True, exist_ok=True)
-    made = {directory / f"{name}.json": asyncapi.data_schema(name) for name in asyncapi.EVENTS}
-    broken = []
-    for path, schema in made.items():
-        if path.exists():
-            old = json.loads(path.read_text(encoding="utf-8"))
-            changes = breaking_changes(old, schema, incoming=path.stem in INCOMING)
-            broken += [f"{path.stem} {change}" for change in changes]
-    if broken:
-        raise click.ClickException(
-            "nothing written, for siblings rely on what is there:\n  " + "\n  ".join(broken) + "\n"
-            "Take the change back, or raise SCHEMA_VERSION in order_service/contract/envelope.py and tell the siblings."
-        )
-    for path, schema in made.items():
-        path.write_text(json.dumps(schema, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    click.echo(f"{len(made)} schemas are in {directory}")
+_TYPE = click.option("--type", "event_type", type=click.Choice(list(EVENTS)), help="The event type of bare data.")
+_KEY = click.option(
+    "--routing-key", type=click.Choice(list(_TYPE_BY_ROUTING_KEY)), help="The event type, by its routing key."
+)
 
 
 @click.group()
 def events() -> None:
-    """Try the contract by hand: print, check, publish and watch events."""
+    """Create, validate, publish and watch events by hand."""
 
 
 @events.command()
-def page() -> None:
-    """Print docs/events.md."""
-    click.echo(event_pages.events_page(), nl=False)
-
-
-@events.command()
-@click.argument("event_type", metavar="TYPE", type=click.Choice(list(asyncapi.EVENTS), case_sensitive=False))
-@click.option("--order", "order_id", type=click.IntRange(1, 2**31 - 1), default=7, help="The order it is about.")
+@click.argument("event_type", metavar="TYPE", type=click.Choice(list(EVENTS), case_sensitive=False))
+@click.option("--order", "order_id", type=click.IntRange(1, 2**31 - 1), default=7, help="The order's id.")
 def sample(event_type: str, order_id: int) -> None:
-    """Print a whole event of this TYPE, with a fresh id."""
-    event = samples.event(event_type, id=str(uuid4()), at=utc_text(startup.utc_now()), order_id=order_id)
+    """Print an example event of this TYPE, with a new id."""
+    event = samples.event(event_type, id=str(uuid4()), at=utc_text(process.utc_now()), order_id=order_id)
     click.echo(json.dumps(event, indent=2, ensure_ascii=False))
 
 
@@ -83,82 +48,86 @@ def sample(event_type: str, order_id: int) -> None:
 @_FILE
 @_TYPE
 @_KEY
-def validate(file: BinaryIO, named: str | None, routing_key: str | None) -> None:
-    """Say OK, or what is wrong with each field of the event in FILE (- reads standard input)."""
-    body = file.read()
-    click.echo(f"OK: {_checked(body, named or _BY_ROUTING_KEY.get(routing_key or ''))}")
+def validate(file: BinaryIO, event_type: str | None, routing_key: str | None) -> None:
+    """Print what is wrong with the event in FILE. FILE is - for standard input."""
+    click.echo(f"OK: {_validated_type(file.read(), event_type or _TYPE_BY_ROUTING_KEY.get(routing_key or ''))}")
 
 
 @events.command()
 @_FILE
 @_TYPE
 @_KEY
-@click.option("--unchecked", is_flag=True, help="Publish it although it is not valid; needs --routing-key.")
-def publish(file: BinaryIO, named: str | None, routing_key: str | None, unchecked: bool) -> None:
-    """Publish the event in FILE (- reads standard input), confirmed, under the routing key of its type."""
-    body, named = file.read(), named or _BY_ROUTING_KEY.get(routing_key or "")
+@click.option("--unchecked", is_flag=True, help="Publish without validation; requires --routing-key.")
+def publish(file: BinaryIO, event_type: str | None, routing_key: str | None, unchecked: bool) -> None:
+    """Publish the event in FILE, confirmed. FILE is - for standard input."""
     if unchecked and not routing_key:
-        raise click.UsageError("--unchecked needs --routing-key, for nothing in the file is believed")
-    event_type = str(named) if unchecked else _checked(body, named)
-    key = routing_key or asyncapi.EVENTS[event_type].routing_key
+        raise click.UsageError("--unchecked requires --routing-key, because the event is not read")
+    body, event_type = file.read(), event_type or _TYPE_BY_ROUTING_KEY.get(routing_key or "")
+    event_type = str(event_type) if unchecked else _validated_type(body, event_type)
+    routing_key = routing_key or EVENTS[event_type].routing_key
     properties = _properties(body, event_type)
-    with _channel() as channel:
+    with _exchange() as channel:
         channel.confirm_delivery()
         try:
-            channel.basic_publish(topology.EXCHANGE, key, body, properties, mandatory=True)
+            channel.basic_publish(EXCHANGE, routing_key, body, properties, mandatory=True)
         except UnroutableError:
             raise click.ClickException(
-                f"no queue is bound to {key}, so nobody got it. What comes in needs "
-                "`python -m order_service topology`; what goes out needs the sibling's own queue."
+                f"no queue is bound to {routing_key}, so the event was not delivered. For an event that the Order "
+                "Service consumes, run `python -m order_service topology`; any other needs a queue of the sibling."
             ) from None
         except NackError:
-            raise click.ClickException("the broker refused it; look at its alarms and queues, then try again") from None
-    click.echo(f"Published to {topology.EXCHANGE} as {key}, id {properties.message_id}")
+            raise click.ClickException("the broker rejected the event; check its alarms and queues") from None
+    click.echo(f"Published to {EXCHANGE} as {routing_key}, id {properties.message_id}")
 
 
 @events.command()
 def tail() -> None:
-    """Print one line for each event on the exchange, from now on, until Ctrl-C."""
+    """Print one line for each new event on the exchange, until Ctrl-C."""
 
     def show(_: BlockingChannel, deliver: Basic.Deliver, __: BasicProperties, body: bytes) -> None:
         click.echo(_line(deliver.routing_key or "", body))
 
-    with _channel() as channel:
+    with _exchange() as channel:
         queue = channel.queue_declare("", exclusive=True).method.queue
-        channel.queue_bind(queue, topology.EXCHANGE, "#")
+        channel.queue_bind(queue, EXCHANGE, "#")
         channel.basic_consume(queue, show, auto_ack=True, exclusive=True)
-        # By a flag: a KeyboardInterrupt that meets the wrong moment of the interpreter is only printed.
-        stop = startup.stop_on_signal()
-        click.echo(f"Watching {topology.EXCHANGE}; Ctrl-C ends it", err=True)
+        # A KeyboardInterrupt raised inside a destructor or a callback of C code is printed and ignored; a flag is not.
+        stop = process.stop_on_signal()
+        click.echo(f"Watching {EXCHANGE}, Ctrl-C to stop", err=True)
         while channel.consumer_tags:
-            channel.connection.process_data_events(time_limit=STOP_LOOK_SECONDS)
+            channel.connection.process_data_events(time_limit=STOP_CHECK_SECONDS)
             if stop.is_set():
                 return
-    raise click.ClickException("the broker ended the watch; run the command again")
+    raise click.ClickException("the broker cancelled the subscription; run the command again")
 
 
-def _checked(body: bytes, named: str | None) -> str:
+def _exchange() -> AbstractContextManager[BlockingChannel]:
+    remedy = "If the exchange does not exist, run `python -m order_service topology`."
+    return open_channel(process.begin(), name="order-service events", remedy=remedy)
+
+
+def _validated_type(body: bytes, event_type: str | None) -> str:
     """The type of a valid event, enveloped or bare. Raises ClickException with one line for each wrong field."""
     try:
-        return read(Delivery("", "", body, {"type": named} if named else {})).type
+        return read(Delivery("", "", body, {"type": event_type} if event_type else {})).type
     except Rejection as error:
-        why = error
-    problems = [(each.field, each.problem) for each in why.errors]
-    if why.code == "unknown_type" and why.type in OUTGOING:
-        # The reader knows only what comes in, but it has found an object and its type.
-        document = json.loads(body, parse_float=exact_decimal)
+        found_type, problems = error.type, [(each.field, each.problem) for each in error.errors]
+        is_outgoing = error.code == "unknown_type" and error.type in OUTGOING
+    if found_type and is_outgoing:
+        # read() decodes incoming events only, but by now the body is known to be a JSON object of an outgoing type.
+        document = exact_json(body)
         try:
-            OUTGOING[why.type].model_validate(document["data"] if "specversion" in document else document)
-            return why.type
+            OUTGOING[found_type].model_validate(document["data"] if "specversion" in document else document)
+            return found_type
         except ValidationError as error:
             problems = [(".".join(["data", *map(str, each["loc"])]), each["msg"]) for each in error.errors()]
     lines = "".join(f"\n  {field}: {problem}" for field, problem in problems)
-    hint = "" if why.type else "\nIf it is the bare data of an event, name its type with --type."
-    raise click.ClickException(f"this is no valid {why.type or 'event'}:{lines}{hint}")
+    hint = "" if found_type else "\nIf this is the bare data of an event, give its type with --type."
+    raise click.ClickException(f"this is not a valid {found_type or 'event'}:{lines}{hint}")
 
 
 def _properties(body: bytes, event_type: str) -> BasicProperties:
-    """What makes the message readable in the broker's console."""
+    """The AMQP properties, as far as the body determines them; the management console shows them."""
     try:
         document = json.loads(body)
     except ValueError:
@@ -180,7 +149,7 @@ def _properties(body: bytes, event_type: str) -> BasicProperties:
 
 
 def _line(routing_key: str, body: bytes) -> str:
-    """Time, type, order and the short fields of an event; whatever it is, it never raises."""
+    """The time, type, order and shortened fields of an event. Never raises, even if the body is not an event."""
     now = datetime.now(UTC).strftime("%H:%M:%S")
     try:
         document = json.loads(body)
@@ -189,24 +158,5 @@ def _line(routing_key: str, body: bytes) -> str:
         order_id = data.get("order_id")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         order_id, shown = None, f"not an event: {body[:60]!r}"
-    name = _BY_ROUTING_KEY.get(routing_key, ascii(routing_key))
+    name = _TYPE_BY_ROUTING_KEY.get(routing_key, ascii(routing_key))
     return f"{now}  {click.style(f'{name:<22}', bold=True)} order {ascii(order_id)[:12]:<6} {shown}"
-
-
-@contextmanager
-def _channel() -> Iterator[BlockingChannel]:
-    """A channel on the broker (RABBITMQ_URL), where the exchange stands. Raises ClickException saying what to do."""
-    nodes = topology.connection_parameters(startup.begin().rabbitmq_url, name="order-service events")
-    try:
-        with pika.BlockingConnection(nodes) as connection:
-            channel = connection.channel()
-            channel.exchange_declare(topology.EXCHANGE, passive=True)
-            yield channel
-    except ChannelClosedByBroker as error:
-        raise click.ClickException(
-            f"{error.reply_text}\nRun `python -m order_service topology` first, or ask for the missing permission."
-        ) from error
-    except (AMQPError, OSError) as error:
-        raise click.ClickException(
-            f"the broker cannot be reached: {startup.first_line(error)}\nIs it running, and does RABBITMQ_URL name it?"
-        ) from error

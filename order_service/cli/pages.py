@@ -1,4 +1,4 @@
-"""The pages that are printed from the code: docs/saga.md and docs/settings.md."""
+"""The text of the generated pages docs/saga.md and docs/settings.md."""
 
 from order_service.config import Settings, environment_name
 from order_service.contract.event_tables import table
@@ -7,54 +7,54 @@ from order_service.domain.order import FINAL, State
 from order_service.domain.saga import DECISIONS, Rule
 
 MEANINGS = {
-    State.AWAITING_MENU: "placed; the menu has not answered",
-    State.AWAITING_MENU_PREPAID: "paid before the menu answered",
-    State.AWAITING_PAYMENT: "stock reserved and priced; the payment is awaited",
-    State.PAID: "both replies are in and the amount is right",
-    State.FAILED: "will not be served; `reason` says why, and everything taken is given back",
-    State.CANCELLED: "the client cancelled; everything taken is given back",
+    State.AWAITING_MENU: "placed, waiting for the menu's reply",
+    State.AWAITING_MENU_PREPAID: "paid before the menu replied",
+    State.AWAITING_PAYMENT: "stock reserved and priced, waiting for the payment",
+    State.PAID: "stock reserved, and paid with the right amount",
+    State.FAILED: "cannot be served, for the reason in `reason`; stock and payments are compensated",
+    State.CANCELLED: "cancelled by the client; stock and payments are compensated",
 }
-#: What is no event on the wire goes by the name its sender knows.
+#: The names of messages that are not events, as their senders know them.
 NAMES = {
     "ReportPaid": "PUT paid", "ReportFailed": "PUT failed", "ReportPending": "PUT pending", "Cancel": "cancel (DELETE)",
     "MenuDeadline": "menu deadline", "PaymentDeadline": "payment deadline",
 }  # fmt: skip
-SETTINGS_INTRO = """# The settings
+SETTINGS_INTRO = """# Settings
 
-Environment variables, read once at start; one that cannot be used is named and ends the process with status 2. This
-page is printed by `python -m order_service settings > docs/settings.md`.
+Environment variables, read once at start. A process with an invalid one names it and exits with status 2. This page is
+generated from `order_service/config.py`: `python -m order_service settings > docs/settings.md`.
 
 """
 INTRO = """# The saga
 
-What every message does to an order, in every state. This page is printed from the table the service decides by
-(`order_service/domain/saga.py`) and not written by hand: `python -m order_service saga > docs/saga.md`.
+What each message does to an order in each state. This page is generated from the decision table in
+`order_service/domain/saga.py`: `python -m order_service saga > docs/saga.md`.
 
-In parentheses stands the outcome for a REST caller: `done` is answered 200, `remembered` 202, `refused` 409.
+The outcome for a REST caller stands in parentheses: `done` is answered 200, `remembered` 202, `refused` 409.
 """
-INVARIANT = """## What always holds
+INVARIANTS = """## Invariants
 
-*A pending order ends at its first deciding moment*: a MenuRejected; a PaymentFailed or PUT failed; a cancel; the menu
-deadline before a usable MenuReserved; the payment deadline after one; a MenuReserved at a price other than
-`expected_total`; or the moment a usable MenuReserved and a payment are both in, judged by the first payment. Nothing
-else changes status or reason, and what comes later can only be given back.
+*The first of these events ends a pending order*: a MenuRejected; a PaymentFailed or PUT failed; a cancel; the menu
+deadline before a valid MenuReserved; the payment deadline after one; a MenuReserved at a price other than
+`expected_total`; or the arrival of the second of a valid MenuReserved and a payment, judged by the first payment.
+Nothing else changes the status or the reason, and a later reservation or payment is only compensated.
 
-Every end (failed, cancelled) gives back the accepted reservation and every payment, and so does a paid order with what
-it does not need: each under one id, once, repeated under that id until the sibling confirms it.
+A failed or cancelled order compensates its accepted reservation and every payment; a paid order compensates every
+reservation and payment but its own. Each compensation is requested under one id until the sibling confirms it.
 """
 
 
 def saga_page() -> str:
-    """The whole page, ending with a newline."""
+    """The text of docs/saga.md."""
     states = ([f"`{state}`", state.status, MEANINGS[state]] for state in State)
     cells = ([_name(message), *map(_cell, rules)] for message, rules in DECISIONS.items())
-    parts = [INTRO, "## The states\n", table(["state", "status", "meaning"], states), "## The decisions\n"]
-    parts += [table(["message", *State], cells), "## The ways through\n", _diagram(), INVARIANT]
+    parts = [INTRO, "## States\n", table(["state", "status", "meaning"], states), "## Decisions\n"]
+    parts += [table(["message", *State], cells), "## Transitions\n", _diagram(), INVARIANTS]
     return "\n".join(parts)
 
 
 def settings_page() -> str:
-    """docs/settings.md: every environment variable of the service, ending with a newline."""
+    """The text of docs/settings.md."""
     rows = []
     for name, field in Settings.model_fields.items():
         default = "" if field.default is None else f"`{field.default}`"
@@ -77,7 +77,7 @@ def _diagram() -> str:
             for after in rule.to:
                 if after != before:
                     arrows.setdefault((before, after), []).append(_name(message))
-    ways = [f"{before} --> {after} : {', '.join(names)}" for (before, after), names in arrows.items()]
+    transitions = [f"{before} --> {after} : {', '.join(names)}" for (before, after), names in arrows.items()]
     ends = [f"{state} --> [*]" for state in State if state in FINAL]
-    lines = [f"[*] --> {State.AWAITING_MENU} : POST /orders", *ways, *ends]
+    lines = [f"[*] --> {State.AWAITING_MENU} : POST /orders", *transitions, *ends]
     return "```mermaid\nstateDiagram-v2\n" + "".join(f"    {line}\n" for line in lines) + "```\n"

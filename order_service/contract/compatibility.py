@@ -1,22 +1,22 @@
-"""Which change of a schema breaks those who rely on it: an input that takes less, an output that promises less."""
+"""Find breaking changes between two versions of a schema: an input that accepts less, an output that promises less."""
 
 from collections.abc import Iterator
 from typing import Any
 
 Schema = dict[str, Any]
-#: A larger value takes less of these, and a smaller of those.
+#: A larger value of a lower bound accepts less, and so does a smaller value of an upper bound.
 _LOWER_BOUNDS = ("minimum", "exclusiveMinimum", "minLength", "minItems")
 _UPPER_BOUNDS = ("maximum", "exclusiveMaximum", "maxLength", "maxItems")
 
 
 def breaking_changes(old: Schema, new: Schema, *, incoming: bool) -> list[str]:
-    """What breaks a sibling that was written against `old`; nothing between two versions, which have other names."""
+    """Describe what breaks a sibling written against `old`. Major versions, which differ in `$id`, are not compared."""
     if old["$id"] != new["$id"]:
         return []
-    lost = [f"{path}: the field is gone" for path in sorted(_paths(old) - _paths(new))]
-    # What siblings write must still be taken; what we write must still be what they were told to expect.
-    taken = _narrowed(old, new, "data") if incoming else _narrowed(new, old, "data")
-    return list(dict.fromkeys([*lost, *taken]))
+    removed = [f"{path}: the field was removed" for path in sorted(_paths(old) - _paths(new))]
+    # An incoming event that was valid must stay valid; an outgoing event must stay valid by the old schema.
+    narrowed = _narrowed(old, new, "data") if incoming else _narrowed(new, old, "data")
+    return list(dict.fromkeys([*removed, *narrowed]))
 
 
 def _paths(schema: Schema, path: str = "data") -> set[str]:
@@ -29,7 +29,7 @@ def _paths(schema: Schema, path: str = "data") -> set[str]:
 
 
 def _shapes(schema: Schema) -> list[Schema]:
-    """The alternatives of a schema, each of one type."""
+    """The alternatives of a schema, each with a single type."""
     if "anyOf" in schema:
         return [shape for each in schema["anyOf"] for shape in _shapes(each)]
     types = schema.get("type", "anything")
@@ -37,12 +37,12 @@ def _shapes(schema: Schema) -> list[Schema]:
 
 
 def _narrowed(wide: Schema, narrow: Schema, path: str) -> Iterator[str]:
-    """Where `narrow` does not take what `wide` allows."""
+    """Where `narrow` rejects what `wide` accepts."""
     for shape in _shapes(wide):
-        like = (shape["type"], "number") if shape["type"] == "integer" else (shape["type"],)
-        others = [other for other in _shapes(narrow) if other["type"] in like]
+        accepting = (shape["type"], "number") if shape["type"] == "integer" else (shape["type"],)
+        others = [other for other in _shapes(narrow) if other["type"] in accepting]
         if not others:
-            yield f"{path}: {shape['type']} was not agreed"
+            yield f"{path}: type {shape['type']} is on one side only"
         else:
             yield from min((list(_differences(shape, other, path)) for other in others), key=len)
 
@@ -56,9 +56,9 @@ def _differences(wide: Schema, narrow: Schema, path: str) -> Iterator[str]:
         if name in narrow and narrow[name] != wide.get(name):
             yield f"{path}: {name} {wide.get(name, 'none')} and {narrow[name]} differ"
     if "enum" in narrow and not set(wide.get("enum", [None])) <= set(narrow["enum"]):
-        yield f"{path}: one of {wide.get('enum', 'any')} and of {narrow['enum']} differ"
+        yield f"{path}: enum {wide.get('enum', 'none')} and {narrow['enum']} differ"
     for name in sorted(set(narrow.get("required", [])) - set(wide.get("required", []))):
-        yield f"{path}.{name}: is required on one side only"
+        yield f"{path}.{name}: required on one side only"
     for name, inner in wide.get("properties", {}).items():
         if name in narrow.get("properties", {}):
             yield from _narrowed(inner, narrow["properties"][name], f"{path}.{name}")

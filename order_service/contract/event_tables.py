@@ -1,25 +1,58 @@
-"""docs/events.md, printed from the contract, and the tables that the page at /asyncapi shows as well."""
+"""docs/events.md, and the descriptions of events that the page at /asyncapi shows too."""
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
-from order_service.contract.asyncapi import ANSWERS, EVENTS, Schema, data_schema
-from order_service.contract.events import INCOMING, OUTGOING
+from order_service.contract import samples
+from order_service.contract.asyncapi import DELIVERY
+from order_service.contract.events import EVENTS, INCOMING, OUTGOING
+from order_service.contract.schemas import Schema, data_schema
 from order_service.contract.topology import EXCHANGE, QUEUES
 
-INTRO = f"""# The events
+INTRO = f"""# Events
 
-Everything the Order Service says and hears on the topic exchange `{EXCHANGE}`. This page is printed from the code and
-not written by hand: `python -m order_service events page > docs/events.md`. How to implement a sibling, and what the
-envelope around this data looks like: [siblings.md](siblings.md). The same for machines: `/asyncapi.json`, and a JSON
-Schema for each event under [schemas](schemas).
+The events that the Order Service publishes and consumes on the topic exchange `{EXCHANGE}`. This page is
+generated from the code: `python -m order_service events page > docs/events.md`. How to implement a sibling, and the
+envelope around this data: [siblings.md](siblings.md). For machines: `/asyncapi.json`, and a JSON Schema for each event
+in [schemas](schemas).
+
+{DELIVERY}
 """
 
 
+@dataclass(frozen=True)
+class EventDescription:
+    """What a reader needs to know of one event."""
+
+    name: str
+    routing_key: str
+    description: str
+    replies: tuple[str, ...]
+    #: Path, type in words, and whether it is required.
+    fields: tuple[tuple[str, str, bool], ...]
+    #: A whole CloudEvent, as indented JSON.
+    example: str
+
+
+def _described(name: str) -> EventDescription:
+    model, fields = EVENTS[name], tuple(_fields(data_schema(name)))
+    example = json.dumps(samples.event(name), indent=2, ensure_ascii=False)
+    return EventDescription(name, model.routing_key, model.description, model.replies, fields, example)
+
+
+def groups() -> Mapping[str, list[EventDescription]]:
+    """Every event, under the heading it belongs to."""
+    return {"Events we publish": [*map(_described, OUTGOING)], "Events we consume": [*map(_described, INCOMING)]}
+
+
 def events_page() -> str:
-    """The whole page, ending with a newline."""
-    parts = [INTRO, "## What we send\n", _summary(list(OUTGOING)), "## What we take\n", _summary(list(INCOMING))]
-    parts += ["## Our queues\n", _queues(), "## Their data\n", *map(_event, EVENTS)]
-    return "\n".join(parts)
+    """The text of docs/events.md."""
+    parts = [INTRO]
+    for title, events in groups().items():
+        parts += [f"## {title}\n", _summary(events)]
+    parts += ["## Queues\n", _queues(), "## Event data\n"]
+    return "\n".join([*parts, *(_event(event) for events in groups().values() for event in events)])
 
 
 def table(head: list[str], rows: Iterable[list[str]]) -> str:
@@ -27,42 +60,40 @@ def table(head: list[str], rows: Iterable[list[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in [head, ["---"] * len(head), *rows])
 
 
-def fields(schema: Schema, path: str = "") -> Iterator[tuple[str, str, bool]]:
-    """Name, type in words, and whether it must be there, of every field; those of a list's entries after the list."""
+def _fields(schema: Schema, path: str = "") -> Iterator[tuple[str, str, bool]]:
     for name, inner in schema.get("properties", {}).items():
-        yield path + name, in_words(inner), name in schema.get("required", [])
-        yield from fields(inner.get("items", {}), f"{path}{name}[].")
+        yield path + name, _in_words(inner), name in schema.get("required", [])
+        yield from _fields(inner.get("items", {}), f"{path}{name}[].")
 
 
-def in_words(schema: Schema) -> str:
-    """What a value may be, for people."""
+def _in_words(schema: Schema) -> str:
     if "anyOf" in schema:
-        return " or ".join(map(in_words, schema["anyOf"]))
+        return " or ".join(map(_in_words, schema["anyOf"]))
     if "enum" in schema:
         return " or ".join(f"`{each}`" for each in schema["enum"])
     if schema.get("format") == "date-time":
         return "time, RFC 3339 in UTC"
     if schema["type"] == "array":
         inner = schema["items"]
-        of = "objects" if inner["type"] == "object" else f"{in_words(inner)}s"
-        return f"list of {of}" + (f", at most {schema['maxItems']}" if "maxItems" in schema else "")
+        entries = "objects" if inner["type"] == "object" else f"{_in_words(inner)}s"
+        return f"list of {entries}" + (f", at most {schema['maxItems']}" if "maxItems" in schema else "")
     types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     limit = f" of at most {schema['maxLength']} characters" if "maxLength" in schema else ""
     words = " or ".join(f"text{limit}" if each == "string" else str(each) for each in types)
-    return f"{words}, {schema['description']}" if "description" in schema else words
+    return f"{words} with {schema['description']}" if "description" in schema else words
 
 
-def _summary(names: list[str]) -> str:
-    rows = ([f"[{name}](#{name.lower()})", f"`{EVENTS[name].routing_key}`", EVENTS[name].says] for name in names)
-    return table(["type", "routing key", "what it says"], rows)
+def _summary(events: Iterable[EventDescription]) -> str:
+    rows = ([f"[{each.name}](#{each.name.lower()})", f"`{each.routing_key}`", each.description] for each in events)
+    return table(["type", "routing key", "meaning"], rows)
 
 
 def _queues() -> str:
     rows = ([queue.name, ", ".join(queue.routing_keys), queue.dead_letters] for queue in QUEUES)
-    return table(["queue", "bound to", "dead letters"], ([f"`{cell}`" for cell in row] for row in rows))
+    return table(["queue", "routing keys", "dead-letter queue"], ([f"`{cell}`" for cell in row] for row in rows))
 
 
-def _event(name: str) -> str:
-    rows = ([f"`{path}`", words, "" if must else "may be absent"] for path, words, must in fields(data_schema(name)))
-    answers = f" To be answered with {' or '.join(ANSWERS[name])}." if name in ANSWERS else ""
-    return f"### {name}\n\n{EVENTS[name].says}{answers}\n\n" + table(["field", "type", ""], rows)
+def _event(event: EventDescription) -> str:
+    rows = ([f"`{path}`", words, "" if required else "optional"] for path, words, required in event.fields)
+    replies = f" Answer with {' or '.join(event.replies)}." if event.replies else ""
+    return f"### {event.name}\n\n{event.description}{replies}\n\n" + table(["field", "type", ""], rows)

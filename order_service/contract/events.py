@@ -1,7 +1,7 @@
-"""The contract: the data of every event that comes in and goes out. The envelope around it is in envelope.py.
+"""The data of every event that the service consumes or publishes. The envelope around it is in envelope.py.
 
-Incoming models ignore unknown fields (tolerant reader) and are strict about the known ones; docs/events.md and
-the JSON Schemas are made from them.
+Incoming models ignore unknown fields (tolerant reader) and are strict about the known ones. docs/events.md, the JSON
+Schemas and the AsyncAPI document are generated from these models.
 """
 
 import json
@@ -23,13 +23,13 @@ from pydantic_core import PydanticKnownError
 
 from order_service.domain import messages as domain
 
-#: Prices stay below a thousand million and amounts below a hundred times that (100 dishes), with four decimals at
-#: most: fifteen digits, which every JSON reader keeps exactly, doubles included.
+#: Prices are below 10^9 and amounts below a hundred times that (100 dishes), with at most four decimals: fifteen
+#: digits, which every JSON reader represents exactly, including one that uses doubles.
 MAX_PRICE = Decimal(10**9)
 MAX_AMOUNT = Decimal(10**11)
-#: One scale, alike on both databases.
+#: The scale of every stored amount, the same on both databases.
 _SCALE = Decimal("0.0001")
-#: JSON Schema's multipleOf would say it, but readers that compute in doubles refuse 0.0003 by it.
+#: A description, since validators that compute in doubles reject 0.0003 against JSON Schema's multipleOf.
 DECIMALS = "at most four decimals"
 
 
@@ -39,13 +39,13 @@ def as_number(amount: Decimal) -> int | float:
 
 
 def exact_decimal(text: str) -> Decimal:
-    """A JSON fraction as the decimal it was written as. Raises ValueError for NaN, Infinity and giant exponents."""
+    """A JSON fraction as an exact decimal. Raises ValueError for NaN, Infinity and exponents out of range."""
     try:
         number = Decimal(text)
     except InvalidOperation:
         number = Decimal("NaN")
     if not number.is_finite():
-        raise ValueError(f"{text[:40]} is not a number we can read")
+        raise ValueError(f"{text[:40]} is not a number that can be read")
     return number
 
 
@@ -53,17 +53,17 @@ _DECODER = json.JSONDecoder(parse_float=exact_decimal, parse_constant=exact_deci
 
 
 def exact_json(document: str | bytes) -> Any:
-    """What json.loads() makes of a document, with its fractions exact. Raises ValueError, and RecursionError."""
-    # Given these functions it would make a decoder each time; it is content with anything that hands it one.
+    """Decode a JSON document, with fractions as exact decimals. Raises ValueError or RecursionError."""
+    # Given the two parse functions instead, json.loads() would create a decoder for every call.
     return json.loads(document, cls=lambda: _DECODER)  # type: ignore[arg-type]
 
 
 def _exact_amount(value: object, check: ValidatorFunctionWrapHandler) -> Decimal:
-    # Decimal is what exact_json() makes of a fraction, so that 0.1 stays 0.1; text and true are no amounts.
+    # exact_json() decodes fractions as Decimal, so that 0.1 stays 0.1. Strings and booleans are not amounts.
     if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
         raise ValueError("must be a JSON number")
     amount: Decimal = check(Decimal(str(value)) if isinstance(value, float) else value)
-    # JSON can say -0.0, which is no amount of its own.
+    # abs() turns JSON's -0.0 into 0.
     exact = abs(amount.quantize(_SCALE))
     if exact != amount:
         raise PydanticKnownError("decimal_max_places", {"decimal_places": 4})
@@ -86,11 +86,11 @@ Price = Annotated[
     Field(lt=MAX_PRICE),
     WithJsonSchema({"type": "number", "minimum": 0, "exclusiveMaximum": int(MAX_PRICE), "description": DECIMALS}),
 ]
-#: Ids of ours and of the siblings' rows: strict integers that fit every database.
+#: The id of an order, a user or a dish: a strict integer that fits both databases.
 Id = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
 #: PostgreSQL stores no NUL.
 Text = Annotated[str, Field(strict=True, max_length=500, pattern=r"^[^\x00]*$")]
-#: A sibling's own id: text up to 100 characters or an integer, kept and sent as text.
+#: The id of a reservation, payment, release or refund: text or an integer, stored and published as text.
 ForeignId = Annotated[
     str,
     BeforeValidator(_id_as_text),
@@ -102,19 +102,25 @@ ForeignId = Annotated[
 
 
 class EventData(BaseModel):
-    """The `data` of one event type; the class name is the type on the wire."""
+    """The `data` of one event type. The name of the class is the type on the wire."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
     routing_key: ClassVar[str]
-    #: What the event says, in one line, for the documents.
-    says: ClassVar[str]
+    #: One line for the generated documents.
+    description: ClassVar[str]
+    #: The event types that may reply to it.
+    replies: ClassVar[tuple[str, ...]] = ()
+    #: Whether it needs a bound queue: published with AMQP's mandatory flag, and retried until a queue receives it.
+    mandatory: ClassVar[bool] = True
 
+
+class OrderEventData(EventData):
     order_id: Id
 
 
-class IncomingData(EventData):
+class IncomingData(OrderEventData):
     def to_message(self) -> domain.Message:
-        """What the decision table is asked."""
+        """The message for the decision table."""
         raise NotImplementedError
 
 
@@ -128,7 +134,7 @@ class ReservedItem(BaseModel):
 
 class MenuReserved(IncomingData):
     routing_key = "menu.reserved"
-    says = "The menu holds the stock for this order, at these prices."
+    description = "The stock for the order is reserved, at these prices."
     reservation_id: ForeignId | None = None
     items: Annotated[list[ReservedItem], Field(min_length=1, max_length=100)]
 
@@ -139,7 +145,7 @@ class MenuReserved(IncomingData):
 
 class MenuRejected(IncomingData):
     routing_key = "menu.rejected"
-    says = "The menu cannot serve this order, and holds nothing for it."
+    description = "The order cannot be served, and nothing is reserved for it."
     reason: Literal["menu_not_found", "out_of_stock"]
     menu_id: Id
 
@@ -149,7 +155,7 @@ class MenuRejected(IncomingData):
 
 class StockReleased(IncomingData):
     routing_key = "menu.released"
-    says = "The release with this id is done, also when there was nothing to give back."
+    description = "The release with this id is complete. Also sent when there was nothing to release."
     release_id: ForeignId
 
     def to_message(self) -> domain.Message:
@@ -158,7 +164,7 @@ class StockReleased(IncomingData):
 
 class PaymentCompleted(IncomingData):
     routing_key = "payment.completed"
-    says = "This amount was taken for this order."
+    description = "This amount was charged for the order."
     payment_id: ForeignId
     amount: Amount
 
@@ -168,7 +174,7 @@ class PaymentCompleted(IncomingData):
 
 class PaymentFailed(IncomingData):
     routing_key = "payment.failed"
-    says = "The payment did not work, and nothing was taken."
+    description = "The payment failed, and nothing was charged."
     payment_id: ForeignId | None = None
     reason: Text
 
@@ -178,15 +184,11 @@ class PaymentFailed(IncomingData):
 
 class PaymentRefunded(IncomingData):
     routing_key = "payment.refunded"
-    says = "The refund with this id is done, also when there was nothing to give back."
+    description = "The refund with this id is complete. Also sent when there was nothing to refund."
     refund_id: ForeignId
 
     def to_message(self) -> domain.Message:
         return domain.PaymentRefunded(self.refund_id)
-
-
-class OutgoingData(EventData):
-    """What we say about an order."""
 
 
 class Line(BaseModel):
@@ -195,9 +197,10 @@ class Line(BaseModel):
     quantity: Annotated[int, Field(ge=1)]
 
 
-class OrderCreated(OutgoingData):
+class OrderCreated(OrderEventData):
     routing_key = "order.created"
-    says = "An order was placed: reserve its lines, or reject it. Repeated under the same id until answered."
+    description = "An order was placed: reserve its lines, or reject it. Repeated under the same id until answered."
+    replies = ("MenuReserved", "MenuRejected")
     user_id: Id
     menu_ids: list[Id]
     lines: list[Line]
@@ -205,51 +208,58 @@ class OrderCreated(OutgoingData):
     reply_by: datetime
 
 
-class PaymentRequested(OutgoingData):
+class PaymentRequested(OrderEventData):
     routing_key = "payment.requested"
-    says = "The stock is reserved: take this amount."
+    description = "The stock is reserved: charge this amount."
+    replies = ("PaymentCompleted", "PaymentFailed")
     user_id: Id
     amount: Amount
     pay_by: datetime
 
 
-class OrderPaid(OutgoingData):
+class OrderPaid(OrderEventData):
     routing_key = "order.paid"
-    says = "The order is reserved and paid."
+    description = "The order is reserved and paid."
+    mandatory = False
     user_id: Id
     total_price: Amount
     payment_id: str | None
     paid_at: datetime
 
 
-class OrderFailed(OutgoingData):
+class OrderFailed(OrderEventData):
     routing_key = "order.failed"
-    says = "The order failed; what was taken for it is being given back."
+    description = "The order failed. Its reserved stock is being released, and its payments are being refunded."
+    mandatory = False
     user_id: Id
     reason: str
     detail: str
 
 
-class OrderCancelled(OutgoingData):
+class OrderCancelled(OrderEventData):
     routing_key = "order.cancelled"
-    says = "The client cancelled the order; what was taken for it is being given back."
+    description = "The client cancelled the order. Its stock is being released, and its payments are being refunded."
+    mandatory = False
     user_id: Id
 
 
-class StockReleaseRequested(OutgoingData):
+class StockReleaseRequested(OrderEventData):
     routing_key = "menu.release_requested"
-    says = (
-        "Give this reservation back, or with null whatever is held, and reserve no more for the order. Confirm always."
+    description = (
+        "Release this reservation; if its id is null, release all stock held for the order and reserve no more for it. "
+        "Always confirm."
     )
+    replies = ("StockReleased",)
     release_id: str
     reservation_id: str | None
     lines: list[Line]
     reason: str
 
 
-class RefundRequested(OutgoingData):
+class RefundRequested(OrderEventData):
     routing_key = "payment.refund_requested"
-    says = "Give this payment back, or with null whatever was paid for the order. Confirm always."
+    description = "Refund this payment; if its id is null, refund everything paid for the order. Always confirm."
+    replies = ("PaymentRefunded",)
     refund_id: str
     payment_id: str | None
     amount: Amount | None
@@ -262,20 +272,34 @@ class FieldError(BaseModel):
     problem: str
 
 
-class MessageRejected(BaseModel):
-    """Not about an order but about a message, so it has no order_id: the message may have named none."""
+class MessageRejected(EventData):
+    """Without an order_id of its own, since the rejected message may have named none."""
 
-    model_config = ConfigDict(frozen=True)
-    routing_key: ClassVar[str] = "order.message_rejected"
-    says: ClassVar[str] = "We could not use a message of yours, and why; it is in our dead-letter queue."
+    routing_key = "order.message_rejected"
+    description = "A message was rejected because of these errors, and is in a dead-letter queue of the Order Service."
+    mandatory = False
     message_id: str | None
     type: str | None
     errors: list[FieldError]
     received_at: datetime
 
 
-INCOMING: dict[str, type[IncomingData]] = {model.__name__: model for model in IncomingData.__subclasses__()}
-OUTGOING: dict[str, type[OutgoingData] | type[MessageRejected]] = {
-    **{model.__name__: model for model in OutgoingData.__subclasses__()},
+INCOMING: dict[str, type[IncomingData]] = {
+    "MenuReserved": MenuReserved,
+    "MenuRejected": MenuRejected,
+    "StockReleased": StockReleased,
+    "PaymentCompleted": PaymentCompleted,
+    "PaymentFailed": PaymentFailed,
+    "PaymentRefunded": PaymentRefunded,
+}
+OUTGOING: dict[str, type[EventData]] = {
+    "OrderCreated": OrderCreated,
+    "PaymentRequested": PaymentRequested,
+    "OrderPaid": OrderPaid,
+    "OrderFailed": OrderFailed,
+    "OrderCancelled": OrderCancelled,
+    "StockReleaseRequested": StockReleaseRequested,
+    "RefundRequested": RefundRequested,
     "MessageRejected": MessageRejected,
 }
+EVENTS: dict[str, type[EventData]] = {**OUTGOING, **INCOMING}

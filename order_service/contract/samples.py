@@ -1,11 +1,12 @@
-"""One valid example of every event, for the documents and for `python -m order_service events sample`."""
+"""A valid example of every event, for the generated documents and `python -m order_service events sample`."""
 
 from typing import Any
 
 from order_service.contract.envelope import SOURCE, schema_name
-from order_service.contract.events import INCOMING, OUTGOING
+from order_service.contract.events import EVENTS, OUTGOING
 
 _AT = "2025-03-01T12:00:00Z"
+_ID = "f3d1c2a1-5f0e-4b59-9d0c-2d3c6f5b7e10"
 _TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 _ORDER, _USER = {"order_id": 7}, {"user_id": 3}
 _LINES = {"lines": [{"menu_id": 1, "quantity": 2}, {"menu_id": 2, "quantity": 1}]}
@@ -15,7 +16,7 @@ _ITEMS = [
 ]
 _RELEASE, _REFUND = "3d2d8055-22ca-5e8b-a7c6-fd381dbdecfa", "30f51855-2b72-5895-946d-33a18160cbbf"
 
-#: The data of each event, all about one order of two Nasi Ayam Bakar and one Kwetiau Goreng.
+#: The data of each event, for one order of two Nasi Ayam Bakar and one Kwetiau Goreng.
 DATA: dict[str, dict[str, Any]] = {
     "OrderCreated": _ORDER
     | _USER
@@ -43,23 +44,23 @@ DATA: dict[str, dict[str, Any]] = {
 }
 
 
-def event(event_type: str, *, id: str, at: str = _AT, order_id: int = 7) -> dict[str, Any]:
-    """The whole CloudEvent, as we write it or as a sibling should. Raises KeyError for an unknown type."""
-    outgoing, data = event_type in OUTGOING, DATA[event_type]
-    model = (INCOMING | OUTGOING)[event_type]
-    # MessageRejected is about a message, not about a step of an order.
-    of_order = outgoing and "order_id" in data
+def event(event_type: str, *, id: str = _ID, at: str = _AT, order_id: int = 7) -> dict[str, Any]:
+    """A whole CloudEvent, as its sender should write it. Raises KeyError for an unknown type."""
+    is_outgoing, data = event_type in OUTGOING, DATA[event_type]
+    domain = EVENTS[event_type].routing_key.partition(".")[0]
+    # MessageRejected concerns a message, not a step of an order.
+    has_sequence = is_outgoing and "order_id" in data
     return {
         "specversion": "1.0",
         "id": id,
-        "source": SOURCE if outgoing else f"/{model.routing_key.partition('.')[0]}-service",
+        "source": SOURCE if is_outgoing else f"/{domain}-service",
         "type": event_type,
         "subject": str(order_id),
         "time": at,
         "datacontenttype": "application/json",
         "dataschema": schema_name(event_type),
-        **({"sequence": 3} if of_order else {}),
+        **({"sequence": 3} if has_sequence else {}),
         "correlationid": str(order_id),
-        **({"traceparent": _TRACE} if of_order else {}),
+        **({"traceparent": _TRACE} if has_sequence else {}),
         "data": data | ({"order_id": order_id} if "order_id" in data else {}),
     }

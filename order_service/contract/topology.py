@@ -1,6 +1,6 @@
-"""The broker's side of the contract, as values: one exchange, two queues and their dead-letter queues.
+"""The broker topology as values: one exchange, two queues with their dead-letter queues, and how to connect.
 
-A third queue is there where the Menu Service only speaks HTTP; see consumers/menu_http/consumer.py.
+A third queue exists where the Menu Service is called over HTTP; see consumers/menu_http/consumer.py.
 """
 
 import random
@@ -13,84 +13,80 @@ from pika.adapters.blocking_connection import BlockingChannel
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
-from order_service.contract.events import INCOMING, OUTGOING, OrderCreated, StockReleaseRequested
+from order_service.contract.events import EVENTS
 
 EXCHANGE = "restaurant.events"
-#: Both sides notice a dead peer within twice this; a transaction stays well below it.
+#: Each side detects a dead peer within twice this time; a transaction takes much less.
 HEARTBEAT_SECONDS = 30
-
-#: RabbitMQ 4 gives a quorum queue a delivery limit of 20 unless told otherwise, 3.x none; past it a message is
-#: dropped or dead-lettered, innocents of a crashing consumer included, and a dead letter looked at in the console
-#: counts as delivered. We count attempts ourselves, so the broker's limit is set out of reach.
+#: Out of reach, because the consumers count attempts themselves. Past the broker's limit (20 by default in RabbitMQ 4,
+#: none in 3.x) a message is dropped or dead-lettered, even one that only shared a prefetch with a poison message, and
+#: each look at a dead letter in the management console counts as a delivery.
 #: https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling
 DELIVERY_LIMIT = 1_000_000
+_QUORUM: dict[str, str | int] = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT}
 
-#: What pika raises while the broker is absent, hangs or goes away.
+#: What pika raises while the broker is unreachable, does not respond or closes the connection.
 UNREACHABLE = (AMQPError, AMQPConnectorException, OSError)
 
 
 @dataclass(frozen=True)
 class Queue:
-    """One durable quorum queue of ours, what it is bound to, and where its dead letters go."""
+    """A durable quorum queue of this service, with the routing keys it is bound to."""
 
     name: str
     routing_keys: tuple[str, ...]
 
     @property
     def dead_letters(self) -> str:
+        """The name of its dead-letter queue."""
         return f"{self.name}.dlq"
 
     @cached_property
     def accepts(self) -> frozenset[str]:
-        """The event types whose routing keys the queue is bound to; a message of another type is dead-lettered."""
-        return frozenset(name for name, model in _EVENTS.items() if model.routing_key in self.routing_keys)
+        """The event types of its routing keys; a message of any other type is dead-lettered."""
+        return frozenset(name for name, model in EVENTS.items() if model.routing_key in self.routing_keys)
+
+    @property
+    def arguments(self) -> dict[str, str | int]:
+        """Its arguments for queue.declare. At-least-once dead-lettering requires reject-publish.
+
+        https://www.rabbitmq.com/docs/quorum-queues#dead-lettering
+        """
+        return _QUORUM | {
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": self.dead_letters,
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",
+        }
 
 
-_EVENTS = OUTGOING | INCOMING
-_KEYS = [model.routing_key for model in INCOMING.values()]
-MENU = Queue("order-service.menu", tuple(key for key in _KEYS if key.startswith("menu.")))
-PAYMENT = Queue("order-service.payment", tuple(key for key in _KEYS if key.startswith("payment.")))
+MENU = Queue("order-service.menu", ("menu.reserved", "menu.rejected", "menu.released"))
+PAYMENT = Queue("order-service.payment", ("payment.completed", "payment.failed", "payment.refunded"))
 QUEUES = (MENU, PAYMENT)
-#: Only with MENU_SERVICE_URL: what a Menu Service would hear, for the consumer that calls it over HTTP.
-MENU_HTTP = Queue("order-service.menu-http", (OrderCreated.routing_key, StockReleaseRequested.routing_key))
+#: Declared only with MENU_SERVICE_URL: the requests to a Menu Service that is called over HTTP.
+MENU_HTTP = Queue("order-service.menu-http", ("order.created", "menu.release_requested"))
 BY_NAME = {queue.name: queue for queue in (*QUEUES, MENU_HTTP)}
 
 
 class NotDeclared(Exception):
-    """The broker answers, but lacks something of ours, or has it with other arguments."""
-
-
-def arguments(queue: Queue) -> dict[str, str | int]:
-    """The declare arguments of a queue; should the broker ever give a message up, it moves it safely.
-
-    At-least-once dead-lettering needs reject-publish.
-    https://www.rabbitmq.com/docs/quorum-queues#dead-lettering
-    """
-    return {
-        "x-queue-type": "quorum",
-        "x-delivery-limit": DELIVERY_LIMIT,
-        "x-dead-letter-exchange": "",
-        "x-dead-letter-routing-key": queue.dead_letters,
-        "x-dead-letter-strategy": "at-least-once",
-        "x-overflow": "reject-publish",
-    }
+    """The exchange or a queue does not exist."""
 
 
 def declare(channel: BlockingChannel, queues: Sequence[Queue] = QUEUES) -> None:
-    """Declare the exchange and these; may be repeated. Raises pika's ChannelClosedByBroker where arguments differ."""
+    """Declare the exchange and the queues; may be repeated. Raises ChannelClosedByBroker where arguments differ."""
     channel.exchange_declare(EXCHANGE, exchange_type="topic", durable=True)
     for queue in queues:
-        dead_letters = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT}
-        channel.queue_declare(queue.dead_letters, durable=True, arguments=dead_letters)
-        channel.queue_declare(queue.name, durable=True, arguments=arguments(queue))
+        channel.queue_declare(queue.dead_letters, durable=True, arguments=_QUORUM)
+        channel.queue_declare(queue.name, durable=True, arguments=queue.arguments)
         for routing_key in queue.routing_keys:
             channel.queue_bind(queue.name, EXCHANGE, routing_key)
 
 
 def check(channel: BlockingChannel, queues: Sequence[Queue] = QUEUES) -> None:
-    """Raise NotDeclared unless all of these are there; needs no right to configure, and closes the channel if not.
+    """Raise NotDeclared unless the exchange and the queues exist. Needs no permission to configure.
 
-    Services do not declare: a queue declared on a node that is cut off from its cluster vanishes with its messages.
+    Only `python -m order_service topology` declares: a queue that a service declares on a node cut off from its
+    cluster disappears with its messages. The broker closes the channel if something is missing.
     """
     try:
         channel.exchange_declare(EXCHANGE, passive=True)
@@ -104,12 +100,12 @@ def check(channel: BlockingChannel, queues: Sequence[Queue] = QUEUES) -> None:
 
 
 def connection_parameters(urls: str, *, name: str) -> list[pika.URLParameters]:
-    """How to reach the broker, one entry a node, in random order so that clients spread over a cluster."""
+    """The parameters of each node in `urls`, in random order so that clients are spread over a cluster."""
     nodes = []
     for url in urls.split(","):
         node = pika.URLParameters(url.strip())
         node.heartbeat = HEARTBEAT_SECONDS
-        # Without it a publisher hangs for as long as the broker's memory or disk alarm lasts.
+        # Without a limit a publisher blocks for as long as the broker's memory or disk alarm lasts.
         node.blocked_connection_timeout = 30
         node.socket_timeout = node.stack_timeout = 5
         node.client_properties = {"connection_name": name}

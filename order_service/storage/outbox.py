@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from order_service.backoff import Backoff
+from order_service.contract.events import OUTGOING
 from order_service.contract.outgoing import Outgoing
 from order_service.contract.topology import EXCHANGE
 from order_service.domain.order import AWAITING_MENU, State
@@ -19,7 +20,7 @@ from order_service.storage.tables import compensations, orders, outbox
 #: How long a returned or refused row rests before its next attempt.
 ROW_BACKOFF = Backoff(first=1, longest=60)
 #: Published without the mandatory flag: they need no subscriber. Every other message waits until a queue is bound.
-NEEDS_NO_SUBSCRIBER = {"OrderPaid", "OrderFailed", "OrderCancelled", "MessageRejected"}
+NEEDS_NO_SUBSCRIBER = {name for name, model in OUTGOING.items() if not model.mandatory}
 #: The most body bytes in one statement. PostgreSQL limits a parameter to 1 GiB, and a body takes two bytes for one.
 MAX_STATEMENT_BYTES = 16 * 1024 * 1024
 #: A dead letter may have any type, and one of our ids.

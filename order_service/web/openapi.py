@@ -8,9 +8,10 @@ from http import HTTPStatus
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
+from pydantic.json_schema import JsonSchemaValue, models_json_schema
 from pydantic_core import core_schema
 
+from order_service.contract.schemas import UntitledFields
 from order_service.web import problems
 from order_service.web import responses as schemas
 from order_service.web.examples import PROBLEMS
@@ -21,11 +22,8 @@ Json = dict[str, Any]
 _SCHEMA, _EXAMPLE = "#/components/schemas/{model}", "#/components/examples/{code}"
 
 
-class _Plain(GenerateJsonSchema):
+class _Plain(UntitledFields):
     """Without the titles and null defaults that pydantic adds."""
-
-    def field_title_should_be_set(self, schema: Any) -> bool:
-        return False
 
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
         made = super().default_schema(schema)

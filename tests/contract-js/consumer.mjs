@@ -1,5 +1,5 @@
-// A Menu and a Payment Service in one, written only from the AsyncAPI document named by the first argument: exchange,
-// routing keys, message types and the shape of every answer are read from it. Messages in and out are held to its schemas.
+// A combined Menu and Payment Service that knows only the AsyncAPI document (first argument): it reads the exchange,
+// routing keys, message types and replies from it, and validates every message in both directions against its schemas.
 import { randomUUID } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { Parser } from '@asyncapi/parser';
@@ -14,33 +14,33 @@ const { document } = await new Parser().parse(readFileSync(process.argv[2], 'utf
 const ajv = addFormats(new Ajv({ allowUnionTypes: true }));
 ajv.addVocabulary(['x-parser-schema-id']);
 
-// What the document says of each message: where it travels, how it looks, and what answers it.
+// For each message of the document: its exchange and routing key, its schema, and its first reply.
 const contract = {};
 for (const operation of document.operations().all()) {
   const channel = operation.channels().all()[0];
   const { exchange } = channel.bindings().get('amqp').value();
-  const answers = operation.reply()?.messages().all().map(each => each.name()) ?? [];
+  const replies = operation.reply()?.messages().all().map(each => each.name()) ?? [];
   for (const message of operation.messages().all()) {
     contract[message.name()] = {
-      asked: operation.action() === 'send' && answers.length > 0,
+      expectsReply: operation.action() === 'send' && replies.length > 0,
       exchange,
       routingKey: channel.address(),
       contentType: message.contentType(),
       amqpType: message.bindings().get('amqp').value().messageType,
       example: message.examples().all()[0].payload(),
       validate: ajv.compile(message.payload().json()),
-      answer: answers[0],
+      reply: replies[0],
     };
   }
 }
 
-function hold(type, event) {
+function check(type, event) {
   const { validate } = contract[type];
-  if (!validate(event)) throw new Error(`${type} is not what the document says: ${ajv.errorsText(validate.errors)}`);
+  if (!validate(event)) throw new Error(`${type} does not match the document: ${ajv.errorsText(validate.errors)}`);
 }
 
 const id = randomUUID;
-const answers = {
+const replyData = {
   MenuReserved: ({ order_id, lines }) => ({
     order_id,
     reservation_id: id(),
@@ -57,22 +57,22 @@ const answers = {
 const connection = await amqp.connect(process.env.RABBITMQ_URL);
 const channel = await connection.createConfirmChannel();
 await channel.assertQueue(QUEUE, { durable: true, arguments: { 'x-queue-type': 'quorum' } });
-for (const { asked, exchange, routingKey } of Object.values(contract)) {
-  if (!asked) continue;
+for (const { expectsReply, exchange, routingKey } of Object.values(contract)) {
+  if (!expectsReply) continue;
   const { name, type, durable, autoDelete } = exchange;
   await channel.assertExchange(name, type, { durable, autoDelete });
   await channel.bindQueue(QUEUE, name, routingKey);
 }
 await channel.consume(QUEUE, async message => {
   const event = JSON.parse(message.content);
-  hold(event.type, event);
-  const type = contract[event.type].answer;
+  check(event.type, event);
+  const type = contract[event.type].reply;
   const { exchange, routingKey, contentType, amqpType, example } = contract[type];
-  const about = { id: id(), time: new Date().toISOString(), subject: event.subject, correlationid: event.correlationid };
-  const answer = { ...example, ...about, data: answers[type](event.data) };
-  hold(type, answer);
-  const properties = { type: amqpType, messageId: answer.id, contentType, persistent: true, mandatory: true };
-  channel.publish(exchange.name, routingKey, Buffer.from(JSON.stringify(answer)), properties);
+  const attributes = { id: id(), time: new Date().toISOString(), subject: event.subject, correlationid: event.correlationid };
+  const reply = { ...example, ...attributes, data: replyData[type](event.data) };
+  check(type, reply);
+  const properties = { type: amqpType, messageId: reply.id, contentType, persistent: true, mandatory: true };
+  channel.publish(exchange.name, routingKey, Buffer.from(JSON.stringify(reply)), properties);
   await channel.waitForConfirms();
   channel.ack(message);
 });

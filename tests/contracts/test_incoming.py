@@ -1,4 +1,4 @@
-"""What the siblings send, as the golden samples have it, and what we understand by it."""
+"""The golden sample of each incoming event, and the message it is decoded to."""
 
 import json
 from decimal import Decimal
@@ -20,7 +20,7 @@ from order_service.domain.messages import (
 
 HERE = Path(__file__).parent
 ITEMS = (Item(2, "Kwetiau Goreng", Decimal(20000), 6), Item(1, "Nasi Ayam Bakar", Decimal("17999.5"), 13))
-UNDERSTOOD = {
+DECODED = {
     "MenuReserved": MenuReserved(ITEMS, "R1"),
     "MenuRejected": MenuRejected("out_of_stock", 2),
     "StockReleased": StockReleased("9b3e4a35-7a62-5b0c-8d55-0d1a5d0c7a01"),
@@ -35,36 +35,36 @@ def golden(event_type: str) -> bytes:
 
 
 def test_every_incoming_event_has_a_golden_sample():
-    assert UNDERSTOOD.keys() == events.INCOMING.keys()
+    assert DECODED.keys() == events.INCOMING.keys()
 
 
-def test_every_golden_sample_is_of_an_event_we_know():
+def test_every_golden_sample_is_of_a_known_event():
     assert {path.stem for path in HERE.glob("*.json")} == {*events.INCOMING, *events.OUTGOING}
 
 
-@pytest.mark.parametrize("event_type", UNDERSTOOD)
-def test_an_incoming_golden_sample_is_understood(event_type: str):
+@pytest.mark.parametrize("event_type", DECODED)
+def test_an_incoming_golden_sample_is_decoded(event_type: str):
     body = golden(event_type)
 
     delivery = Delivery("order-service.any", "any.key", body)
 
     reply = read(delivery)
 
-    assert reply == Reply(json.loads(body)["id"], 7, event_type, UNDERSTOOD[event_type], delivery)
+    assert reply == Reply(json.loads(body)["id"], 7, event_type, DECODED[event_type], delivery)
 
 
-@pytest.mark.parametrize("event_type", UNDERSTOOD)
-def test_its_data_alone_is_understood_alike(event_type: str):
+@pytest.mark.parametrize("event_type", DECODED)
+def test_its_data_without_an_envelope_is_decoded_to_the_same_message(event_type: str):
     data = json.dumps(json.loads(golden(event_type))["data"]).encode()
 
     delivery = Delivery("order-service.any", events.INCOMING[event_type].routing_key, data, {"message_id": "m-1"})
 
     reply = read(delivery)
 
-    assert reply == Reply("m-1", 7, event_type, UNDERSTOOD[event_type], delivery)
+    assert reply == Reply("m-1", 7, event_type, DECODED[event_type], delivery)
 
 
-@pytest.mark.parametrize("event_type", UNDERSTOOD)
+@pytest.mark.parametrize("event_type", DECODED)
 def test_a_golden_sample_is_a_whole_cloudevent(event_type: str):
     event = json.loads(golden(event_type))
 

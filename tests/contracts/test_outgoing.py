@@ -1,4 +1,4 @@
-"""What we send, byte for byte as the golden samples have it. A sample that must change is a contract that changes."""
+"""Outgoing events are byte for byte their golden samples. To change a sample is to change the contract."""
 
 import json
 from decimal import Decimal
@@ -19,8 +19,8 @@ TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 SHORT = completed("P1", Decimal("55999.5"))
 
 
-def announced(event_type: str, *messages: Message) -> tuple[Order, Effect]:
-    """The fixed order after these messages, and what it announced of this type."""
+def order_with_effect(event_type: str, *messages: Message) -> tuple[Order, Effect]:
+    """The example order after these messages, and its effect of this type."""
     order = new_order()
     order.traceparent = TRACE
     effects = [effect for decision in apply(order, *messages) for effect in decision.effects]
@@ -56,19 +56,19 @@ def rejected() -> bytes:
 
 
 SENT = {
-    "OrderCreated": lambda: sent(*announced("OrderCreated")),
-    "PaymentRequested": lambda: sent(*announced("PaymentRequested", reserved("R1"))),
-    "OrderPaid": lambda: sent(*announced("OrderPaid", reserved("R1"), completed("P1"))),
-    "OrderFailed": lambda: sent(*announced("OrderFailed", OUT_OF_STOCK)),
-    "OrderCancelled": lambda: sent(*announced("OrderCancelled", CANCEL)),
-    RELEASE: lambda: sent(*announced(RELEASE, reserved("R1"), SHORT)),
-    REFUND: lambda: sent(*announced(REFUND, reserved("R1"), SHORT)),
+    "OrderCreated": lambda: sent(*order_with_effect("OrderCreated")),
+    "PaymentRequested": lambda: sent(*order_with_effect("PaymentRequested", reserved("R1"))),
+    "OrderPaid": lambda: sent(*order_with_effect("OrderPaid", reserved("R1"), completed("P1"))),
+    "OrderFailed": lambda: sent(*order_with_effect("OrderFailed", OUT_OF_STOCK)),
+    "OrderCancelled": lambda: sent(*order_with_effect("OrderCancelled", CANCEL)),
+    RELEASE: lambda: sent(*order_with_effect(RELEASE, reserved("R1"), SHORT)),
+    REFUND: lambda: sent(*order_with_effect(REFUND, reserved("R1"), SHORT)),
     "MessageRejected": rejected,
 }
 
 
 def readable(body: bytes) -> str:
-    """The same members in the same order and the same numbers, one to a line."""
+    """The same fields in the same order and the same numbers, one to a line."""
     return json.dumps(json.loads(body), indent=2, ensure_ascii=False) + "\n"
 
 
@@ -87,7 +87,7 @@ def test_an_outgoing_event_is_its_golden_sample(event_type: str):
 
 
 @pytest.mark.parametrize("event_type", SENT)
-def test_the_same_event_is_sent_under_the_same_id_however_often(event_type: str):
+def test_a_repeated_event_is_identical(event_type: str):
     assert SENT[event_type]() == SENT[event_type]()
 
 
@@ -111,21 +111,21 @@ def test_events_of_one_transition_share_their_sequence():
     assert release == refund == 3
 
 
-def test_a_payment_without_a_name_is_null_on_the_wire():
-    paid = json.loads(sent(*announced("OrderPaid", reserved("R1"), PUT_PAID)))
-    refund = json.loads(sent(*announced(REFUND, PUT_PAID, CANCEL)))
+def test_a_payment_without_an_id_is_null_on_the_wire():
+    paid = json.loads(sent(*order_with_effect("OrderPaid", reserved("R1"), PUT_PAID)))
+    refund = json.loads(sent(*order_with_effect(REFUND, PUT_PAID, CANCEL)))
 
     assert paid["data"]["payment_id"] is None
     assert (refund["data"]["payment_id"], refund["data"]["amount"]) == (None, None)
 
 
-def test_a_nameless_reservation_is_null_on_the_wire():
-    release = json.loads(sent(*announced(RELEASE, reserved(None), CANCEL)))
+def test_a_reservation_without_an_id_is_null_on_the_wire():
+    release = json.loads(sent(*order_with_effect(RELEASE, reserved(None), CANCEL)))
 
     assert release["data"]["reservation_id"] is None
 
 
-def test_reply_by_counts_the_reminders_to_come():
+def test_reply_by_includes_the_remaining_reminders():
     created = json.loads(SENT["OrderCreated"]())
 
     assert created["data"]["reply_by"] == "2025-03-01T12:02:00Z"  # 30 s, and three reminders of 30 s each

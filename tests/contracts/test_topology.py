@@ -1,4 +1,4 @@
-"""Names on the broker that the sibling teams and the operators build on."""
+"""The names on the broker that sibling teams and operators rely on, and the fields of each event."""
 
 import pytest
 
@@ -26,12 +26,14 @@ BINDINGS = {
     "order-service.menu": {"menu.reserved", "menu.rejected", "menu.released"},
     "order-service.payment": {"payment.completed", "payment.failed", "payment.refunded"},
 }
+#: Dropped if no queue is bound to their routing keys; every other event is retried until one is.
+NOT_MANDATORY = {"OrderPaid", "OrderFailed", "OrderCancelled", "MessageRejected"}
 ACCEPTED = {
     "order-service.menu": {"MenuReserved", "MenuRejected", "StockReleased"},
     "order-service.payment": {"PaymentCompleted", "PaymentFailed", "PaymentRefunded"},
     "order-service.menu-http": {"OrderCreated", "StockReleaseRequested"},
 }
-#: The members of `data`, in order; the ones in brackets may be absent from what comes in.
+#: The fields of `data`, in order; those in brackets are optional.
 DATA = {
     "OrderCreated": "order_id user_id menu_ids lines created_at reply_by",
     "PaymentRequested": "order_id user_id amount pay_by",
@@ -59,7 +61,11 @@ def test_every_event_has_its_routing_key():
     assert {name: model.routing_key for name, model in events.INCOMING.items()} == ROUTING_KEYS_IN
 
 
-def test_the_queues_are_bound_to_what_comes_in():
+def test_the_events_that_need_no_subscriber_are_not_mandatory():
+    assert {name for name, model in events.OUTGOING.items() if not model.mandatory} == NOT_MANDATORY
+
+
+def test_the_queues_are_bound_to_the_incoming_events():
     assert {queue.name: set(queue.routing_keys) for queue in topology.QUEUES} == BINDINGS
 
 
@@ -67,22 +73,22 @@ def test_each_queue_accepts_the_events_it_is_bound_to():
     assert {queue.name: queue.accepts for queue in (*topology.QUEUES, topology.MENU_HTTP)} == ACCEPTED
 
 
-def test_every_queue_has_its_dead_letters():
+def test_every_queue_has_a_dead_letter_queue():
     assert [queue.dead_letters for queue in topology.QUEUES] == ["order-service.menu.dlq", "order-service.payment.dlq"]
 
 
 @pytest.mark.parametrize("queue", topology.QUEUES, ids=lambda queue: queue.name)
-def test_a_queue_is_a_quorum_queue_that_loses_nothing(queue: topology.Queue):
-    arguments = topology.arguments(queue)
+def test_a_queue_is_a_quorum_queue_with_dead_lettering(queue: topology.Queue):
+    arguments = queue.arguments
 
     assert arguments["x-queue-type"] == "quorum"
     assert (arguments["x-dead-letter-exchange"], arguments["x-dead-letter-routing-key"]) == ("", queue.dead_letters)
 
 
 @pytest.mark.parametrize("event_type", DATA)
-def test_the_data_of_an_event_has_these_members(event_type: str):
-    fields = (events.OUTGOING | events.INCOMING)[event_type].model_fields
+def test_the_data_of_an_event_has_these_fields(event_type: str):
+    fields = events.EVENTS[event_type].model_fields
 
-    members = " ".join(name if field.is_required() else f"[{name}]" for name, field in fields.items())
+    listed = " ".join(name if field.is_required() else f"[{name}]" for name, field in fields.items())
 
-    assert members == DATA[event_type]
+    assert listed == DATA[event_type]

@@ -1,8 +1,10 @@
-"""The contract as documents: complete, self-contained, true to the golden samples, and printed as it is committed."""
+"""The generated documents are complete, self-contained, consistent with the golden samples, and up to date."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,15 +13,15 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from order_service.cli.main import main
-from order_service.contract import asyncapi, samples, topology
-from order_service.contract import event_tables as event_pages
+from order_service.contract import asyncapi, event_tables, samples, topology
 from order_service.contract.envelope import Delivery, read
-from order_service.contract.events import INCOMING, OUTGOING
+from order_service.contract.events import EVENTS, INCOMING, OUTGOING, EventData, IncomingData, OrderEventData
+from order_service.contract.schemas import data_schema, event_schema
+from order_service.storage.outbox import is_mandatory
 from order_service.web import contract_pages, problems
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "tests/contracts").glob("*.json")}
-EVENTS = [*OUTGOING, *INCOMING]
 
 
 @pytest.fixture
@@ -46,10 +48,17 @@ def resolve(document: dict[str, Any], reference: str) -> Any:
 
 
 def shape(value: Any) -> Any:
-    """The members of a document in their order, whatever their values."""
+    """The names in a document in their order, without the values."""
     if isinstance(value, dict):
         return {name: shape(inner) for name, inner in value.items()}
     return [shape(each) for each in value[:1]] if isinstance(value, list) else None
+
+
+def test_every_event_model_is_registered_under_its_name():
+    models = {*EventData.__subclasses__(), *OrderEventData.__subclasses__(), *IncomingData.__subclasses__()}
+
+    assert set(EVENTS.values()) == models - {OrderEventData, IncomingData}
+    assert [model.__name__ for model in EVENTS.values()] == list(EVENTS)
 
 
 @pytest.mark.parametrize("event_type", EVENTS)
@@ -62,21 +71,37 @@ def test_every_event_has_its_channel_its_operation_and_its_message(event_type: s
     message = document["components"]["messages"][event_type]
 
     assert operation["action"] == ("send" if sent else "receive")
-    assert channel["address"] == asyncapi.EVENTS[event_type].routing_key
+    assert channel["address"] == EVENTS[event_type].routing_key
     assert channel["bindings"]["amqp"]["exchange"]["name"] == topology.EXCHANGE
     assert message["payload"]["properties"]["type"] == {"const": event_type}
 
 
-def test_our_queues_are_channels_with_the_messages_that_are_bound_to_them():
+@pytest.mark.parametrize("event_type", OUTGOING)
+def test_an_event_is_mandatory_in_the_document_exactly_if_the_relay_publishes_it_so(event_type: str):
+    row = SimpleNamespace(exchange=topology.EXCHANGE, type=event_type)
+
+    operation = asyncapi.document()["operations"][f"send{event_type}"]
+
+    assert operation["bindings"]["amqp"]["mandatory"] == is_mandatory(row)
+
+
+def test_the_document_and_the_page_name_every_event_that_is_not_mandatory():
+    [sentence] = re.findall(
+        r"key\. ([^.]*) are not mandatory", " ".join(asyncapi.document()["info"]["description"].split())
+    )
+
+    assert set(re.split(", | and ", sentence)) == {name for name, model in OUTGOING.items() if not model.mandatory}
+    assert asyncapi.DELIVERY in event_tables.events_page()
+
+
+def test_each_queue_is_a_channel_with_the_messages_of_its_routing_keys():
     channels = asyncapi.document()["channels"]
 
-    bound = {queue.name: {asyncapi.EVENTS[name].routing_key for name in channels[queue.name]["messages"]}
-             for queue in topology.QUEUES}  # fmt: skip
-
-    assert bound == {queue.name: set(queue.routing_keys) for queue in topology.QUEUES}
+    for queue in topology.QUEUES:
+        assert {EVENTS[name].routing_key for name in channels[queue.name]["messages"]} == set(queue.routing_keys)
 
 
-def test_every_reference_leads_somewhere():
+def test_every_reference_can_be_resolved():
     document = asyncapi.document()
 
     references = [each["$ref"] for each in objects(document) if "$ref" in each]
@@ -87,16 +112,16 @@ def test_every_reference_leads_somewhere():
 
 @pytest.mark.parametrize("event_type", EVENTS)
 def test_a_schema_needs_no_other_document(event_type: str):
-    schema = asyncapi.data_schema(event_type)
+    schema = data_schema(event_type)
 
     assert not [each for each in objects(schema) if {"$ref", "$defs", "discriminator"} & each.keys()]
 
 
 @pytest.mark.parametrize("event_type", EVENTS)
-def test_an_example_is_exactly_what_the_model_writes(event_type: str):
+def test_an_example_is_exactly_what_the_model_serializes(event_type: str):
     data = samples.DATA[event_type]
 
-    written = asyncapi.EVENTS[event_type].model_validate(data).model_dump(mode="json")
+    written = EVENTS[event_type].model_validate(data).model_dump(mode="json")
 
     assert written == data
     assert list(written) == list(data)
@@ -113,8 +138,8 @@ def test_an_example_has_the_shape_of_the_golden_sample(event_type: str):
 
 
 @pytest.mark.parametrize("event_type", EVENTS)
-def test_the_document_requires_only_what_the_golden_sample_has(event_type: str):
-    payload = asyncapi.event_schema(event_type)
+def test_the_schema_requires_only_fields_of_the_golden_sample(event_type: str):
+    payload = event_schema(event_type)
 
     golden = GOLDEN[event_type]
 
@@ -122,7 +147,7 @@ def test_the_document_requires_only_what_the_golden_sample_has(event_type: str):
 
 
 @pytest.mark.parametrize("event_type", INCOMING)
-def test_an_example_is_understood(event_type: str):
+def test_an_example_of_an_incoming_event_is_decoded(event_type: str):
     body = json.dumps(samples.event(event_type, id="m-1", order_id=12)).encode()
 
     reply = read(Delivery("", "", body))
@@ -130,12 +155,12 @@ def test_an_example_is_understood(event_type: str):
     assert (reply.message_id, reply.type, reply.order_id) == ("m-1", event_type, 12)
 
 
-def test_the_committed_page_is_printed_from_the_contract():
+def test_the_committed_page_is_up_to_date():
     committed = (ROOT / "docs/events.md").read_text(encoding="utf-8")
 
     command = "python -m order_service events page > docs/events.md"
 
-    assert committed == event_pages.events_page(), f"docs/events.md is out of date; run: {command}"
+    assert committed == event_tables.events_page(), f"docs/events.md is out of date; run: {command}"
     assert command in committed
 
 
@@ -145,7 +170,7 @@ def test_the_api_serves_the_document_and_every_schema(client: FlaskClient):
 
     assert served.get_json() == asyncapi.document()
     assert {name: answer.get_json(force=True) for name, answer in schemas.items()} == {
-        name: asyncapi.data_schema(name) for name in EVENTS
+        name: data_schema(name) for name in EVENTS
     }
     assert {answer.mimetype for answer in schemas.values()} == {"application/schema+json"}
 
@@ -158,10 +183,10 @@ def test_an_unknown_schema_is_a_problem(client: FlaskClient, name: str):
     assert answer.get_json(force=True)["code"] == "not_found"
 
 
-def test_the_page_shows_everything_and_loads_nothing(client: FlaskClient):
+def test_the_page_shows_every_event_and_queue_and_loads_nothing(client: FlaskClient):
     page = client.get("/asyncapi").get_data(as_text=True)
 
-    for model in asyncapi.EVENTS.values():
+    for model in EVENTS.values():
         assert f'id="{model.__name__}"' in page
         assert model.routing_key in page
     for queue in topology.QUEUES:
@@ -170,21 +195,21 @@ def test_the_page_shows_everything_and_loads_nothing(client: FlaskClient):
 
 
 @pytest.mark.parametrize("event_type", EVENTS)
-def test_the_sample_command_prints_what_the_validate_command_takes(event_type: str):
+def test_the_sample_command_prints_an_event_that_the_validate_command_accepts(event_type: str):
     sample = CliRunner().invoke(main, ["events", "sample", event_type.lower(), "--order", "12"])
-    judged = CliRunner().invoke(main, ["events", "validate", "-"], input=sample.output)
+    result = CliRunner().invoke(main, ["events", "validate", "-"], input=sample.output)
 
     assert json.loads(sample.output)["correlationid"] == "12"
-    assert (judged.exit_code, judged.output) == (0, f"OK: {event_type}\n")
+    assert (result.exit_code, result.output) == (0, f"OK: {event_type}\n")
 
 
 @pytest.mark.parametrize("option", [["--type", "OrderPaid"], ["--routing-key", "order.paid"]])
-def test_bare_data_is_judged_by_the_type_it_is_said_to_have(option: list[str]):
+def test_bare_data_is_validated_as_the_given_type(option: list[str]):
     body = json.dumps(samples.DATA["OrderPaid"])
 
-    judged = CliRunner().invoke(main, ["events", "validate", "-", *option], input=body)
+    result = CliRunner().invoke(main, ["events", "validate", "-", *option], input=body)
 
-    assert (judged.exit_code, judged.output) == (0, "OK: OrderPaid\n")
+    assert (result.exit_code, result.output) == (0, "OK: OrderPaid\n")
 
 
 WRONG = {
@@ -202,11 +227,11 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong_is_said_of_each_field(case: str):
+def test_the_validate_command_reports_each_wrong_field(case: str):
     body, event_type, expected = WRONG[case]
     options = ["--type", event_type] if event_type else []
 
-    judged = CliRunner().invoke(main, ["events", "validate", "-", *options], input=body)
+    result = CliRunner().invoke(main, ["events", "validate", "-", *options], input=body)
 
-    assert judged.exit_code == 1
-    assert all(part in judged.output for part in expected), judged.output
+    assert result.exit_code == 1
+    assert all(part in result.output for part in expected), result.output

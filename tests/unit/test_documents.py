@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from order_service.contract import asyncapi
+from order_service.contract.events import EVENTS
 from order_service.web.problems import KINDS
 from order_service.web.routes import OPERATIONS
 from sandbox import menu, payment
@@ -78,8 +78,8 @@ def test_every_endpoint_is_in_the_table(page: str) -> None:
 def test_every_event_and_its_routing_key_are_in_the_table(page: str) -> None:
     listed = set(re.findall("`([^`]+)`", cells(page)))
 
-    assert asyncapi.EVENTS.keys() <= listed
-    assert {event.routing_key for event in asyncapi.EVENTS.values()} <= listed
+    assert EVENTS.keys() <= listed
+    assert {event.routing_key for event in EVENTS.values()} <= listed
 
 
 def test_every_problem_is_documented_with_its_status() -> None:
