@@ -36,7 +36,7 @@ from order_service.contract.envelope import Reply
 from order_service.domain.order import Cancel, Item, MenuRejected, MenuReserved, Message, PaymentCompleted, State
 from order_service.domain.saga import Clock
 from order_service.storage.tables import order_history, orders, outbox
-from order_service.web.waiting import preferred_wait
+from order_service.web.requests import preferred_wait
 
 Eventually = Callable[..., Any]
 

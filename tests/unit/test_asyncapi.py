@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from flask import Flask
 from flask.testing import FlaskClient
 
+from api import create_app
 from order_service.cli.main import main
+from order_service.config import Settings
 from order_service.contract import asyncapi, samples, topology
 from order_service.contract import event_tables as event_pages
 from order_service.contract.envelope import Delivery, read
 from order_service.contract.events import INCOMING, OUTGOING
-from order_service.web import contract_pages, problems
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "tests/contracts").glob("*.json")}
@@ -23,11 +23,10 @@ EVENTS = [*OUTGOING, *INCOMING]
 
 
 @pytest.fixture
-def client() -> FlaskClient:
-    app = Flask("contract")
-    app.register_blueprint(contract_pages.pages)
-    problems.install(app)
-    return app.test_client()
+def client() -> Iterator[FlaskClient]:
+    app = create_app(Settings())
+    yield app.test_client()
+    app.extensions["api"].close()
 
 
 def objects(node: Any) -> Iterator[dict[str, Any]]:
