@@ -22,7 +22,7 @@ class RequestFailed(Exception):
     """No status was received; `is_sent` is False only if the request certainly was not sent."""
 
     def __init__(self, error: BaseException, *, is_sent: bool) -> None:
-        super().__init__(f"{type(error).__name__}: {error}")
+        super().__init__(f"{type(error).__name__}: {error}".removesuffix(": "))
         self.is_sent = is_sent
 
 

@@ -200,9 +200,7 @@ class MenuWait:
         if order.state not in AWAITING_MENU or not seconds or not self._slots.acquire(blocking=False):
             return order
         try:
-            while (
-                order.state in AWAITING_MENU and (left := end - time.monotonic()) > 0 and not self._stopping.is_set()
-            ):
+            while order.state in AWAITING_MENU and (left := end - time.monotonic()) > 0 and not self._stopping.is_set():
                 order = self._watcher.wait(order, min(left, STOP_CHECK_SECONDS))
         finally:
             self._slots.release()
