@@ -13,43 +13,25 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from order_service import handlers, vendor
 from order_service.config import Settings
-from order_service.domain.order import (
-    AWAITING_MENU,
-    Cancel,
-    Message,
-    Order,
-    PutFailed,
-    PutPaid,
-    PutPending,
-    State,
-    UnknownOrder,
-)
+from order_service.domain import order as domain
+from order_service.domain.order import AWAITING_MENU, Message, Order, State
 from order_service.domain.saga import Clock
 from order_service.process import utc_now
-from order_service.storage import history
-from order_service.storage import migrate as schema
-from order_service.storage import orders as order_rows
+from order_service.storage import history, migrate, orders
 from order_service.storage.database import Database
-from order_service.web import responses
+from order_service.web import requests, responses
 from order_service.web.observability import traceparent
 from order_service.web.placing import MenuWait, Recorder, Watcher
 from order_service.web.problems import Problem
-from order_service.web.requests import (
-    OrderRequest,
-    cursor_after,
-    idempotency_key,
-    json_body,
-    parse,
-    parse_payment,
-    preferred_wait,
-    query,
-)
+from order_service.web.requests import OrderRequest
 from order_service.web.responses import json_response
 from order_service.web.streaming import Streams
 from order_service.web.users import Users, UserServiceDown
 
 log = structlog.get_logger(__name__)
-_PAYMENT_MESSAGES: dict[str, Message] = {"paid": PutPaid(), "failed": PutFailed(), "pending": PutPending()}
+_PAYMENT_MESSAGES: dict[str, Message] = {
+    "paid": domain.PutPaid(), "failed": domain.PutFailed(), "pending": domain.PutPending()
+}  # fmt: skip
 #: Database connections of one process; a request holds one only while it reads or writes.
 POOL_SIZE = 10
 #: The longest wait for a lock on an order or an idempotency key before a request is answered 503, in seconds.
@@ -87,9 +69,9 @@ class Api:
 
     def place_order(self) -> Response:
         """Record the order, then wait for the menu for as long as the client prefers."""
-        wanted, key = parse(OrderRequest, json_body()), idempotency_key()
+        wanted, key = requests.parse(OrderRequest, requests.json_body()), requests.idempotency_key()
         # A server joins repeated headers; getlist() would only look at every other header as well.
-        wait_seconds, applied = preferred_wait(request.headers.get("Prefer", ""), self.settings.wait_seconds)
+        wait_seconds, applied = requests.preferred_wait(request.headers.get("Prefer", ""), self.settings.wait_seconds)
         order = self._find_repeated(wanted, key) if key else None
         if order is None:
             self._check_user(wanted.user_id)
@@ -115,20 +97,20 @@ class Api:
         return response
 
     def list_orders(self) -> Response:
-        wanted = query()
+        wanted = requests.query()
         states = [state for state in State if state.status == wanted.status]
         with self.database.reading() as connection:
             # One more than a page shows whether there is a next page.
-            found = order_rows.list_orders(
+            found = orders.list_orders(
                 connection, user_id=wanted.user_id, states=states, before=wanted.cursor, limit=wanted.limit + 1
             )
         page = found[: wanted.limit]
-        next_cursor = cursor_after(page[-1]) if len(found) > wanted.limit else None
-        orders = [responses.Order.of(order) for order in page]
-        return json_response(responses.OrderPage.model_construct(orders=orders, next_cursor=next_cursor))
+        next_cursor = requests.cursor_after(page[-1]) if len(found) > wanted.limit else None
+        body = responses.OrderPage.model_construct(orders=[*map(responses.Order.of, page)], next_cursor=next_cursor)
+        return json_response(body)
 
     def cancel_order(self, order_id: int) -> Response:
-        return self._change(order_id, Cancel())
+        return self._change(order_id, domain.Cancel())
 
     def get_history(self, order_id: int) -> Response:
         order = self._read(order_id)
@@ -141,14 +123,14 @@ class Api:
 
     def update_payment(self, order_id: int) -> Response:
         """Apply a payment that the caller reports; the decision table treats it as it treats messages."""
-        return self._change(order_id, _PAYMENT_MESSAGES[parse_payment(json_body()).payment_status])
+        return self._change(order_id, _PAYMENT_MESSAGES[requests.parse_payment(requests.json_body()).payment_status])
 
     def health(self) -> Response:
         return json_response(responses.Health(status="ok"))
 
     def readiness(self) -> Response:
         """Check the database. An unreachable broker does not matter: the outbox keeps the events."""
-        schema.check_migrated(self.database)
+        migrate.check_migrated(self.database)
         return json_response(responses.Health(status="ready"))
 
     def metrics(self) -> Response:
@@ -157,7 +139,7 @@ class Api:
     def _find_repeated(self, wanted: OrderRequest, key: str) -> Order | None:
         """Return the order that this request placed before. Raises Problem 422 if another request used its key."""
         with self.database.reading() as connection:
-            found = order_rows.find_request(connection, key)
+            found = orders.find_request(connection, key)
         if found is None:
             return None
         order_id, request_hash = found
@@ -185,7 +167,7 @@ class Api:
         try:
             with self.database.writing() as connection:
                 order, decision = handlers.change_order(connection, order_id, message, changes)
-        except UnknownOrder:
+        except domain.UnknownOrder:
             raise Problem("order_not_found") from None
         if decision.answer == 409:
             raise Problem(f"order_{order.state.value}", order_id=order.id)
@@ -194,7 +176,7 @@ class Api:
     def _read(self, order_id: int) -> Order:
         _check_id(order_id)
         with self.database.reading() as connection:
-            order = order_rows.read_orders(connection, [order_id]).get(order_id)
+            order = orders.read_orders(connection, [order_id]).get(order_id)
         if order is None:
             raise Problem("order_not_found")
         return order

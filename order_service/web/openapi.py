@@ -76,8 +76,7 @@ def _operation(route: Route) -> Json:
 def _in_path(path: str) -> Iterable[Json]:
     for name, parameter in PATH_PARAMETERS.items():
         if f"{{{name}}}" in path:
-            described = {"description": parameter.description, "schema": parameter.schema, "example": parameter.example}
-            yield {"name": name, "in": "path", "required": True, **described}
+            yield {"name": name, "in": "path", "required": True, **parameter}
 
 
 def _in_query(model: type[BaseModel] | None) -> Iterable[Json]:

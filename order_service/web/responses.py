@@ -89,16 +89,10 @@ class History(Body):
 
     @classmethod
     def of(cls, entries: Sequence[history.Entry]) -> "History":
-        return cls.model_construct(
+        return cls(
             events=[
-                HistoryEntry(
-                    at=entry.at,
-                    type=entry.type,
-                    from_=None if entry.from_state is None else domain.State(entry.from_state),
-                    to=domain.State(entry.to_state),
-                    message_id=entry.message_id,
-                )
-                for entry in entries
+                HistoryEntry(at=e.at, type=e.type, from_=e.from_state, to=e.to_state, message_id=e.message_id)
+                for e in entries
             ]
         )
 

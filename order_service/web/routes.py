@@ -1,5 +1,6 @@
 """The one table of routes: the Flask application and the OpenAPI document are both made from it."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -52,31 +53,23 @@ class Route:
     @property
     def rule(self) -> str:
         """The path as Flask writes it."""
-        rule = self.path
-        for name, parameter in PATH_PARAMETERS.items():
-            rule = rule.replace(f"{{{name}}}", parameter.rule)
-        return rule
+        return re.sub("{[a-z]+}", lambda found: _RULES[found[0]], self.path)
 
 
-@dataclass(frozen=True)
-class PathParameter:
-    """A parameter in a path: how Flask writes it, and its documentation."""
-
-    rule: str
-    description: str
-    schema: Json
-    example: Any
-
-
-PATH_PARAMETERS = {
-    "id": PathParameter(
-        "<int:order_id>", "The order's id.", {"type": "integer", "minimum": 1, "maximum": 2**31 - 1}, 1
-    ),
-    "event": PathParameter(
-        "<name>", "The event's type.", {"type": "string", "enum": [*events.OUTGOING, *events.INCOMING]}, "OrderCreated"
-    ),
-    "file": PathParameter("<name>", "The file's name.", {"type": "string"}, "swagger-ui.css"),
+#: The documentation of path parameters, and how Flask writes them.
+PATH_PARAMETERS: Mapping[str, Json] = {
+    "id": {
+        "description": "The order's id.",
+        "schema": {"type": "integer", "minimum": 1, "maximum": 2**31 - 1},
+        "example": 1,
+    },
+    "event": {
+        "description": "The event's type.",
+        "schema": {"type": "string", "enum": [*events.OUTGOING, *events.INCOMING]},
+        "example": "OrderCreated",
+    },
 }
+_RULES = {"{id}": "<int:order_id>", "{event}": "<name>", "{file}": "<name>"}
 #: The headers of requests and answers, with their descriptions.
 HEADERS = {
     "Accept-Language": "Problem messages are Indonesian, or English if the client prefers it.",
