@@ -13,7 +13,7 @@ import httpx2 as httpx
 
 #: No more of an answer's body is read.
 MAX_ANSWER_BYTES = 64 * 1024
-#: The part of the deadline in which a connection must be made, so that its failure is told from a lost answer.
+#: The part of the deadline in which a connection must be made, so that a failure to connect differs from a lost answer.
 CONNECT_SHARE = 0.8
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 

@@ -69,13 +69,13 @@ class Api:
 
     def place_order(self) -> Response:
         """Record the order, then wait for the menu for as long as the client prefers."""
-        wanted, key = requests.parse(OrderRequest, requests.json_body()), requests.idempotency_key()
+        body, key = requests.parse(OrderRequest, requests.json_body()), requests.idempotency_key()
         # A server joins repeated headers; getlist() would only look at every other header as well.
         wait_seconds, applied = requests.preferred_wait(request.headers.get("Prefer", ""), self.settings.wait_seconds)
-        order = self._find_repeated(wanted, key) if key else None
+        order = self._find_repeated(body, key) if key else None
         if order is None:
-            self._check_user(wanted.user_id)
-            order = self._record(wanted, key)
+            self._check_user(body.user_id)
+            order = self._record(body, key)
         # For the log line of the request.
         structlog.contextvars.bind_contextvars(order_id=order.id)
         order = self.menu_wait.wait(order, wait_seconds)
@@ -97,15 +97,15 @@ class Api:
         return response
 
     def list_orders(self) -> Response:
-        wanted = requests.query()
-        states = [state for state in State if state.status == wanted.status]
+        query = requests.query()
+        states = [state for state in State if state.status == query.status]
         with self.database.reading() as connection:
             # One more than a page shows whether there is a next page.
             found = orders.list_orders(
-                connection, user_id=wanted.user_id, states=states, before=wanted.cursor, limit=wanted.limit + 1
+                connection, user_id=query.user_id, states=states, before=query.cursor, limit=query.limit + 1
             )
-        page = found[: wanted.limit]
-        next_cursor = requests.cursor_after(page[-1]) if len(found) > wanted.limit else None
+        page = found[: query.limit]
+        next_cursor = requests.cursor_after(page[-1]) if len(found) > query.limit else None
         body = responses.OrderPage.model_construct(orders=[*map(responses.Order.of, page)], next_cursor=next_cursor)
         return json_response(body)
 
@@ -136,27 +136,27 @@ class Api:
     def metrics(self) -> Response:
         return Response(vendor.prometheus_metrics(), content_type=CONTENT_TYPE_LATEST)
 
-    def _find_repeated(self, wanted: OrderRequest, key: str) -> Order | None:
+    def _find_repeated(self, body: OrderRequest, key: str) -> Order | None:
         """Return the order that this request placed before. Raises Problem 422 if another request used its key."""
         with self.database.reading() as connection:
             found = orders.find_request(connection, key)
         if found is None:
             return None
         order_id, request_hash = found
-        if request_hash != _hash(wanted):
+        if request_hash != _hash(body):
             raise Problem("idempotency_key_reused", order_id=order_id)
         return self._read(order_id)
 
-    def _record(self, wanted: OrderRequest, key: str | None) -> Order:
-        idempotency = {"idempotency_key": key, "request_hash": _hash(wanted)} if key else {}
+    def _record(self, body: OrderRequest, key: str | None) -> Order:
+        idempotency = {"idempotency_key": key, "request_hash": _hash(body)} if key else {}
         placement = handlers.Placement(
-            wanted.user_id, tuple(wanted.menu_ids), wanted.expected_total, traceparent(), idempotency
+            body.user_id, tuple(body.menu_ids), body.expected_total, traceparent(), idempotency
         )
         try:
             return self.recorder.place(placement)
         except sa.exc.IntegrityError:
             # A concurrent repeat of the request was recorded first.
-            if key and (order := self._find_repeated(wanted, key)):
+            if key and (order := self._find_repeated(body, key)):
                 return order
             raise
 
@@ -204,6 +204,6 @@ def _check_id(order_id: int) -> None:
         raise Problem("order_not_found")
 
 
-def _hash(wanted: OrderRequest) -> str:
+def _hash(body: OrderRequest) -> str:
     """The hash of the request's content, regardless of how its JSON was written."""
-    return sha256(wanted.model_dump_json().encode()).hexdigest()
+    return sha256(body.model_dump_json().encode()).hexdigest()

@@ -83,7 +83,7 @@ def _in_query(model: type[BaseModel] | None) -> Iterable[Json]:
     properties = model.model_json_schema(schema_generator=_Plain)["properties"] if model else {}
     for name, schema in properties.items():
         description = schema.pop("description")
-        # A query has no null: an absent parameter stands for it.
+        # A query has no null; the parameter is absent instead.
         alternatives = [part for part in schema.pop("anyOf", ()) if part != {"type": "null"}]
         yield {"name": name, "in": "query", "description": description, "schema": schema | dict(*alternatives)}
 

@@ -18,7 +18,7 @@ Status = Literal["pending", "paid", "failed", "cancelled"]
 
 
 class Body(BaseModel):
-    """A response body. `of` builds it without validation: its values come from the database."""
+    """A response body; its values come from the database and need no validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True)
 
