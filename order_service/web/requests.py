@@ -108,7 +108,7 @@ _REMEDIES = {
     ),
     "body": ("harus objek JSON", "must be a JSON object"),
 }
-_UNKNOWN = ("tidak dikenal; hapus dari permintaan", "is unknown; remove it")
+_UNKNOWN = ("tidak dikenal; hapus dari permintaan", "is not known; leave it out")
 
 Model = TypeVar("Model", bound=BaseModel)
 

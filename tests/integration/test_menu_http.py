@@ -16,9 +16,9 @@ import pytest
 import sqlalchemy as sa
 from structlog.testing import capture_logs
 
+from consumers.menu_http import reservation as stock_room
 from consumers.menu_http.client import Menus, MenuServiceDown
 from consumers.menu_http.consumer import MenuOverHttp
-from consumers.menu_http.consumer import reservation as stock_room
 from consumers.menu_http.reservation import Stock
 from order_service import handlers
 from order_service.contract import topology
@@ -271,7 +271,6 @@ def test_put_that_cannot_have_left_is_tried_again_and_the_order_goes_on(
     stock.reserve(order_id)
 
     # then
-
     assert story(database, order_id)[0] == "awaiting_payment"
     assert menu.puts == [(2, 1), (1, 1)]
     assert [item.stock for item in core.get(database, order_id).items] == [14, 6]
