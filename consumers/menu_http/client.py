@@ -1,34 +1,27 @@
-"""A Menu Service that only speaks HTTP: what is this dish, and take some of its stock."""
+"""A client of a Menu Service that only speaks HTTP: reads dishes and takes their stock."""
 
-import json
-import time
-from decimal import Decimal
-from typing import Any
-
-import httpx2 as httpx
 from pydantic import ValidationError
 
 from order_service.contract.events import ReservedItem
 from order_service.domain.messages import Item
+from order_service.http_client import HttpClient, RequestFailed
 
-#: What one call may take, in seconds.
+#: Limit of one request, in seconds.
 TOTAL_SECONDS = 5.0
-#: A dish is described in less; more is not read.
-MAX_ANSWER_BYTES = 64 * 1024
-#: What a proxy answers for a service that is down.
+#: Statuses with which a proxy answers for a service that is down.
 DOWN = (502, 503, 504)
 
 
 class MenuServiceDown(Exception):
-    """The Menu Service cannot be reached just now. Nothing was changed there."""
+    """The Menu Service cannot be reached at present. It changed nothing."""
 
 
 class NoUsableAnswer(Exception):
-    """It did not answer, or not what was agreed. What it did is not known."""
+    """There was no answer, or not one of the contract's. Whether the request was carried out is unknown."""
 
 
 class Refused(Exception):
-    """It says that the dish cannot be had, for one of the contract's reasons. Nothing was taken."""
+    """The Menu Service refused the dish for one of the contract's reasons. It took no stock."""
 
     def __init__(self, reason: str, menu_id: int) -> None:
         super().__init__(f"{reason}: menu item {menu_id}")
@@ -36,62 +29,53 @@ class Refused(Exception):
 
 
 class Menus:
-    """Asks `GET {url}/menus/{id}` and `PUT {url}/menus/{id}/update-stock`."""
+    """Sends `GET {url}/menus/{id}` and `PUT {url}/menus/{id}/update-stock`."""
 
     def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/")
-        # A connection of its own for each call: one kept open may have been closed by the other side meanwhile,
-        # and a PUT that fails on it could have been carried out, for all we know.
-        self._client = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0))
+        # A new connection for each request: the server may have closed an idle one, and a PUT that fails on it may
+        # or may not have been carried out.
+        self._client = HttpClient(url, total_seconds=TOTAL_SECONDS, reuses_connections=False)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._client.close()
 
     def read(self, menu_id: int) -> Item:
-        """The dish with its stock. Raises Refused if there is none, MenuServiceDown, NoUsableAnswer."""
+        """Return the dish with its stock. Raises Refused if there is none, MenuServiceDown or NoUsableAnswer."""
         try:
-            status, answer = self._call("GET", f"/menus/{menu_id}")
-        except httpx.HTTPError as error:
-            raise MenuServiceDown(f"{type(error).__name__}: {error}") from error
-        if status in DOWN:
-            raise MenuServiceDown(f"it answered {status}")
-        if status == 404:
+            answer = self._client.request("GET", f"/menus/{menu_id}")
+        except RequestFailed as error:
+            raise MenuServiceDown(str(error)) from error
+        if answer.status in DOWN:
+            raise MenuServiceDown(f"it answered {answer.status}")
+        if answer.status == 404:
             raise Refused("menu_not_found", menu_id)
-        if status != 200 or not isinstance(answer, dict):
-            raise NoUsableAnswer(f"GET /menus/{menu_id} was answered {status}, {str(answer)[:100]}")
+        dish = answer.json()
+        if answer.status != 200 or not isinstance(dish, dict):
+            raise NoUsableAnswer(f"GET /menus/{menu_id} was answered {answer.status}, {str(dish)[:100]}")
         try:
-            item = ReservedItem.model_validate(answer | {"id": menu_id})
+            item = ReservedItem.model_validate(dish | {"id": menu_id})
         except ValidationError as error:
             fields = ", ".join(str(part["loc"][0]) for part in error.errors())
             raise NoUsableAnswer(f"GET /menus/{menu_id} was answered with unusable {fields}") from None
         return Item(item.id, item.name, item.price, item.stock)
 
     def take(self, menu_id: int, quantity: int) -> int | None:
-        """Take stock: once, no attempt is repeated. Returns what remains, if it says so.
+        """Take stock; the request is never repeated. Returns the remaining stock, if the answer has it.
 
-        Raises Refused, MenuServiceDown (the request did not leave) or NoUsableAnswer (it may have been carried out).
+        Raises Refused, MenuServiceDown (the request was not sent) or NoUsableAnswer (it may have been carried out).
         """
         path = f"/menus/{menu_id}/update-stock"
         try:
-            status, answer = self._call("PUT", path, {"sold_quantity": quantity})
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise MenuServiceDown(f"{type(error).__name__}: {error}") from error
-        except httpx.HTTPError as error:
-            raise NoUsableAnswer(f"PUT {path}: {type(error).__name__}: {error}") from error
-        if status in (400, 404, 409):
-            raise Refused("menu_not_found" if status == 404 else "out_of_stock", menu_id)
-        if status not in range(200, 300):
-            raise NoUsableAnswer(f"PUT {path} was answered {status}")
-        stock = answer.get("stock") if isinstance(answer, dict) else None
+            answer = self._client.request("PUT", path, {"sold_quantity": quantity})
+        except RequestFailed as error:
+            if error.is_sent:
+                raise NoUsableAnswer(f"PUT {path}: {error}") from error
+            raise MenuServiceDown(str(error)) from error
+        if answer.status in (400, 404, 409):
+            raise Refused("menu_not_found" if answer.status == 404 else "out_of_stock", menu_id)
+        if answer.status not in range(200, 300):
+            raise NoUsableAnswer(f"PUT {path} was answered {answer.status}")
+        body = answer.json()
+        stock = body.get("stock") if isinstance(body, dict) else None
         return stock if type(stock) is int and 0 <= stock < 2**31 else None
-
-    def _call(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
-        """The status and the JSON, if it is any. Once the status is known, it stands, whatever becomes of the body."""
-        deadline = time.monotonic() + TOTAL_SECONDS
-        content = b""
-        with self._client.stream(method, self._url + path, json=body, timeout=TOTAL_SECONDS) as response:
-            try:
-                for chunk in response.iter_bytes():
-                    content += chunk
-                    if len(content) > MAX_ANSWER_BYTES or time.monotonic() > deadline:
-                        break
-                return response.status_code, json.loads(content, parse_float=Decimal)
-            except (httpx.HTTPError, ValueError, RecursionError):
-                return response.status_code, None

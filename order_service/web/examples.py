@@ -1,9 +1,12 @@
-"""The examples of the OpenAPI document: the client's own, and one of each problem. A test has each answered."""
+"""The examples of the OpenAPI document: those of the client's documents, and one of each problem.
+
+A test compares each with a real answer.
+"""
 
 import json
 from typing import Any
 
-from order_service.web.problems import Problem
+from order_service.web.problems import FieldError, Problem
 
 _ITEMS = [
     {"id": 1, "name": "Nasi Ayam Bakar", "price": 18000, "stock": 14},
@@ -26,46 +29,33 @@ UNPRICED = PENDING | {
 PAGE = {"orders": [PENDING], "next_cursor": None}
 HISTORY = {
     "events": [
-        {
-            "at": "2025-01-02T03:04:05.678900Z",
-            "type": "OrderPlaced",
-            "from": None,
-            "to": "awaiting_menu",
-            "message_id": None,
-        },
-        {
-            "at": "2025-01-02T03:04:05.912345Z",
-            "type": "MenuReserved",
-            "from": "awaiting_menu",
-            "to": "awaiting_payment",
-            "message_id": "menu-1",
-        },
+        {"at": "2025-01-02T03:04:05.678900Z", "type": "OrderPlaced",
+         "from": None, "to": "awaiting_menu", "message_id": None},
+        {"at": "2025-01-02T03:04:05.912345Z", "type": "MenuReserved",
+         "from": "awaiting_menu", "to": "awaiting_payment", "message_id": "menu-1"},
     ]
-}
+}  # fmt: skip
 EVENT = {"event": "status", "id": "2", "data": json.dumps(PENDING, ensure_ascii=False)}
 ORDER_REQUEST = {"user_id": 1, "menu_ids": [1, 2]}
 PAYMENT_REQUEST = {"payment_status": "paid"}
 
-_ABOUT_ORDER = {"order_id": 1}
+
+def _invalid(field: str, remedy: str, code: str = "invalid_request") -> Problem:
+    return Problem(code, {"detail": f"{field} {remedy}"}, errors=[FieldError(field=field, message=remedy)])
 
 
-def _wrong(field: str, remedy: str, code: str = "invalid_request") -> Problem:
-    errors = {"errors": [{"field": field, "message": remedy}]}
-    return Problem(code, {"detail": f"{field} {remedy}"}, errors)
-
-
-#: One example of each kind that says more than its text.
+#: The examples of the kinds whose messages have placeholders or whose answers have more members.
 PROBLEMS = {
-    "invalid_payment_status": _wrong(
+    "invalid_payment_status": _invalid(
         "payment_status", "harus pending, paid, atau failed", code="invalid_payment_status"
     ),
-    "menu_not_found": Problem("menu_not_found", {"menu_id": 9}, _ABOUT_ORDER),
-    "out_of_stock": Problem("out_of_stock", {"menu_id": 2}, _ABOUT_ORDER),
-    "price_changed": Problem("price_changed", {"detail": "expected 37000, the total is 38000"}, _ABOUT_ORDER),
-    "order_paid": Problem("order_paid", extra=_ABOUT_ORDER),
-    "order_failed": Problem("order_failed", extra=_ABOUT_ORDER),
-    "order_cancelled": Problem("order_cancelled", extra=_ABOUT_ORDER),
-    "invalid_request": _wrong("note", "tidak dikenal; hapus dari permintaan"),
+    "menu_not_found": Problem("menu_not_found", {"menu_id": 9}, order_id=1),
+    "out_of_stock": Problem("out_of_stock", {"menu_id": 2}, order_id=1),
+    "price_changed": Problem("price_changed", {"detail": "expected 37000, the total is 38000"}, order_id=1),
+    "order_paid": Problem("order_paid", order_id=1),
+    "order_failed": Problem("order_failed", order_id=1),
+    "order_cancelled": Problem("order_cancelled", order_id=1),
+    "invalid_request": _invalid("note", "tidak dikenal; hapus dari permintaan"),
     "malformed_json": Problem("malformed_json", {"detail": "Expecting value: line 1 column 1 (char 0)"}),
-    "idempotency_key_reused": Problem("idempotency_key_reused", extra=_ABOUT_ORDER),
+    "idempotency_key_reused": Problem("idempotency_key_reused", order_id=1),
 }

@@ -1,4 +1,4 @@
-"""GET /openapi.json, made from the operations, the models that validate, and the table of problems.
+"""The OpenAPI document, made from the routes, the models of requests and answers, and the kinds of problems.
 
 https://spec.openapis.org/oas/v3.1.1.html
 """
@@ -12,18 +12,16 @@ from pydantic.json_schema import JsonSchemaValue, models_json_schema
 from pydantic_core import core_schema
 
 from order_service.contract.schemas import UntitledFields
-from order_service.web import problems
-from order_service.web import responses as schemas
 from order_service.web.examples import PROBLEMS
-from order_service.web.problems import KINDS, Problem
-from order_service.web.routes import HEADER_SCHEMAS, HEADERS, OPERATIONS, PATH, Answer, Operation
+from order_service.web.problems import KINDS, Problem, ProblemDetails
+from order_service.web.routes import HEADER_SCHEMAS, HEADERS, PATH_PARAMETERS, ROUTES, Answer, Route
 
 Json = dict[str, Any]
 _SCHEMA, _EXAMPLE = "#/components/schemas/{model}", "#/components/examples/{code}"
 
 
 class _Plain(UntitledFields):
-    """Without the titles and null defaults that pydantic adds."""
+    """A generator that leaves out the titles and null defaults that pydantic adds."""
 
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
         made = super().default_schema(schema)
@@ -31,49 +29,50 @@ class _Plain(UntitledFields):
 
 
 def document() -> Json:
-    """The whole document; making it takes some milliseconds."""
+    """Make the document, which takes some milliseconds."""
+    documented = [route for route in ROUTES if route.is_documented]
     paths: dict[str, Json] = {}
-    for operation in OPERATIONS:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
-    models = {answer.model for operation in OPERATIONS for answer in operation.answers.values()}
-    models |= {operation.body for operation in OPERATIONS} | {schemas.Problem}
-    wanted = sorted((model for model in models if model), key=lambda model: model.__name__)
-    _, made = models_json_schema(
-        [(model, "validation") for model in wanted], schema_generator=_Plain, ref_template=_SCHEMA
+    for route in documented:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+    models = {answer.model for route in documented for answer in route.answers.values()}
+    models |= {route.body for route in documented} | {ProblemDetails}
+    used = sorted((model for model in models if model), key=lambda model: model.__name__)
+    _, schemas = models_json_schema(
+        [(model, "validation") for model in used], schema_generator=_Plain, ref_template=_SCHEMA
     )
-    codes = sorted({code for operation in OPERATIONS for code in operation.may_fail})
+    codes = sorted({code for route in documented for code in route.all_problems})
     return {
         "openapi": "3.1.1",
         "info": {
             "title": "Order Service",
             "version": "1.0",
-            "description": "Takes a restaurant's orders and follows them until they are paid, failed or cancelled. "
-            "Errors are RFC 9457 problems with a stable `code`; another method is answered 405.",
+            "description": "Processes the orders of a restaurant until they are paid, failed or cancelled. "
+            "Errors are RFC 9457 problems with a stable `code`; an unsupported method is answered 405.",
         },
         "servers": [{"url": "/"}],
         "paths": paths,
-        "components": {"schemas": made["$defs"], "examples": {code: {"value": _problem(code)} for code in codes}},
+        "components": {"schemas": schemas["$defs"], "examples": {code: {"value": _problem(code)} for code in codes}},
     }
 
 
-def _operation(operation: Operation) -> Json:
+def _operation(route: Route) -> Json:
     described: Json = {
-        "operationId": operation.id,
-        "summary": operation.summary,
-        "tags": ["Orders" if operation.path.startswith("/orders") else "Service"],
-        "parameters": [*_in_path(operation.path), *_in_query(operation.query), *_in_headers(operation.headers)],
+        "operationId": route.operation_id,
+        "summary": route.summary,
+        "tags": ["Orders" if route.path.startswith("/orders") else "Service"],
+        "parameters": [*_in_path(route.path), *_in_query(route.query), *_in_headers(route.headers)],
     }
-    if operation.body:
-        content = {"schema": _reference(operation.body), "example": operation.example}
+    if route.body:
+        content = {"schema": _reference(route.body), "example": route.example}
         described["requestBody"] = {"required": True, "content": {"application/json": content}}
-    answers = {str(status): _success(answer) for status, answer in operation.answers.items()}
-    for status in sorted({KINDS[code].status for code in operation.may_fail}):
-        answers[str(status)] = _failure(status, [code for code in operation.may_fail if KINDS[code].status == status])
+    answers = {str(status): _success(answer) for status, answer in route.answers.items()}
+    for status in sorted({KINDS[code].status for code in route.all_problems}):
+        answers[str(status)] = _failure(status, [code for code in route.all_problems if KINDS[code].status == status])
     return described | {"responses": answers}
 
 
 def _in_path(path: str) -> Iterable[Json]:
-    for name, parameter in PATH.items():
+    for name, parameter in PATH_PARAMETERS.items():
         if f"{{{name}}}" in path:
             yield {"name": name, "in": "path", "required": True, **parameter}
 
@@ -82,7 +81,7 @@ def _in_query(model: type[BaseModel] | None) -> Iterable[Json]:
     properties = model.model_json_schema(schema_generator=_Plain)["properties"] if model else {}
     for name, schema in properties.items():
         description = schema.pop("description")
-        # A query knows no null: what may be null is left out.
+        # A query has no null; the parameter is absent instead.
         alternatives = [part for part in schema.pop("anyOf", ()) if part != {"type": "null"}]
         yield {"name": name, "in": "query", "description": description, "schema": schema | dict(*alternatives)}
 
@@ -97,8 +96,8 @@ def _header(name: str) -> Json:
 
 
 def _success(answer: Answer) -> Json:
-    described: Json = {"description": answer.says, "headers": _given(*answer.headers)}
-    described["headers"] |= {name: _header(name) for name in answer.may_have}
+    described: Json = {"description": answer.description, "headers": _required(*answer.headers)}
+    described["headers"] |= {name: _header(name) for name in answer.optional_headers}
     if answer.media_type:
         content: Json = {"schema": _reference(answer.model) if answer.model else answer.schema}
         if answer.example is not None:
@@ -109,17 +108,17 @@ def _success(answer: Answer) -> Json:
 
 def _failure(status: int, codes: list[str]) -> Json:
     content = {
-        "schema": _reference(schemas.Problem),
+        "schema": _reference(ProblemDetails),
         "examples": {code: {"$ref": _EXAMPLE.format(code=code)} for code in codes},
     }
     return {
         "description": HTTPStatus(status).phrase,
-        "headers": _given(*(["Retry-After"] if status == 503 else [])),
+        "headers": _required(*(["Retry-After"] if status == 503 else [])),
         "content": {"application/problem+json": content},
     }
 
 
-def _given(*names: str) -> Json:
+def _required(*names: str) -> Json:
     return {name: {"required": True, **_header(name)} for name in (*names, "X-Request-ID")}
 
 
@@ -128,4 +127,4 @@ def _reference(model: type[BaseModel]) -> Json:
 
 
 def _problem(code: str) -> Json:
-    return problems.body(PROBLEMS.get(code, Problem(code)), english=False)
+    return PROBLEMS.get(code, Problem(code)).details(english=False)

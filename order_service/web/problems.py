@@ -1,17 +1,21 @@
-"""Errors as RFC 9457 problem details, in the client's words: a stable English code, and `message` for people.
+"""Errors as RFC 9457 problem details: a stable English `code` for programs, and a `message` for people.
 
 https://www.rfc-editor.org/rfc/rfc9457
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import sqlalchemy as sa
 import structlog
 from flask import Flask, Response, request
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 from werkzeug.exceptions import HTTPException
 
+from order_service.contract.events import Id
 from order_service.process import first_line
 from order_service.storage.migrate import NotMigrated
 
@@ -20,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of problem: its HTTP status, and what is said in Indonesian and in English."""
+    """One kind of problem: its HTTP status, and its message in Indonesian and in English."""
 
     status: int
     indonesian: str
@@ -32,7 +36,7 @@ KINDS = {
     "invalid_payment_status": Kind(400, "Status pembayaran tidak valid.", "The payment status is not valid."),
     "menu_not_found": Kind(404, "Menu item {menu_id} tidak ditemukan.", "Menu item {menu_id} was not found."),
     "out_of_stock": Kind(400, "Menu item {menu_id} kehabisan stok.", "Menu item {menu_id} is out of stock."),
-    "price_changed": Kind(409, "Total harga berubah: {detail}.", "The total price changed: {detail}."),
+    "price_changed": Kind(409, "Total harga berubah: {detail}.", "The total price has changed: {detail}."),
     "user_not_found": Kind(404, "Pengguna tidak ditemukan.", "The user was not found."),
     "user_service_unavailable": Kind(
         503, "User Service tidak tersedia; coba lagi nanti.", "The User Service is unavailable; try again later."
@@ -56,35 +60,73 @@ KINDS = {
         "This Idempotency-Key was already used with another body.",
     ),
     "not_found": Kind(404, "Alamat tidak ditemukan.", "There is nothing at this address."),
-    "method_not_allowed": Kind(405, "Alamat ini tidak menerima {method}.", "This address does not take {method}."),
+    "method_not_allowed": Kind(405, "Alamat ini tidak menerima {method}.", "This address does not support {method}."),
     "bad_request": Kind(400, "Permintaan tidak dapat dibaca.", "The request cannot be read."),
-    "internal_error": Kind(500, "Terjadi kesalahan di pihak kami; coba lagi.", "Something went wrong here; try again."),
+    "internal_error": Kind(500, "Terjadi kesalahan di pihak kami; coba lagi.", "An internal error occurred; retry."),
 }
 _BY_STATUS = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_media_type"}
-#: When a client of a service that is away may come back, in seconds.
+#: The Retry-After of every 503, in seconds.
 RETRY_AFTER_SECONDS = 5
+
+
+class FieldError(BaseModel):
+    """An invalid field and its remedy."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    field: str
+    message: str
+
+
+class ProblemDetails(BaseModel):
+    """An RFC 9457 problem; `code` is for programs, `message` for people."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    type: Annotated[str, Field(pattern="^urn:restaurant:problem:[a-z_]+$")]
+    title: str
+    status: int
+    code: Annotated[str, Field(json_schema_extra={"enum": sorted(KINDS)})]
+    message: str
+    order_id: Annotated[Id | SkipJsonSchema[None], Field(description="The order concerned, if there is one.")] = None
+    errors: Annotated[
+        Sequence[FieldError] | SkipJsonSchema[None], Field(description="Each invalid field, with its remedy.")
+    ] = None
 
 
 @dataclass
 class Problem(Exception):
-    """Raise it to answer with it; `values` fill the text's placeholders, `extra` adds members, `headers` headers."""
+    """Raise it to answer with it. `values` fill the placeholders of the kind's messages."""
 
     code: str
-    values: dict[str, Any] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
-    headers: dict[str, str] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+    order_id: int | None = None
+    errors: Sequence[FieldError] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def details(self, *, english: bool) -> dict[str, Any]:
+        """The members of the answer."""
+        kind = KINDS[self.code]
+        details = ProblemDetails(
+            type=f"urn:restaurant:problem:{self.code}",
+            title=self.code.replace("_", " ").capitalize(),
+            status=kind.status,
+            code=self.code,
+            message=(kind.english if english else kind.indonesian).format(**self.values),
+            order_id=self.order_id,
+            errors=self.errors,
+        )
+        return details.model_dump(exclude_none=True)
 
 
-def speaks_english() -> bool:
-    """Indonesian unless the client prefers English."""
-    # q=0 says "not acceptable".
+def prefers_english() -> bool:
+    """Whether the client prefers English to Indonesian, the default."""
+    # q=0 means "not acceptable".
     languages = (tag.lower().split("-")[0] for tag, quality in request.accept_languages if quality > 0)
     return next((language for language in languages if language in ("id", "en")), "id") == "en"
 
 
 def respond(problem: Problem) -> Response:
     """The problem as an answer in the client's language."""
-    text, status = json.dumps(body(problem, english=speaks_english())), KINDS[problem.code].status
+    text, status = json.dumps(problem.details(english=prefers_english())), KINDS[problem.code].status
     response = Response(text, status, content_type="application/problem+json")
     response.headers.update({name: value for name, value in problem.headers.items() if value})
     response.headers["Vary"] = "Accept-Language"
@@ -93,29 +135,16 @@ def respond(problem: Problem) -> Response:
     return response
 
 
-def body(problem: Problem, *, english: bool) -> dict[str, Any]:
-    """The problem's members."""
-    kind = KINDS[problem.code]
-    return {
-        "type": f"urn:restaurant:problem:{problem.code}",
-        "title": problem.code.replace("_", " ").capitalize(),
-        "status": kind.status,
-        "code": problem.code,
-        "message": (kind.english if english else kind.indonesian).format(**problem.values),
-        **problem.extra,
-    }
-
-
 def install(app: Flask) -> None:
-    """Every error of the app becomes a problem, those of unknown routes and our own mistakes too."""
+    """Answer every error of the app with a problem, including unknown routes and unexpected exceptions."""
     app.register_error_handler(Problem, respond)
     app.register_error_handler(HTTPException, _http_error)
-    # PostgreSQL calls it an internal error when it ends a transaction that stood still.
-    for away in (
+    for unavailable in (
+        # PostgreSQL reports a terminated idle transaction as an internal error.
         sa.exc.OperationalError, sa.exc.InternalError, sa.exc.InterfaceError, sa.exc.TimeoutError, NotMigrated,
     ):  # fmt: skip
-        app.register_error_handler(away, _database_error)
-    app.register_error_handler(Exception, _own_error)
+        app.register_error_handler(unavailable, _database_unavailable)
+    app.register_error_handler(Exception, _internal_error)
 
 
 def _http_error(error: HTTPException) -> Response:
@@ -126,11 +155,11 @@ def _http_error(error: HTTPException) -> Response:
     return response
 
 
-def _database_error(error: Exception) -> Response:
-    log.warning("the database is away", path=request.path, error=first_line(error))
+def _database_unavailable(error: Exception) -> Response:
+    log.warning("the database is unavailable", path=request.path, error=first_line(error))
     return respond(Problem("database_unavailable"))
 
 
-def _own_error(error: Exception) -> Response:
-    log.error("a request failed", path=request.path, exc_info=error)
+def _internal_error(error: Exception) -> Response:
+    log.error("unexpected error while handling a request", path=request.path, exc_info=error)
     return respond(Problem("internal_error"))

@@ -1,4 +1,4 @@
-"""Request bodies in, order bodies out."""
+"""The request bodies, queries and headers: read, validated, and refused with a remedy for each field."""
 
 import base64
 import re
@@ -9,20 +9,20 @@ from flask import request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from werkzeug.exceptions import HTTPException
 
-from order_service.contract.envelope import utc_text
-from order_service.contract.events import Amount, Id, as_number, exact_json
+from order_service.contract.events import Amount, Id, exact_json
 from order_service.domain.order import Order
 from order_service.process import first_line
-from order_service.storage.history import Entry
-from order_service.web.problems import Problem, speaks_english
+from order_service.web.problems import FieldError, Problem, prefers_english
+from order_service.web.responses import Status
 
 log = structlog.get_logger(__name__)
-#: A hundred dishes need a tenth of this.
+#: The longest request body, in bytes; an order of a hundred dishes needs a tenth of it.
 MAX_REQUEST_BYTES = 64 * 1024
-
-
-#: Visible ASCII characters but the comma, by which a server joins a header that was sent twice (RFC 9110, 5.3).
+#: Visible ASCII characters except the comma, with which a server joins a repeated header (RFC 9110, section 5.3).
 IDEMPOTENCY_KEY = "^[!-+.-~-]{1,255}$"
+#: The longest wait for the menu that a client may ask for, in seconds.
+MAX_WAIT_SECONDS = 30
+_WAIT = re.compile(r'^wait\s*=\s*"?(\d{1,100})"?$', re.IGNORECASE)
 
 
 def _four_decimals(schema: dict[str, Any]) -> None:
@@ -38,7 +38,7 @@ class OrderRequest(BaseModel):
     expected_total: Annotated[
         Amount | None,
         Field(
-            description="The order fails with price_changed, unpaid, if the menu asks for another total.",
+            description="The order fails with price_changed, before any payment, if the menu's total differs.",
             json_schema_extra=_four_decimals,
         ),
     ] = None
@@ -52,12 +52,12 @@ class PaymentUpdate(BaseModel):
 
 
 def _digits(value: object) -> object:
-    # int() would take " 1", "+1", "1_0" and digits of other scripts.
+    # int() also accepts " 1", "+1", "1_0" and digits of other scripts.
     return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,10}", value) else value
 
 
 def _position(value: object) -> object:
-    """A cursor is the id of the last order seen, wrapped so that nobody counts on what it is."""
+    """The id of the last order of the page before. It is encoded so that clients do not rely on its meaning."""
     try:
         return int(base64.b32decode(str(value)).removeprefix(b"before:"))
     except ValueError:
@@ -72,10 +72,8 @@ class OrderQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     user_id: Annotated[Id | None, Digits, Field(description="Only this user's orders.")] = None
-    status: Annotated[
-        Literal["pending", "paid", "failed", "cancelled"] | None, Field(description="Only orders of this status.")
-    ] = None
-    limit: Annotated[int, Field(strict=True, ge=1, le=100), Digits, Field(description="How many a page has.")] = 20
+    status: Annotated[Status | None, Field(description="Only orders of this status.")] = None
+    limit: Annotated[int, Field(strict=True, ge=1, le=100), Digits, Field(description="The orders per page.")] = 20
     cursor: Annotated[
         Id | None,
         BeforeValidator(_position),
@@ -85,11 +83,11 @@ class OrderQuery(BaseModel):
 
 
 def cursor_after(order: Order) -> str:
-    """The cursor of the page that follows this order."""
+    """The cursor of the page after this order."""
     return base64.b32encode(b"before:%d" % order.id).decode()
 
 
-#: What to send instead, by field, in Indonesian and in English.
+#: The remedy for each field, in Indonesian and in English.
 _REMEDIES = {
     "user_id": ("harus bilangan bulat dari 1 sampai 2147483647", "must be an integer from 1 to 2147483647"),
     "menu_ids": (
@@ -123,7 +121,7 @@ def json_body() -> dict[str, Any]:
     if len(data) > MAX_REQUEST_BYTES:
         raise Problem("body_too_large")
     try:
-        # RFC 8259 allows UTF-8 only, and no NaN; a fraction stays the decimal it was written as.
+        # RFC 8259 allows UTF-8 only, and no NaN. Fractions become exact decimals.
         body = exact_json(data.decode())
     except RecursionError:
         raise Problem("malformed_json", {"detail": "too deeply nested"}) from None
@@ -131,19 +129,19 @@ def json_body() -> dict[str, Any]:
         raise Problem("malformed_json", {"detail": str(error)[:200]}) from None
     if not isinstance(body, dict):
         raise _invalid([("body", "body")])
-    # JSON can spell half a surrogate pair, which no UTF-8 and no model takes: a field of that name is not known.
+    # JSON can contain a lone surrogate, which neither UTF-8 nor the models accept: such a field name is unknown.
     return {name.encode(errors="backslashreplace").decode(): value for name, value in body.items()}
 
 
 def _received() -> bytes:
-    """The body as it came. Raises Problem 400 where it breaks off or its chunks make no sense."""
+    """The raw body. Raises Problem 400 if it ends early or its chunks are malformed."""
     try:
         return request.get_data()
     except HTTPException:
         raise
     except Exception as error:
-        # The stream is the server's, and so is what it raises: gunicorn has an Exception of its own for a bad chunk.
-        log.info("a body cannot be read", error=first_line(error)[:200])
+        # The stream and its exceptions are the server's: gunicorn raises its own Exception for a malformed chunk.
+        log.info("cannot read the request body", error=first_line(error)[:200])
         raise Problem("bad_request") from error
 
 
@@ -160,22 +158,37 @@ def parse(model: type[Model], body: dict[str, Any]) -> Model:
 
 
 def parse_payment(body: dict[str, Any]) -> PaymentUpdate:
-    """The same for PUT payment, where the client's documents fix the answer to any other status: 400."""
+    """The body of PUT payment. Raises Problem 400 for another status, as the client's documents require."""
     if body.get("payment_status") not in ("pending", "paid", "failed"):
-        raise Problem("invalid_payment_status", extra={"errors": _errors([("payment_status", "payment_status")])})
+        raise Problem("invalid_payment_status", errors=_errors([("payment_status", "payment_status")]))
     return parse(PaymentUpdate, body)
 
 
 def idempotency_key() -> str | None:
-    """The Idempotency-Key of the request, if it has one. Raises Problem 422."""
+    """The Idempotency-Key of the request, if there is one. Raises Problem 422."""
     key = request.headers.get("Idempotency-Key")
     if key is not None and not re.fullmatch(IDEMPOTENCY_KEY, key):
         raise _invalid([("Idempotency-Key", "Idempotency-Key")])
     return key
 
 
+def preferred_wait(preferences: str, default: float) -> tuple[float, str]:
+    """Return how many seconds to wait for the menu and which preferences apply, by the Prefer header (RFC 7240).
+
+    Unknown preferences are ignored, as the RFC requires.
+    """
+    tokens = [token.split(";")[0].strip() for token in preferences.split(",")]
+    waits = [int(found[1]) for token in tokens if (found := _WAIT.match(token))]
+    applied = ["respond-async"] if any(token.lower() == "respond-async" for token in tokens) else []
+    seconds: float = 0 if applied else default
+    if waits:
+        seconds = min(waits[0], MAX_WAIT_SECONDS)
+        applied.append(f"wait={seconds}")
+    return seconds, ", ".join(applied)
+
+
 def query() -> OrderQuery:
-    """The query of GET /orders. Raises Problem 422 naming each parameter that cannot be used."""
+    """The query of GET /orders. Raises Problem 422 naming each invalid parameter."""
     repeated = [name for name, values in request.args.lists() if len(values) > 1]
     if repeated:
         raise _invalid([(name[:100], name) for name in repeated])
@@ -184,40 +197,10 @@ def query() -> OrderQuery:
 
 def _invalid(problems: list[tuple[str, str]]) -> Problem:
     errors = _errors(problems)
-    detail = "; ".join(f"{error['field']} {error['message']}" for error in errors)
-    return Problem("invalid_request", {"detail": detail}, {"errors": errors})
+    detail = "; ".join(f"{error.field} {error.message}" for error in errors)
+    return Problem("invalid_request", {"detail": detail}, errors=errors)
 
 
-def _errors(problems: list[tuple[str, str]]) -> list[dict[str, str]]:
-    language = 1 if speaks_english() else 0
-    return [{"field": name, "message": _REMEDIES.get(field, _UNKNOWN)[language]} for name, field in problems]
-
-
-def order_body(order: Order) -> dict[str, Any]:
-    """An order as its clients see it: one item per requested id, in order, unpriced while the menu is silent."""
-    priced = {item.id: item for item in order.items}
-    items = [
-        {"id": id, "name": item.name, "price": as_number(item.price), "stock": item.stock}
-        if (item := priced.get(id))
-        else {"id": id, "name": None, "price": None, "stock": None}
-        for id in order.menu_ids
-    ]
-    return {
-        "id": order.id,
-        "user_id": order.user_id,
-        "items": items,
-        "total_price": None if order.total_price is None else as_number(order.total_price),
-        "status": order.state.status,
-        "created_at": utc_text(order.created_at),
-    }
-
-
-def history_body(entry: Entry) -> dict[str, Any]:
-    """One line of an order's history; `from` and `to` are the states inside, finer than the status."""
-    return {
-        "at": utc_text(entry.at),
-        "type": entry.type,
-        "from": entry.from_state,
-        "to": entry.to_state,
-        "message_id": entry.message_id,
-    }
+def _errors(problems: list[tuple[str, str]]) -> list[FieldError]:
+    language = 1 if prefers_english() else 0
+    return [FieldError(field=name, message=_REMEDIES.get(field, _UNKNOWN)[language]) for name, field in problems]

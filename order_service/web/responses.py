@@ -1,82 +1,108 @@
-"""The answers as models, for the OpenAPI document. They have exactly these members: the client's documents fix that."""
+"""The response bodies: each model is the answer and documents it. Their members are fixed by the client's documents."""
 
-from typing import Annotated, Literal
+import json
+from collections.abc import Sequence
+from typing import Annotated, Literal, cast
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
-from pydantic.json_schema import SkipJsonSchema
+from flask import Response
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic_core import to_json
 
+from order_service.contract.envelope import utc_text
 from order_service.contract.events import Amount, Id, Price
-from order_service.domain.order import State
-from order_service.web.problems import KINDS
+from order_service.domain import order as domain
+from order_service.storage import history
+
+Time = Annotated[AwareDatetime, PlainSerializer(utc_text)]
+Status = Literal["pending", "paid", "failed", "cancelled"]
 
 
-class Answer(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Body(BaseModel):
+    """A response body; its values come from the database and need no validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True)
 
 
-class Item(Answer):
+class Item(Body):
     """One requested dish; name, price and stock are null until the menu has answered."""
 
     id: Id
     name: str | None
     price: Price | None
-    stock: Annotated[int | None, Field(ge=0, description="What is left after this order.")]
+    stock: Annotated[int | None, Field(ge=0, description="The stock that remains after this order.")]
 
 
-class Order(Answer):
+class Order(Body):
     """One item per requested menu id, in order, repeats included."""
 
     id: Id
     user_id: Id
     items: Annotated[list[Item], Field(min_length=1, max_length=100)]
     total_price: Annotated[Amount | None, Field(description="Null until the menu has answered.")]
-    status: Literal["pending", "paid", "failed", "cancelled"]
-    created_at: AwareDatetime
+    status: Status
+    created_at: Time
+
+    @classmethod
+    def of(cls, order: domain.Order) -> "Order":
+        priced = {item.id: item for item in order.items}
+        items = [
+            Item.model_construct(id=id, name=item.name, price=item.price, stock=item.stock)
+            if (item := priced.get(id))
+            else Item.model_construct(id=id, name=None, price=None, stock=None)
+            for id in order.menu_ids
+        ]
+        return cls.model_construct(
+            id=order.id,
+            user_id=order.user_id,
+            items=items,
+            total_price=order.total_price,
+            status=cast(Status, order.state.status),
+            created_at=order.created_at,
+        )
+
+    def event_data(self) -> str:
+        """The body as the `data` of a server-sent event."""
+        return json.dumps(self.model_dump(mode="json"), ensure_ascii=False)
 
 
-class OrderPage(Answer):
-    """Newest first."""
+class OrderPage(Body):
+    """A page of orders, newest first."""
 
     orders: Annotated[list[Order], Field(max_length=100)]
-    next_cursor: Annotated[str | None, Field(description="Send it as `cursor` for the next page; null on the last.")]
+    next_cursor: Annotated[str | None, Field(description="The `cursor` of the next page; null on the last page.")]
 
 
-class Happening(Answer):
-    """A message, a request or a deadline, and what it made of the order: states are finer than the status."""
+class HistoryEntry(Body):
+    """A message, a request or a deadline, and the transition it caused; states are more detailed than the status."""
 
-    at: AwareDatetime
+    at: Time
     type: str
-    from_: Annotated[State | None, Field(alias="from")]
-    to: State
+    from_: Annotated[domain.State | None, Field(alias="from")]
+    to: domain.State
     message_id: str | None
 
 
-class History(Answer):
-    """Oldest first."""
+class History(Body):
+    """The history of an order, oldest entry first."""
 
-    events: list[Happening]
+    events: list[HistoryEntry]
+
+    @classmethod
+    def of(cls, entries: Sequence[history.Entry]) -> "History":
+        return cls(
+            events=[
+                HistoryEntry(at=e.at, type=e.type, from_=e.from_state, to=e.to_state, message_id=e.message_id)
+                for e in entries
+            ]
+        )
 
 
-class Health(Answer):
+class Health(Body):
+    """The state of the process."""
+
     status: Literal["ok", "ready"]
 
 
-class FieldProblem(Answer):
-    field: str
-    message: str
-
-
-class Problem(Answer):
-    """RFC 9457; `code` is for programs, `message` for people."""
-
-    type: Annotated[str, Field(pattern="^urn:restaurant:problem:[a-z_]+$")]
-    title: str
-    status: int
-    code: Annotated[str, Field(json_schema_extra={"enum": sorted(KINDS)})]
-    message: str
-    order_id: Annotated[Id | SkipJsonSchema[None], Field(description="The order this is about, if there is one.")] = (
-        None
-    )
-    errors: Annotated[
-        list[FieldProblem] | SkipJsonSchema[None], Field(description="Each field that is wrong, with its remedy.")
-    ] = None
+def json_response(body: Body, status: int = 200) -> Response:
+    """The body as compact JSON."""
+    return Response(to_json(body) + b"\n", status, mimetype="application/json")

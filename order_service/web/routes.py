@@ -1,39 +1,42 @@
-"""What the API can be asked, and all it may answer, as data; openapi.py makes the OpenAPI document of it."""
+"""The one table of routes: the Flask application and the OpenAPI document are both made from it."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Concatenate
 
+from flask import Flask, Response
 from pydantic import BaseModel
 
 from order_service.contract import events
-from order_service.web import examples
-from order_service.web import requests as bodies
-from order_service.web import responses as schemas
+from order_service.web import docs_pages, examples, requests, responses
+from order_service.web.endpoints import Api
 
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A success: its model (or else schema) and example, the headers it always has, those it may have."""
+    """A success: its model (or schema) and example, the headers it always has, and those it may have."""
 
-    says: str
+    description: str
     model: type[BaseModel] | None = None
     example: Any = None
     headers: Sequence[str] = ()
-    may_have: Sequence[str] = ()
+    optional_headers: Sequence[str] = ()
     media_type: str = "application/json"
     schema: Json = field(default_factory=lambda: {"type": "string"})
 
 
 @dataclass(frozen=True)
-class Operation:
-    """One method at one path; `problems` are the codes it may answer, besides `internal_error`."""
+class Route:
+    """One method of one path; `problems` are the codes it may answer, besides `internal_error`."""
 
-    id: str
+    operation_id: str
     method: str
     path: str
+    endpoint: Callable[Concatenate[Api, ...], Response]
     summary: str
     answers: Mapping[int, Answer]
     problems: Sequence[str] = ()
@@ -41,36 +44,20 @@ class Operation:
     body: type[BaseModel] | None = None
     query: type[BaseModel] | None = None
     example: Json = field(default_factory=dict)
+    is_documented: bool = True
 
     @property
-    def may_fail(self) -> Sequence[str]:
-        """The codes of all its problems."""
+    def all_problems(self) -> Sequence[str]:
         return (*self.problems, "internal_error")
 
+    @property
+    def rule(self) -> str:
+        """The path as Flask writes it."""
+        return re.sub("{[a-z]+}", lambda found: _RULES[found[0]], self.path)
 
-#: Headers of requests and answers, and what they say.
-HEADERS = {
-    "Accept-Language": "Problems are told in Indonesian, or in English if that is preferred.",
-    "Allow": "The methods this address takes.",
-    "ETag": "The version of this order, for If-None-Match.",
-    "Idempotency-Key": "The same key and body again: the order placed before, as it stands now. Another body: 422.",
-    "If-None-Match": "An ETag seen before; 304 if the order has not changed since.",
-    "Last-Event-ID": "The id of the last event seen; the stream goes on after it.",
-    "Location": "Where the order is.",
-    "Prefer": "RFC 7240: `respond-async`, or `wait=N` for up to N seconds (at most 30) until the menu answers.",
-    "Preference-Applied": "Which preferences counted.",
-    "Retry-After": "Seconds after which to try again.",
-    "traceparent": "W3C Trace Context; the events of this order carry it on.",
-    "X-Request-ID": "Names this request in our log; made up where it is missing.",
-}
-#: Their schemas, where any text will not do.
-HEADER_SCHEMAS: Mapping[str, Json] = {
-    "Idempotency-Key": {"type": "string", "pattern": bodies.IDEMPOTENCY_KEY},
-    "Location": {"type": "string", "pattern": "^/orders/[0-9]+$"},
-    "Retry-After": {"type": "integer", "minimum": 0},
-}
-#: Parameters in a path.
-PATH: Mapping[str, Json] = {
+
+#: The documentation of path parameters, and how Flask writes them.
+PATH_PARAMETERS: Mapping[str, Json] = {
     "id": {
         "description": "The order's id.",
         "schema": {"type": "integer", "minimum": 1, "maximum": 2**31 - 1},
@@ -82,13 +69,35 @@ PATH: Mapping[str, Json] = {
         "example": "OrderCreated",
     },
 }
+_RULES = {"{id}": "<int:order_id>", "{event}": "<name>", "{file}": "<name>"}
+#: The headers of requests and answers, with their descriptions.
+HEADERS = {
+    "Accept-Language": "Problem messages are Indonesian, or English if the client prefers it.",
+    "Allow": "The methods that this address supports.",
+    "ETag": "The version of this order, for If-None-Match.",
+    "Idempotency-Key": "The same key and body again return the order placed before; another body is answered 422.",
+    "If-None-Match": "An ETag received before; 304 if the order has not changed since.",
+    "Last-Event-ID": "The id of the last event received; the stream resumes after it.",
+    "Location": "The address of the order.",
+    "Prefer": "RFC 7240: `respond-async`, or `wait=N` to wait up to N seconds (at most 30) for the menu.",
+    "Preference-Applied": "The preferences that were applied.",
+    "Retry-After": "The number of seconds after which to try again.",
+    "traceparent": "W3C Trace Context; the events of this order carry the trace id.",
+    "X-Request-ID": "The id of this request in the service's log; generated if the request has none.",
+}
+#: The schemas of headers that are not arbitrary strings.
+HEADER_SCHEMAS: Mapping[str, Json] = {
+    "Idempotency-Key": {"type": "string", "pattern": requests.IDEMPOTENCY_KEY},
+    "Location": {"type": "string", "pattern": "^/orders/[0-9]+$"},
+    "Retry-After": {"type": "integer", "minimum": 0},
+}
 _OBJECT: Json = {"type": "object"}
-#: One event of a stream, as a browser's EventSource hands it over.
+#: One event of a stream, as a browser's EventSource delivers it.
 _EVENT: Json = {
     "type": "object",
     "properties": {
         "event": {"const": "status"},
-        "id": {"type": "string", "description": "For Last-Event-ID."},
+        "id": {"type": "string", "description": "The value for Last-Event-ID."},
         "data": {
             "type": "string",
             "contentMediaType": "application/json",
@@ -105,78 +114,101 @@ _USER = ("user_not_found", "user_service_unavailable")
 _PUT_CONFLICTS = ("order_paid", "order_failed", "order_cancelled")
 
 
-def _order(says: str, example: Json, headers: Sequence[str] = (), may_have: Sequence[str] = ()) -> Answer:
-    return Answer(says, schemas.Order, example, ("ETag", *headers), may_have)
+def _order(description: str, example: Json, *headers: str, optional: Sequence[str] = ()) -> Answer:
+    return Answer(description, responses.Order, example, ("ETag", *headers), optional)
 
 
-OPERATIONS = (
-    Operation(
-        "placeOrder", "POST", "/orders", "Place an order",
+def _placed(description: str, example: Json) -> Answer:
+    return _order(description, example, "Location", optional=["Preference-Applied"])
+
+
+_PAGE = {200: Answer("A web page.", media_type="text/html")}
+
+ROUTES = (
+    Route(
+        "placeOrder", "POST", "/orders", Api.place_order, "Place an order",
         {
-            201: _order("Reserved and priced.", examples.PENDING, ["Location"], ["Preference-Applied"]),
-            202: _order("Recorded; not priced yet.", examples.UNPRICED, ["Location"], ["Preference-Applied"]),
+            201: _placed("The order is reserved and priced.", examples.PENDING),
+            202: _placed("The order is recorded, but not priced yet.", examples.UNPRICED),
         },
         (*_BODY, *_MENU, *_USER, *_READ), ("Prefer", "Idempotency-Key", "traceparent"),
-        body=bodies.OrderRequest, example=examples.ORDER_REQUEST,
+        body=requests.OrderRequest, example=examples.ORDER_REQUEST,
     ),
-    Operation(
-        "listOrders", "GET", "/orders", "List orders, newest first",
-        {200: Answer("A page of orders.", schemas.OrderPage, examples.PAGE)},
-        ("invalid_request", *_READ), query=bodies.OrderQuery,
+    Route(
+        "listOrders", "GET", "/orders", Api.list_orders, "List orders, newest first",
+        {200: Answer("A page of orders.", responses.OrderPage, examples.PAGE)},
+        ("invalid_request", *_READ), query=requests.OrderQuery,
     ),
-    Operation(
-        "getOrder", "GET", "/orders/{id}", "Read an order",
+    Route(
+        "getOrder", "GET", "/orders/{id}", Api.get_order, "Read an order",
         {
-            200: _order("The order as it stands.", examples.PENDING),
-            304: Answer("It has not changed since.", headers=("ETag",), media_type=""),
+            200: _order("The current version of the order.", examples.PENDING),
+            304: Answer("The order has not changed since.", headers=("ETag",), media_type=""),
         },
         _ORDER, ("If-None-Match",),
     ),
-    Operation(
-        "cancelOrder", "DELETE", "/orders/{id}", "Cancel an order; what was taken for it is given back",
-        {200: _order("Cancelled, now or before; it can still be read.", examples.CANCELLED)},
+    Route(
+        "cancelOrder", "DELETE", "/orders/{id}", Api.cancel_order,
+        "Cancel an order; its reserved stock and its payments are compensated",
+        {200: _order("The order is cancelled, by this request or an earlier one.", examples.CANCELLED)},
         (*_ORDER, "order_paid", "order_failed"),
     ),
-    Operation(
-        "updatePayment", "PUT", "/orders/{id}/payment", "Say how the payment went",
+    Route(
+        "updatePayment", "PUT", "/orders/{id}/payment", Api.update_payment, "Report the payment of an order",
         {
-            200: _order("The order has that status.", examples.PAID),
-            202: _order("Remembered; the menu has not answered yet.", examples.UNPRICED),
+            200: _order("The order has the reported status.", examples.PAID),
+            202: _order("The report is recorded; it takes effect once the menu answers.", examples.UNPRICED),
         },
         (*_BODY, "invalid_payment_status", *_ORDER, *_PUT_CONFLICTS),
-        body=bodies.PaymentUpdate, example=examples.PAYMENT_REQUEST,
+        body=requests.PaymentUpdate, example=examples.PAYMENT_REQUEST,
     ),
-    Operation(
-        "getHistory", "GET", "/orders/{id}/history", "Everything that happened to an order",
-        {200: Answer("Oldest first.", schemas.History, examples.HISTORY)}, _ORDER,
+    Route(
+        "getHistory", "GET", "/orders/{id}/history", Api.get_history, "Read the history of an order",
+        {200: Answer("The history, oldest entry first.", responses.History, examples.HISTORY)}, _ORDER,
     ),
-    Operation(
-        "streamOrder", "GET", "/orders/{id}/events", "Each change of an order as it happens (server-sent events)",
+    Route(
+        "streamOrder", "GET", "/orders/{id}/events", Api.stream_order,
+        "Receive each change of an order as it happens (server-sent events)",
         {
             200: Answer(
-                "An event each time the order changes, until it ends or the stream is long enough; comments between.",
+                "One event per change, and comments in between, until the order ends or the time limit is reached.",
                 example=examples.EVENT, media_type="text/event-stream", schema=_EVENT,
             ),
-            204: Answer("The order has ended, and Last-Event-ID was its last event: do not come back.", media_type=""),
+            204: Answer("The order has ended and Last-Event-ID names its last event: do not reconnect.", media_type=""),
         },
         (*_ORDER, "too_many_streams"), ("Last-Event-ID",),
     ),
-    Operation(
-        "health", "GET", "/healthz", "The process answers", {200: Answer("Yes.", schemas.Health, {"status": "ok"})}
+    Route(
+        "health", "GET", "/healthz", Api.health, "Check that the process answers",
+        {200: Answer("It answers.", responses.Health, {"status": "ok"})},
     ),
-    Operation(
-        "readiness", "GET", "/readyz", "The database answers and is migrated",
-        {200: Answer("Yes; the broker may be away.", schemas.Health, {"status": "ready"})}, _READ,
+    Route(
+        "readiness", "GET", "/readyz", Api.readiness, "Check that the database answers and is migrated",
+        {200: Answer("It does; the broker is not checked.", responses.Health, {"status": "ready"})}, _READ,
     ),
-    Operation("metrics", "GET", "/metrics", "Figures for Prometheus", {200: Answer("Text.", media_type="text/plain")}),
-    Operation("docs", "GET", "/docs", "This document as a page", {200: Answer("A page.", media_type="text/html")}),
-    Operation("asyncapi", "GET", "/asyncapi", "The events as a page", {200: Answer("A page.", media_type="text/html")}),
-    Operation(
-        "asyncapiDocument", "GET", "/asyncapi.json", "The events", {200: Answer("AsyncAPI 3.", schema=_OBJECT)}
+    Route(
+        "metrics", "GET", "/metrics", Api.metrics, "Read the metrics, for Prometheus",
+        {200: Answer("Prometheus's text format.", media_type="text/plain")},
     ),
-    Operation(
-        "eventSchema", "GET", "/schemas/{event}.json", "The JSON Schema of an event's data",
-        {200: Answer("JSON Schema.", schema=_OBJECT, media_type="application/schema+json")}, ["not_found"],
+    Route("docs", "GET", "/docs", docs_pages.openapi_page, "This document as a web page", _PAGE),
+    Route("docsFile", "GET", "/docs/{file}", docs_pages.openapi_file, "A file of that page", {}, is_documented=False),
+    Route("asyncapi", "GET", "/asyncapi", docs_pages.asyncapi_page, "The events as a web page", _PAGE),
+    Route(
+        "asyncapiDocument", "GET", "/asyncapi.json", docs_pages.asyncapi_json, "The events as an AsyncAPI document",
+        {200: Answer("An AsyncAPI 3 document.", schema=_OBJECT)},
     ),
-    Operation("openapi", "GET", "/openapi.json", "This document", {200: Answer("OpenAPI 3.1.1.", schema=_OBJECT)}),
+    Route(
+        "eventSchema", "GET", "/schemas/{event}.json", docs_pages.event_schema, "The JSON Schema of an event's data",
+        {200: Answer("A JSON Schema.", schema=_OBJECT, media_type="application/schema+json")}, ["not_found"],
+    ),
+    Route(
+        "openapi", "GET", "/openapi.json", docs_pages.openapi_json, "This document",
+        {200: Answer("An OpenAPI 3.1.1 document.", schema=_OBJECT)},
+    ),
 )  # fmt: skip
+
+
+def install(app: Flask, api: Api) -> None:
+    """Add every route to the application."""
+    for route in ROUTES:
+        app.add_url_rule(route.rule, route.operation_id, partial(route.endpoint, api), methods=[route.method])

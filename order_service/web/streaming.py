@@ -1,9 +1,8 @@
-"""Server-sent events: a client sees each change of its order as it happens, and may come back where it was.
+"""Server-sent events: a client receives each change of its order, and can resume with Last-Event-ID.
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -11,28 +10,27 @@ from collections.abc import Iterator
 from flask import Response
 
 from order_service.domain.order import FINAL, Order
+from order_service.web import responses
+from order_service.web.placing import Watcher
 from order_service.web.problems import Problem
-from order_service.web.requests import order_body
-from order_service.web.waiting import Watcher
 
-#: A comment goes out this often, so that proxies keep the connection and a client that left is noticed.
+#: The interval of comments, in seconds: proxies keep the connection open, and a client that has left is noticed.
 HEARTBEAT_SECONDS = 15.0
-#: How soon an open stream notices that the process is to stop.
-STOP_LOOK_SECONDS = 1.0
+#: How often an open stream checks whether the process is stopping, in seconds.
+STOP_CHECK_SECONDS = 1.0
 
 
 class Streams:
     """The open streams of one process: at most `limit`, each at most `seconds` long."""
 
-    def __init__(self, watcher: Watcher, *, limit: int, seconds: float) -> None:
-        self._watcher, self._seconds = watcher, seconds
+    def __init__(self, watcher: Watcher, stopping: threading.Event, *, limit: int, seconds: float) -> None:
+        self._watcher, self._stopping, self._seconds = watcher, stopping, seconds
         self._slots = threading.Semaphore(limit)
-        self.stopping = threading.Event()
 
     def open(self, order: Order, last_event_id: str | None) -> Response:
-        """A stream of this order, 204 if there is no more to come of it. Raises Problem 503 when too many are open."""
+        """A stream of this order, or 204 if no change can follow. Raises Problem 503 when too many are open."""
         if order.state in FINAL and last_event_id == str(order.version):
-            # What an EventSource takes for the end; after a stream, however short, it would come back for ever.
+            # An EventSource reconnects after every stream that ends; only 204 stops it.
             nothing = Response(status=204)
             del nothing.headers["Content-Type"]
             return nothing
@@ -40,7 +38,7 @@ class Streams:
             raise Problem("too_many_streams")
         response = Response(self._events(order, last_event_id), content_type="text/event-stream")
         response.headers["Cache-Control"] = "no-store"
-        # Called even if the client left before the first event was asked for.
+        # Called even if the client leaves before the first event is produced.
         response.call_on_close(self._slots.release)
         return response
 
@@ -49,8 +47,8 @@ class Streams:
         if last_event_id != str(order.version):
             yield _event(order)
         heartbeat = time.monotonic() + HEARTBEAT_SECONDS
-        while order.state not in FINAL and (left := end - time.monotonic()) > 0 and not self.stopping.is_set():
-            seen, order = order, self._watcher.wait(order, min(left, STOP_LOOK_SECONDS))
+        while order.state not in FINAL and (left := end - time.monotonic()) > 0 and not self._stopping.is_set():
+            seen, order = order, self._watcher.wait(order, min(left, STOP_CHECK_SECONDS))
             if order is not seen:
                 yield _event(order)
             elif time.monotonic() >= heartbeat:
@@ -59,5 +57,4 @@ class Streams:
 
 
 def _event(order: Order) -> str:
-    data = json.dumps(order_body(order), ensure_ascii=False)
-    return f"event: status\nid: {order.version}\ndata: {data}\n\n"
+    return f"event: status\nid: {order.version}\ndata: {responses.Order.of(order).event_data()}\n\n"

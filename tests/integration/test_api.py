@@ -37,7 +37,7 @@ from order_service.domain.messages import Cancel, Item, MenuRejected, MenuReserv
 from order_service.domain.order import State
 from order_service.domain.saga import Clock
 from order_service.storage.tables import order_history, orders, outbox
-from order_service.web.waiting import preferred_wait
+from order_service.web.requests import preferred_wait
 
 Eventually = Callable[..., Any]
 

@@ -1,5 +1,6 @@
 """A Menu Service that only speaks HTTP: no line is ever taken twice, and nothing half taken goes unnoticed."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -15,9 +16,9 @@ import pytest
 import sqlalchemy as sa
 from structlog.testing import capture_logs
 
+from consumers.menu_http import reservation as stock_room
 from consumers.menu_http.client import Menus, MenuServiceDown
 from consumers.menu_http.consumer import MenuOverHttp
-from consumers.menu_http.consumer import reservation as stock_room
 from consumers.menu_http.reservation import Stock
 from order_service import handlers
 from order_service.contract import topology
@@ -45,8 +46,9 @@ def menu() -> Iterator[OldMenu]:
 
 
 @pytest.fixture
-def menus(menu: OldMenu) -> Menus:
-    return Menus(menu.url)
+def menus(menu: OldMenu) -> Iterator[Menus]:
+    with contextlib.closing(Menus(menu.url)) as menus:
+        yield menus
 
 
 @pytest.fixture
@@ -255,22 +257,20 @@ def test_process_killed_around_a_put_never_takes_a_line_twice(
 
 
 def test_put_that_cannot_have_left_is_tried_again_and_the_order_goes_on(
-    stock: Stock, menus: Menus, menu: OldMenu, database: Database, order_id: int, log: list[Any]
+    stock: Stock, menu: OldMenu, database: Database, order_id: int, log: list[Any]
 ) -> None:
-    original = menu.before_put
-
-    def leave(menu_id: int) -> None:
-        menus._url = "http://127.0.0.1:1"
-        menu.before_put = original
-
-    menu.before_put = leave
-
+    # given: a menu that stops listening during the first PUT
+    menu.before_put = lambda menu_id: menu.stop()
     for _ in range(2):
         with pytest.raises(MenuServiceDown):
             stock.reserve(order_id)
-    menus._url = menu.url.rstrip("/")
+
+    # when
+    menu.before_put = lambda menu_id: None
+    menu.start()
     stock.reserve(order_id)
 
+    # then
     assert story(database, order_id)[0] == "awaiting_payment"
     assert menu.puts == [(2, 1), (1, 1)]
     assert [item.stock for item in core.get(database, order_id).items] == [14, 6]

@@ -1,4 +1,4 @@
-"""The OpenAPI document: valid, complete, made from the models that validate; and its page, which needs no internet."""
+"""The OpenAPI document is valid and complete, and its page loads nothing from other servers."""
 
 import re
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ from order_service.web.problems import KINDS
 from tests.integration.test_api import api_of
 
 DOCUMENT = openapi.document()
-#: Answered wherever nothing else is, so no operation can document them.
-NOWHERE = {"method_not_allowed", "bad_request"}
+#: Answered outside of all operations, so no operation documents them.
+UNDOCUMENTED = {"method_not_allowed", "bad_request"}
 OPERATIONS = [
     (f"{method.upper()} {path}", operation)
     for path, methods in DOCUMENT["paths"].items()
@@ -48,16 +48,16 @@ def test_document_is_valid_openapi_3_1(client: FlaskClient) -> None:
 
 
 def test_every_route_is_documented_and_nothing_else(app: Flask) -> None:
-    def nameless(route: str) -> str:
+    def without_names(route: str) -> str:
         return re.sub("<[^>]+>|{[^}]+}", "{}", route)
 
     routes = {
-        nameless(f"{method} {rule.rule}")
+        without_names(f"{method} {rule.rule}")
         for rule in app.url_map.iter_rules()
         for method in rule.methods or ()
         if method not in ("HEAD", "OPTIONS")
     }
-    assert routes - {"GET /docs/{}"} == {nameless(name) for name, _ in OPERATIONS}
+    assert routes - {"GET /docs/{}"} == {without_names(name) for name, _ in OPERATIONS}
 
 
 def test_every_problem_is_documented_under_its_own_status() -> None:
@@ -68,18 +68,18 @@ def test_every_problem_is_documented_under_its_own_status() -> None:
         for code in answer.get("content", {}).get("application/problem+json", {}).get("examples", ())
     }
 
-    assert shown == {(code, kind.status) for code, kind in KINDS.items() if code not in NOWHERE}
+    assert shown == {(code, kind.status) for code, kind in KINDS.items() if code not in UNDOCUMENTED}
 
 
 def test_answers_have_exactly_the_documented_members() -> None:
     schemas = DOCUMENT["components"]["schemas"]
 
-    loose = [
+    open_schemas = [
         name
         for name, schema in schemas.items()
         if schema["type"] == "object" and schema.get("additionalProperties") is not False
     ]
-    assert not loose
+    assert not open_schemas
     members = ["id", "user_id", "items", "total_price", "status", "created_at"]
     assert list(schemas["Order"]["properties"]) == schemas["Order"]["required"] == members
     assert schemas["Item"]["required"] == ["id", "name", "price", "stock"]
@@ -105,19 +105,19 @@ def test_documents_and_pages_are_answered_as_documented(client: FlaskClient, pat
     assert (answer.status_code, [answer.mimetype]) == (200, list(described["content"]))
 
 
-def test_page_asks_for_nothing_from_elsewhere(client: FlaskClient) -> None:
+def test_page_loads_nothing_from_other_servers(client: FlaskClient) -> None:
     # given
     page = client.get("/docs")
 
     # when
-    asked_for = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text)
     start = client.get("/docs/start.js").text
     style = client.get("/docs/swagger-ui.css").text
 
     # then
-    assert {"/docs/start.js", "/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js", "/openapi.json"} <= set(asked_for)
-    assert [path for path in asked_for if not path.startswith("/") or path.startswith("//")] == []
-    assert {path: client.get(path).status_code for path in asked_for} == dict.fromkeys(asked_for, 200)
+    assert {"/docs/start.js", "/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js", "/openapi.json"} <= set(loaded)
+    assert [path for path in loaded if not path.startswith("/") or path.startswith("//")] == []
+    assert {path: client.get(path).status_code for path in loaded} == dict.fromkeys(loaded, 200)
     assert 'url: "/openapi.json"' in start
     assert "validatorUrl: null" in start
     assert not re.search(r"@import|url\(\s*['\"]?(?!['\"]?data:)", style)

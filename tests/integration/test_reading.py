@@ -258,7 +258,7 @@ def test_stream_goes_on_after_the_last_event_seen(service: Service) -> None:
 def test_stream_sends_a_comment_when_nothing_happens(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     assert streaming.HEARTBEAT_SECONDS == 15
     monkeypatch.setattr(streaming, "HEARTBEAT_SECONDS", 0.1)
-    monkeypatch.setattr(streaming, "STOP_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(streaming, "STOP_CHECK_SECONDS", 0.05)
     service.app.extensions["api"].streams._seconds = 10  # an end instead of a comment, should none come
 
     with Stream(service, service.order_in(State.AWAITING_PAYMENT)) as stream:

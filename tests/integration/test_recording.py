@@ -1,7 +1,7 @@
-"""Many orders in one transaction: what goes wrong with one of them is not the others' trouble."""
+"""Many orders in one transaction: an error of one of them does not affect the others."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -9,31 +9,45 @@ import pytest
 import sqlalchemy as sa
 
 from order_service import handlers
+from order_service.config import Settings
 from order_service.domain.order import Order
 from order_service.handlers import Placement
 from order_service.storage import outbox
 from order_service.storage.database import Database
 from order_service.storage.tables import orders
-from order_service.web import recording
-from order_service.web.recording import Recorder
+from order_service.web import placing
+from order_service.web.placing import Recorder
 from tests.integration import core
 
 Eventually = Callable[..., Any]
+#: What the recorder calls, without the gate.
+PLACE_ORDERS = handlers.place_orders
 
 
 class Gate:
-    """Records as the API does, but no transaction before `open`: so those that wait come together."""
+    """Holds every transaction until it is opened, so that placements gather, and notes what each transaction records."""
 
-    def __init__(self, database: Database) -> None:
-        self.open = threading.Event()
-        self.batches: list[int] = []
-        self._database = database
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._is_open = threading.Event()
+        self.begun: list[Sequence[Placement]] = []
+        self.ended: list[Sequence[Placement]] = []
+        monkeypatch.setattr(handlers, "place_orders", self._record)
 
-    def record(self, placements: list[Placement]) -> list[Order]:
-        self.batches.append(len(placements))
-        assert self.open.wait(30)
-        with self._database.writing() as connection:
-            return handlers.place_orders(connection, placements, core.clock(), reminders=3)
+    def open(self) -> None:
+        self._is_open.set()
+
+    def _record(self, given: Any, placements: Sequence[Placement], *more: Any, **options: Any) -> list[Order]:
+        self.begun.append(placements)
+        assert self._is_open.wait(30)
+        try:
+            return PLACE_ORDERS(given, placements, *more, **options)
+        finally:
+            self.ended.append(placements)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    return Gate(monkeypatch)
 
 
 @pytest.fixture
@@ -44,13 +58,8 @@ def database(database_url: str) -> Iterator[Database]:
 
 
 @pytest.fixture
-def gate(database: Database) -> Gate:
-    return Gate(database)
-
-
-@pytest.fixture
-def recorder(gate: Gate) -> Recorder:
-    return Recorder(gate.record)
+def recorder(database: Database) -> Recorder:
+    return Recorder(database, Settings())
 
 
 def placement(key: str | None = None) -> Placement:
@@ -61,21 +70,24 @@ def placement(key: str | None = None) -> Placement:
 def place_together(
     recorder: Recorder, gate: Gate, eventually: Eventually, placements: list[Placement]
 ) -> list[Order | BaseException]:
-    """What became of each; those that came after the first batch was taken went into one transaction, or tried to."""
+    """The order or error of each placement; all but those of the first transaction are offered to the second."""
     with ThreadPoolExecutor(len(placements)) as pool:
         futures = [pool.submit(recorder.place, each) for each in placements]
-        eventually(lambda: gate.batches and len(recorder._waiting) + gate.batches[0] == len(placements), "all to wait")
-        gate.open.set()
+        eventually(
+            lambda: gate.begun and recorder.backlog + len(gate.begun[0]) == len(placements),
+            "all other placements to wait for the first transaction",
+        )
+        gate.open()
     return [future.exception() or future.result() for future in futures]
 
 
-def test_orders_that_come_during_a_transaction_share_the_next(
+def test_orders_that_arrive_during_a_transaction_share_the_next(
     recorder: Recorder, gate: Gate, database: Database, eventually: Eventually
 ) -> None:
     placed = place_together(recorder, gate, eventually, [placement() for _ in range(20)])
 
-    assert len(gate.batches) == 2
-    assert sum(gate.batches) == 20
+    assert len(gate.begun) == 2
+    assert sum(map(len, gate.begun)) == 20
     ids = [order.id for order in placed if isinstance(order, Order)]
     assert len(set(ids)) == core.count(database, orders) == 20
     created = {event["data"]["order_id"] for event in core.leaving(database, "OrderCreated")}
@@ -92,11 +104,11 @@ def test_repeated_key_fails_alone(recorder: Recorder, gate: Gate, database: Data
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_key_that_a_frozen_process_holds_fails_alone(
+def test_key_locked_by_a_frozen_process_fails_alone(
     recorder: Recorder, gate: Gate, database: Database, eventually: Eventually
 ) -> None:
     with core.opened(database.url) as frozen, frozen.engine.connect() as connection:
-        handlers.place_orders(connection, [placement("held")], core.clock(), reminders=3)
+        PLACE_ORDERS(connection, [placement("held")], core.clock(), reminders=3)
 
         placed = place_together(recorder, gate, eventually, [placement(), placement("held"), placement()])
 
@@ -106,32 +118,24 @@ def test_key_that_a_frozen_process_holds_fails_alone(
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_keys_that_a_frozen_process_holds_keep_no_other_order_waiting_for_long(
+def test_keys_locked_by_a_frozen_process_do_not_delay_other_orders(
     recorder: Recorder, gate: Gate, database: Database, eventually: Eventually
 ) -> None:
     keys = ("one", "another", "third")
-    ended: list[str | None] = []
-
-    def record(placements: list[Placement]) -> list[Order]:
-        try:
-            return gate.record(placements)
-        finally:
-            if len(placements) == 1:
-                ended.append(placements[0].request.get("idempotency_key"))
-
     with core.opened(database.url) as frozen, frozen.engine.connect() as connection:
-        handlers.place_orders(connection, [placement(key) for key in keys], core.clock(), reminders=3)
+        PLACE_ORDERS(connection, [placement(key) for key in keys], core.clock(), reminders=3)
 
         together = [placement(key) for key in keys] + [placement() for _ in range(4)]
-        place_together(Recorder(record), gate, eventually, [placement(), *together])  # type: ignore[arg-type]
+        place_together(recorder, gate, eventually, [placement(), *together])
 
         connection.rollback()
-    # Each alone, and all at the same time: the free ones ended while the others waited for the held keys.
-    assert set(ended[-3:]) <= set(keys)
+    # Each is retried alone and at the same time: the free ones end while the others wait for the locked keys.
+    alone = [placements[0] for placements in gate.ended if len(placements) == 1]
+    assert {each.request.get("idempotency_key") for each in alone[-3:]} <= set(keys)
 
 
 def test_next_order_is_recorded_after_one_that_failed(recorder: Recorder, gate: Gate, database: Database) -> None:
-    gate.open.set()
+    gate.open()
     recorder.place(placement("same"))
     with pytest.raises(sa.exc.IntegrityError):
         recorder.place(placement("same"))
@@ -140,22 +144,22 @@ def test_next_order_is_recorded_after_one_that_failed(recorder: Recorder, gate: 
     assert core.count(database, orders) == 2
 
 
-def test_record_that_loses_an_order_hangs_nobody() -> None:
-    losing = Recorder(lambda placements: [])
+def test_lost_order_is_an_error_and_blocks_no_later_one(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handlers, "place_orders", lambda *given, **options: [])
 
     for _ in range(2):
         with pytest.raises(ValueError, match="zip"):
-            losing.place(placement())
+            recorder.place(placement())
 
 
 def test_more_orders_than_one_transaction_takes_are_all_recorded(
     recorder: Recorder, gate: Gate, database: Database, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recording, "LIMIT", 4)
+    monkeypatch.setattr(placing, "BATCH_LIMIT", 4)
 
     placed = place_together(recorder, gate, eventually, [placement() for _ in range(20)])
 
-    assert max(gate.batches) == 4
+    assert max(map(len, gate.begun)) == 4
     assert len({order.id for order in placed if isinstance(order, Order)}) == core.count(database, orders) == 20
 
 

@@ -1,13 +1,12 @@
-"""The User Service's client and what the API makes of its answers, against a real server that misbehaves on demand."""
+"""The client of the User Service and how the API uses its answers, against a real server with faults on demand."""
 
 import contextlib
 import http.client
 import json
 import socket
-import socketserver
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -21,9 +20,7 @@ from order_service.storage.database import Database
 from order_service.storage.tables import orders, outbox
 from order_service.web import users
 from order_service.web.users import Users, UserServiceDown
-
-#: One answer of the stand-in: it may write what it likes, as slowly as it likes.
-Answer = Callable[["StandIn", socket.socket], None]
+from tests.integration.stand_in import Answer, StandIn, drips, hangs_up, says, silent
 
 OK = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 8\r\n\r\n{"id":1}'
 UNKNOWN = b"HTTP/1.1 404 NOT FOUND\r\nContent-Length: 2\r\n\r\n{}"
@@ -31,72 +28,6 @@ BROKEN = b"HTTP/1.1 500 INTERNAL SERVER ERROR\r\nContent-Length: 2\r\n\r\n{}"
 REQUEST = {"user_id": 1, "menu_ids": [1]}
 #: What a check may take beyond the total deadline on a busy machine, in seconds.
 SLACK_SECONDS = 0.7
-
-
-class StandIn:
-    """A User Service that plays its answers one after the other, the last one again and again."""
-
-    def __init__(self) -> None:
-        self.answers: list[Answer] = []
-        self.asked: list[str] = []
-        self.closing = threading.Event()
-        outer = self
-
-        class Handler(socketserver.BaseRequestHandler):
-            def handle(self) -> None:
-                with contextlib.suppress(OSError):
-                    while outer._answer_one(self.request):
-                        pass
-
-        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever)
-        self._thread.start()
-
-    def _answer_one(self, connection: socket.socket) -> bool:
-        head = b""
-        while not head.endswith(b"\r\n\r\n"):
-            received = connection.recv(4096)
-            if not received:
-                return False
-            head += received
-        self.asked.append(head.split(b"\r\n")[0].decode())
-        answer = self.answers[min(len(self.asked), len(self.answers)) - 1]
-        answer(self, connection)
-        return True
-
-    def close(self) -> None:
-        self.closing.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-def says(data: bytes) -> Answer:
-    return lambda _, connection: connection.sendall(data)
-
-
-def drips(data: bytes, *, pause: float = 0.2, first: int = 0) -> Answer:
-    """One byte at a time, each in time for a timeout that only looks at the next byte; after a while all the rest."""
-
-    def answer(stand_in: StandIn, connection: socket.socket) -> None:
-        sent, until = first, time.monotonic() + 2 * users.TOTAL_SECONDS
-        connection.sendall(data[:first])
-        while time.monotonic() < until and sent < len(data) and not stand_in.closing.wait(pause):
-            connection.sendall(data[sent : sent + 1])
-            sent += 1
-        connection.sendall(data[sent:])
-
-    return answer
-
-
-def silent(stand_in: StandIn, connection: socket.socket) -> None:
-    stand_in.closing.wait(20)
-
-
-def hangs_up(_: StandIn, connection: socket.socket) -> None:
-    connection.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture
@@ -137,7 +68,7 @@ def test_user_exists_or_not_as_the_service_says(
     ids=["500", "503", "429", "302", "no HTTP", "no length", "hangs up", "silent"],
 )
 @pytest.mark.parametrize(("second", "expected"), [(OK, True), (UNKNOWN, False)])
-def test_first_answer_that_is_of_no_use_is_asked_for_once_more(
+def test_request_without_a_usable_answer_is_repeated_once(
     stand_in: StandIn, checker: Users, first: Answer, second: bytes, expected: bool
 ) -> None:
     stand_in.answers = [first, says(second)]
@@ -146,7 +77,7 @@ def test_first_answer_that_is_of_no_use_is_asked_for_once_more(
     assert len(stand_in.asked) == 2
 
 
-def test_second_useless_answer_is_down_and_there_is_no_third_attempt(stand_in: StandIn, checker: Users) -> None:
+def test_second_unusable_answer_is_down_and_there_is_no_third_attempt(stand_in: StandIn, checker: Users) -> None:
     stand_in.answers = [says(BROKEN), says(BROKEN), says(OK)]
 
     with pytest.raises(UserServiceDown, match="500"):
@@ -230,9 +161,7 @@ def test_service_that_refuses_connections_is_down_at_once() -> None:
     assert time.monotonic() - start < 1
 
 
-def test_connection_closed_while_idle_is_not_taken_for_a_service_that_is_down(
-    stand_in: StandIn, checker: Users
-) -> None:
+def test_connection_closed_while_idle_does_not_mean_that_the_service_is_down(stand_in: StandIn, checker: Users) -> None:
     # given: a service that closes every connection after its answer without saying so
     def answers_and_closes(_: StandIn, connection: socket.socket) -> None:
         connection.sendall(OK)
@@ -252,7 +181,7 @@ def test_many_threads_share_the_client(stand_in: StandIn, checker: Users) -> Non
     assert sorted(stand_in.asked) == sorted(f"GET /users/{n} HTTP/1.1" for n in range(1, 201))
 
 
-# What the API makes of it.
+# How the API uses the answers.
 
 
 def count_rows(database_url: str) -> int:

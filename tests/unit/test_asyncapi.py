@@ -9,27 +9,26 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from flask import Flask
 from flask.testing import FlaskClient
 
+from api import create_app
 from order_service.cli.main import main
+from order_service.config import Settings
 from order_service.contract import asyncapi, event_tables, samples, topology
 from order_service.contract.envelope import Delivery, read
 from order_service.contract.events import EVENTS, INCOMING, OUTGOING, EventData, IncomingData, OrderEventData
 from order_service.contract.schemas import data_schema, event_schema
 from order_service.storage.outbox import is_mandatory
-from order_service.web import contract_pages, problems
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "tests/contracts").glob("*.json")}
 
 
 @pytest.fixture
-def client() -> FlaskClient:
-    app = Flask("contract")
-    app.register_blueprint(contract_pages.pages)
-    problems.install(app)
-    return app.test_client()
+def client() -> Iterator[FlaskClient]:
+    app = create_app(Settings())
+    yield app.test_client()
+    app.extensions["api"].close()
 
 
 def objects(node: Any) -> Iterator[dict[str, Any]]:

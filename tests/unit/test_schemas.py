@@ -1,4 +1,4 @@
-"""docs/schemas is what the code says today, and no change of it breaks a sibling that was written against it."""
+"""docs/schemas matches the code, and no change of a schema breaks a sibling that was written against it."""
 
 import copy
 import json
@@ -23,19 +23,19 @@ COMMITTED = {
 COMMAND = "python -m order_service schemas docs/schemas"
 
 
-def test_every_event_has_its_committed_schema():
+def test_every_event_has_its_committed_schema() -> None:
     assert COMMITTED.keys() == EVENTS.keys(), f"run: {COMMAND}"
 
 
 @pytest.mark.parametrize("event_type", EVENTS)
-def test_no_change_breaks_a_sibling(event_type: str):
+def test_no_change_breaks_a_sibling(event_type: str) -> None:
     changes = breaking_changes(COMMITTED[event_type], data_schema(event_type), incoming=event_type in INCOMING)
 
-    assert not changes, f"siblings rely on {event_type} as it was: take it back, or raise SCHEMA_VERSION"
+    assert not changes, f"siblings rely on the previous {event_type}: revert the change, or raise SCHEMA_VERSION"
 
 
 @pytest.mark.parametrize("event_type", EVENTS)
-def test_the_committed_schema_is_the_codes(event_type: str):
+def test_committed_schema_matches_the_code(event_type: str) -> None:
     assert COMMITTED[event_type] == data_schema(event_type), f"docs/schemas is out of date; run: {COMMAND}"
 
 
@@ -72,7 +72,7 @@ def change(name: str, **more: Any) -> Edit:
     return lambda schema: fields(schema)[name].update(more)
 
 
-def forget(name: str, keyword: str) -> Edit:
+def remove_keyword(name: str, keyword: str) -> Edit:
     return lambda schema: fields(schema)[name].pop(keyword)
 
 
@@ -84,43 +84,43 @@ def inside(edit: Edit) -> Edit:
     return lambda schema: edit(item(schema))
 
 
-#: An edit that breaks, and where.
+#: Breaking edits, each with the path of the field.
 BREAKING: dict[str, tuple[str, str, Edit]] = {
-    "input: a field is gone": ("PaymentFailed", "data.payment_id", lambda s: fields(s).pop("payment_id")),
-    "input: a field in a list is gone": ("MenuReserved", "data.items[].stock", inside(drop("stock"))),
+    "input: a field is removed": ("PaymentFailed", "data.payment_id", lambda s: fields(s).pop("payment_id")),
+    "input: a field in a list is removed": ("MenuReserved", "data.items[].stock", inside(drop("stock"))),
     "input: a field is required now": ("MenuReserved", "data.x", lambda s: s["required"].append("x")),
     "input: a new field is required": ("MenuRejected", "data.why", add("why", required=True)),
-    "input: one in a list is": ("MenuReserved", "data.items[].unit", inside(add("unit", required=True))),
+    "input: one in a list": ("MenuReserved", "data.items[].unit", inside(add("unit", required=True))),
     "input: another type": ("StockReleased", "data.order_id", make("order_id", type="string")),
-    "input: one type less": ("PaymentCompleted", "data.payment_id", change("payment_id", type="string")),
-    "input: null no longer": ("PaymentFailed", "data.payment_id", make("payment_id", type=["string", "integer"])),
+    "input: one type fewer": ("PaymentCompleted", "data.payment_id", change("payment_id", type="string")),
+    "input: no longer null": ("PaymentFailed", "data.payment_id", make("payment_id", type=["string", "integer"])),
     "input: only whole numbers": ("PaymentCompleted", "data.amount", change("amount", type="integer")),
     "input: a lower limit": ("PaymentFailed", "data.reason", change("reason", maxLength=100)),
     "input: a new limit": ("PaymentFailed", "data.reason", change("reason", minLength=1)),
     "input: fewer entries": ("MenuReserved", "data.items", change("items", maxItems=50)),
-    "input: a value less": ("MenuRejected", "data.reason", change("reason", enum=["out_of_stock"])),
+    "input: one value fewer": ("MenuRejected", "data.reason", change("reason", enum=["out_of_stock"])),
     "input: only certain values": ("PaymentFailed", "data.reason", change("reason", enum=["card"])),
     "input: a pattern": ("StockReleased", "data.release_id", change("release_id", pattern="^R")),
-    "output: a field is gone": ("OrderPaid", "data.paid_at", drop("paid_at")),
+    "output: a field is removed": ("OrderPaid", "data.paid_at", drop("paid_at")),
     "output: one may be absent": ("OrderPaid", "data.payment_id", lambda s: s["required"].remove("payment_id")),
     "output: another type": ("OrderCreated", "data.menu_ids[]", change("menu_ids", items={"type": "string"})),
     "output: null too": ("OrderPaid", "data.total_price", change("total_price", type=["number", "null"])),
     "output: larger values": ("PaymentRequested", "data.amount", change("amount", exclusiveMaximum=10**15)),
-    "output: no limit": ("OrderCreated", "data.user_id", forget("user_id", "maximum")),
-    "output: no time": ("OrderCreated", "data.reply_by", forget("reply_by", "format")),
+    "output: no limit": ("OrderCreated", "data.user_id", remove_keyword("user_id", "maximum")),
+    "output: no time": ("OrderCreated", "data.reply_by", remove_keyword("reply_by", "format")),
 }
 
-#: An edit that a sibling written before it does not notice.
+#: Edits that existing siblings do not notice.
 HARMLESS: dict[str, tuple[str, Edit]] = {
     "nothing": ("OrderCreated", lambda s: None),
     "other words": ("OrderCreated", lambda s: s.update(description="Otherwise.")),
     "input: a new field that may be absent": ("MenuRejected", add("why", required=False)),
     "input: no longer required": ("MenuReserved", inside(lambda s: s["required"].remove("stock"))),
-    "input: a type more": ("StockReleased", change("order_id", type=["integer", "string"])),
+    "input: one type more": ("StockReleased", change("order_id", type=["integer", "string"])),
     "input: fractions too": ("StockReleased", change("order_id", type="number")),
-    "input: a value more": ("MenuRejected", change("reason", enum=["menu_not_found", "out_of_stock", "closed"])),
+    "input: one value more": ("MenuRejected", change("reason", enum=["menu_not_found", "out_of_stock", "closed"])),
     "input: a higher limit": ("PaymentFailed", change("reason", maxLength=1000)),
-    "input: no limit": ("PaymentFailed", forget("reason", "pattern")),
+    "input: no limit": ("PaymentFailed", remove_keyword("reason", "pattern")),
     "output: a new field": ("OrderPaid", add("tip", required=True)),
     "output: never null": ("OrderPaid", make("payment_id", type="string")),
     "output: smaller values": ("PaymentRequested", change("amount", exclusiveMaximum=10)),
@@ -132,7 +132,7 @@ HARMLESS: dict[str, tuple[str, Edit]] = {
 
 
 @pytest.mark.parametrize("case", BREAKING)
-def test_a_breaking_change_is_found(case: str):
+def test_breaking_change_is_found(case: str) -> None:
     event_type, path, edit = BREAKING[case]
     old, new = changed(event_type, edit)
 
@@ -142,14 +142,14 @@ def test_a_breaking_change_is_found(case: str):
 
 
 @pytest.mark.parametrize("case", HARMLESS)
-def test_a_harmless_change_is_not_complained_of(case: str):
+def test_harmless_change_is_accepted(case: str) -> None:
     event_type, edit = HARMLESS[case]
     old, new = changed(event_type, edit)
 
     assert breaking_changes(old, new, incoming=event_type in INCOMING) == []
 
 
-def test_the_command_writes_every_schema_and_may_be_repeated(tmp_path: Path):
+def test_command_writes_every_schema_and_may_be_repeated(tmp_path: Path) -> None:
     for _ in range(2):
         written = CliRunner().invoke(main, ["schemas", str(tmp_path)])
 
@@ -157,7 +157,7 @@ def test_the_command_writes_every_schema_and_may_be_repeated(tmp_path: Path):
     assert {path.stem: json.loads(path.read_text()) for path in tmp_path.iterdir()} == COMMITTED
 
 
-def test_the_command_does_not_write_over_what_siblings_rely_on(tmp_path: Path):
+def test_command_does_not_overwrite_a_schema_that_siblings_rely_on(tmp_path: Path) -> None:
     promised = copy.deepcopy(data_schema("OrderPaid"))
     promised["properties"]["tip"] = {"type": "number"}
     promised["required"].append("tip")

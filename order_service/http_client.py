@@ -1,0 +1,114 @@
+"""HTTP requests to another service, each within one total deadline."""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterable
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import httpx2 as httpx
+
+#: No more of an answer's body is read.
+MAX_ANSWER_BYTES = 64 * 1024
+#: The part of the deadline in which a connection must be made, so that a failure to connect differs from a lost answer.
+CONNECT_SHARE = 0.8
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+
+
+class RequestFailed(Exception):
+    """No status was received; `is_sent` is False only if the request certainly was not sent."""
+
+    def __init__(self, error: BaseException, *, is_sent: bool) -> None:
+        super().__init__(f"{type(error).__name__}: {error}".removesuffix(": "))
+        self.is_sent = is_sent
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The status, and the body; empty if it did not arrive whole in time or is longer than MAX_ANSWER_BYTES."""
+
+    status: int
+    body: bytes
+
+    def json(self) -> Any:
+        """The body's JSON with exact decimals, or None if it is not JSON."""
+        try:
+            return json.loads(self.body, parse_float=Decimal)
+        except (ValueError, RecursionError):
+            return None
+
+
+class HttpClient:
+    """A client of one service, for any number of threads. The first request starts its thread, after any fork.
+
+    The requests run on an event loop, which can cancel each as a whole: a blocking client restarts its timeout with
+    every byte received.
+    """
+
+    def __init__(self, url: str, *, total_seconds: float, reuses_connections: bool = True) -> None:
+        self._url, self._total_seconds = url.rstrip("/"), total_seconds
+        self._limits = httpx.Limits(max_keepalive_connections=None if reuses_connections else 0)
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def request(self, method: str, path: str, body: object = None) -> Answer:
+        """Send one request once. Raises RequestFailed if no status arrives within the deadline."""
+        try:
+            return asyncio.run_coroutine_threadsafe(self._request(method, path, body), self._running_loop()).result()
+        except CancelledError as error:
+            raise RequestFailed(error, is_sent=True) from error
+
+    def close(self) -> None:
+        """Cancel all requests and close all connections. A later request starts the client again."""
+        with self._lock:
+            if self._loop:
+                asyncio.run_coroutine_threadsafe(self._finish(), self._loop).result()
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._thread.join()
+                self._loop.close()
+                self._loop = None
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                connecting = CONNECT_SHARE * self._total_seconds
+                timeout = httpx.Timeout(None, connect=connecting, pool=connecting)
+                self._client = httpx.AsyncClient(timeout=timeout, limits=self._limits)
+                self._thread = threading.Thread(target=self._loop.run_forever, name="http client", daemon=True)
+                self._thread.start()
+            return self._loop
+
+    async def _request(self, method: str, path: str, body: object) -> Answer:
+        status, content = None, b""
+        try:
+            async with (
+                asyncio.timeout(self._total_seconds),
+                self._client.stream(method, self._url + path, json=body) as response,
+            ):
+                # Once the status is known it stands, whatever happens to the body.
+                status = response.status_code
+                content = await _bounded(response.aiter_bytes())
+        except (httpx.HTTPError, TimeoutError) as error:
+            if status is None:
+                raise RequestFailed(error, is_sent=not isinstance(error, _NOT_SENT)) from error
+        return Answer(status, content)
+
+    async def _finish(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._client.aclose()
+
+
+async def _bounded(parts: AsyncIterable[bytes]) -> bytes:
+    content = b""
+    async for part in parts:
+        content += part
+        if len(content) > MAX_ANSWER_BYTES:
+            return b""
+    return content

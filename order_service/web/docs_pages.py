@@ -1,0 +1,70 @@
+"""The documents of the API and of the events, and the pages to read them; every file is served from here."""
+
+import json
+import mimetypes
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from flask import Response, render_template
+
+from order_service.contract import asyncapi, event_tables, topology
+from order_service.contract.events import EVENTS
+from order_service.contract.schemas import data_schema
+from order_service.web.endpoints import Api
+from order_service.web.problems import Problem
+
+_OWN_FILES = Path(__file__).parent / "docs"
+_SWAGGER_UI = ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png")
+#: Swagger UI sets style attributes and embeds images as data.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
+)
+#: How long a browser may cache the files, in seconds.
+_MAX_AGE_SECONDS = 3600
+
+
+def openapi_json(api: Api) -> Response:
+    return Response(json.dumps(api.openapi_document(), ensure_ascii=False), content_type="application/json")
+
+
+def openapi_page(_: Api) -> Response:
+    return Response(_files()["index.html"], mimetype="text/html", headers={"Content-Security-Policy": _POLICY})
+
+
+def openapi_file(_: Api, name: str) -> Response:
+    """One of the files of the OpenAPI page."""
+    if name not in _files():
+        raise Problem("not_found")
+    headers = {"Cache-Control": f"max-age={_MAX_AGE_SECONDS}"}
+    return Response(_files()[name], mimetype=mimetypes.guess_type(name)[0], headers=headers)
+
+
+def asyncapi_json(_: Api) -> Response:
+    return _json(asyncapi.document(), "application/json")
+
+
+def asyncapi_page(_: Api) -> Response:
+    """Every event with its fields and an example, and the queues."""
+    page = render_template(
+        "asyncapi.html", groups=event_tables.groups(), queues=topology.QUEUES, document=asyncapi.document()
+    )
+    return Response(page)
+
+
+def event_schema(_: Api, name: str) -> Response:
+    """The JSON Schema of one event's data."""
+    if name not in EVENTS:
+        raise Problem("not_found")
+    return _json(data_schema(name), "application/schema+json")
+
+
+@cache
+def _files() -> dict[str, bytes]:
+    paths = [*_OWN_FILES.iterdir(), *(files("flask_swagger_ui") / "dist" / name for name in _SWAGGER_UI)]
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def _json(document: Any, content_type: str) -> Response:
+    return Response(json.dumps(document, ensure_ascii=False, indent=2) + "\n", content_type=content_type)

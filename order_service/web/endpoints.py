@@ -1,0 +1,204 @@
+"""The endpoints of the orders and of the probes: each answers one route of routes.py."""
+
+import threading
+from collections.abc import Callable
+from hashlib import sha256
+from typing import Any
+
+import sqlalchemy as sa
+import structlog
+from flask import Response, request
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from order_service import handlers, vendor
+from order_service.config import Settings
+from order_service.domain.messages import Cancel, Message, ReportFailed, ReportPaid, ReportPending
+from order_service.domain.order import AWAITING_MENU, Order, State, UnknownOrder
+from order_service.domain.saga import Outcome
+from order_service.storage import history, migrate, orders
+from order_service.storage.database import Database
+from order_service.unit_of_work import unit_of_work
+from order_service.web import requests, responses
+from order_service.web.observability import traceparent
+from order_service.web.placing import MenuWait, Recorder, Watcher
+from order_service.web.problems import Problem
+from order_service.web.requests import OrderRequest
+from order_service.web.responses import json_response
+from order_service.web.streaming import Streams
+from order_service.web.users import Users, UserServiceDown
+
+log = structlog.get_logger(__name__)
+_PAYMENT_MESSAGES: dict[str, Message] = {"paid": ReportPaid(), "failed": ReportFailed(), "pending": ReportPending()}
+#: Database connections of one process; a request holds one only while it reads or writes.
+POOL_SIZE = 10
+#: The longest wait for a lock on an order or an idempotency key before a request is answered 503, in seconds.
+LOCK_SECONDS = 3
+#: The largest id that the tables can hold.
+MAX_ID = 2**31 - 1
+
+
+class Api:
+    """The endpoints and what they share; one object per process.
+
+    `stopping` is set when the process is to stop: waiting requests are then answered and streams end.
+    """
+
+    def __init__(
+        self, settings: Settings, stopping: threading.Event, openapi_document: Callable[[], dict[str, Any]]
+    ) -> None:
+        self.settings, self.stopping, self.openapi_document = settings, stopping, openapi_document
+        self.database = Database(settings.database_url, pool_size=POOL_SIZE, lock_seconds=LOCK_SECONDS)
+        self.recorder = Recorder(self.database, settings.policy)
+        self.watcher = Watcher(self.database)
+        self.menu_wait = MenuWait(self.watcher, stopping, limit=settings.waiters)
+        self.streams = Streams(self.watcher, stopping, limit=settings.streams, seconds=settings.stream_seconds)
+        self.users = Users(str(settings.user_service_url)) if settings.user_service_url else None
+        if self.users is None:
+            log.info("users are not checked: USER_SERVICE_URL is not set")
+
+    def close(self) -> None:
+        """Close all connections and end all threads, once no request is being answered. Final."""
+        self.stopping.set()
+        self.watcher.close()
+        if self.users:
+            self.users.close()
+        self.database.dispose()
+
+    def place_order(self) -> Response:
+        """Record the order, then wait for the menu for as long as the client prefers."""
+        body, key = requests.parse(OrderRequest, requests.json_body()), requests.idempotency_key()
+        # A server joins repeated headers; getlist() would only look at every other header as well.
+        wait_seconds, applied = requests.preferred_wait(request.headers.get("Prefer", ""), self.settings.wait_seconds)
+        order = self._find_repeated(body, key) if key else None
+        if order is None:
+            self._check_user(body.user_id)
+            order = self._record(body, key)
+        # For the log line of the request.
+        structlog.contextvars.bind_contextvars(order_id=order.id)
+        order = self.menu_wait.wait(order, wait_seconds)
+        if order.reason in ("menu_not_found", "out_of_stock", "price_changed"):
+            values = {"menu_id": order.rejected_menu_id, "detail": order.detail}
+            raise Problem(order.reason, values, order.id, headers={"Preference-Applied": applied})
+        response = _order_response(order, 202 if order.state in AWAITING_MENU else 201)
+        response.headers["Location"] = f"/orders/{order.id}"
+        if applied:
+            response.headers["Preference-Applied"] = applied
+        return response
+
+    def get_order(self, order_id: int) -> Response:
+        """Answer 304 to a client that has this version already."""
+        # werkzeug's make_conditional() would also answer 412 to If-Match.
+        response = _order_response(self._read(order_id))
+        if request.if_none_match.contains_weak(response.get_etag()[0] or ""):
+            response.status_code = 304
+        return response
+
+    def list_orders(self) -> Response:
+        query = requests.query()
+        states = [state for state in State if state.status == query.status]
+        with self.database.reading() as connection:
+            # One more than a page shows whether there is a next page.
+            found = orders.list_orders(
+                connection, user_id=query.user_id, states=states, before=query.cursor, limit=query.limit + 1
+            )
+        page = found[: query.limit]
+        next_cursor = requests.cursor_after(page[-1]) if len(found) > query.limit else None
+        body = responses.OrderPage.model_construct(orders=[*map(responses.Order.of, page)], next_cursor=next_cursor)
+        return json_response(body)
+
+    def cancel_order(self, order_id: int) -> Response:
+        return self._change(order_id, Cancel())
+
+    def get_history(self, order_id: int) -> Response:
+        order = self._read(order_id)
+        with self.database.reading() as connection:
+            entries = history.read_history(connection, order)
+        return json_response(responses.History.of(entries))
+
+    def stream_order(self, order_id: int) -> Response:
+        return self.streams.open(self._read(order_id), request.headers.get("Last-Event-ID"))
+
+    def update_payment(self, order_id: int) -> Response:
+        """Apply a payment that the caller reports; the decision table treats it as it treats messages."""
+        return self._change(order_id, _PAYMENT_MESSAGES[requests.parse_payment(requests.json_body()).payment_status])
+
+    def health(self) -> Response:
+        return json_response(responses.Health(status="ok"))
+
+    def readiness(self) -> Response:
+        """Check the database. An unreachable broker does not matter: the outbox keeps the events."""
+        migrate.check_migrated(self.database)
+        return json_response(responses.Health(status="ready"))
+
+    def metrics(self) -> Response:
+        return Response(vendor.prometheus_metrics(), content_type=CONTENT_TYPE_LATEST)
+
+    def _find_repeated(self, body: OrderRequest, key: str) -> Order | None:
+        """Return the order that this request placed before. Raises Problem 422 if another request used its key."""
+        with self.database.reading() as connection:
+            found = orders.find_request(connection, key)
+        if found is None:
+            return None
+        order_id, request_hash = found
+        if request_hash != _hash(body):
+            raise Problem("idempotency_key_reused", order_id=order_id)
+        return self._read(order_id)
+
+    def _record(self, body: OrderRequest, key: str | None) -> Order:
+        idempotency = {"idempotency_key": key, "request_hash": _hash(body)} if key else {}
+        placement = handlers.Placement(
+            body.user_id, tuple(body.menu_ids), body.expected_total, traceparent(), idempotency
+        )
+        try:
+            return self.recorder.place(placement)
+        except sa.exc.IntegrityError:
+            # A concurrent repeat of the request was recorded first.
+            if key and (order := self._find_repeated(body, key)):
+                return order
+            raise
+
+    def _change(self, order_id: int, message: Message) -> Response:
+        _check_id(order_id)
+        try:
+            with unit_of_work(self.database, self.settings.policy) as work:
+                order, decision = handlers.change_order(work, order_id, message)
+        except UnknownOrder:
+            raise Problem("order_not_found") from None
+        if decision.outcome is Outcome.REFUSED:
+            raise Problem(f"order_{order.state.value}", order_id=order.id)
+        return _order_response(order, 202 if decision.outcome is Outcome.REMEMBERED else 200)
+
+    def _read(self, order_id: int) -> Order:
+        _check_id(order_id)
+        with self.database.reading() as connection:
+            order = orders.read_orders(connection, [order_id]).get(order_id)
+        if order is None:
+            raise Problem("order_not_found")
+        return order
+
+    def _check_user(self, user_id: int) -> None:
+        """Raise Problem 404 for an unknown user, and 503 if the User Service does not answer."""
+        try:
+            if self.users and not self.users.exists(user_id):
+                raise Problem("user_not_found")
+        except UserServiceDown as error:
+            log.warning("cannot check the user", error=str(error))
+            raise Problem("user_service_unavailable") from None
+
+
+def _order_response(order: Order, status: int = 200) -> Response:
+    response = json_response(responses.Order.of(order), status)
+    # The key tells apart databases that both count their orders from one.
+    response.set_etag(f"{order.key.hex[:12]}-{order.version}")
+    return response
+
+
+def _check_id(order_id: int) -> None:
+    """Raise Problem 404 for an id that the database cannot hold."""
+    if order_id > MAX_ID:
+        raise Problem("order_not_found")
+
+
+def _hash(body: OrderRequest) -> str:
+    """The hash of the request's content, regardless of how its JSON was written."""
+    return sha256(body.model_dump_json().encode()).hexdigest()

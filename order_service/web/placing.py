@@ -1,0 +1,206 @@
+"""How a POST records its order and waits for the menu: both are shared between the requests of a process.
+
+Orders that arrive during a transaction are recorded together by the next one; one thread polls the database for the
+orders of all waiting requests and streams.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import sqlalchemy as sa
+import structlog
+
+from order_service import handlers
+from order_service.domain.order import AWAITING_MENU, Order
+from order_service.domain.saga import Policy
+from order_service.handlers import Placement
+from order_service.process import first_line
+from order_service.storage import orders as order_rows
+from order_service.storage.database import Database, is_rolled_back
+from order_service.unit_of_work import unit_of_work
+
+log = structlog.get_logger(__name__)
+#: The most orders of one transaction; with more, the first would wait for the last.
+BATCH_LIMIT = 100
+#: The interval at which the watcher polls for all watched orders, in seconds.
+POLL_SECONDS = 0.01
+#: The same while the database is unavailable.
+POLL_UNAVAILABLE_SECONDS = 0.5
+#: How often a waiting request checks whether the process is stopping, in seconds.
+STOP_CHECK_SECONDS = 1.0
+
+
+class _Entry:
+    """A placement to record, and its result."""
+
+    def __init__(self, placement: Placement) -> None:
+        self.placement = placement
+        self.order: Order | None = None
+        self.error: BaseException | None = None
+        self.is_retried_alone = False
+        # A lock that is held until `wake` costs a third of an Event.
+        asleep = threading.Lock()
+        asleep.acquire()
+        self.sleep, self.wake = asleep.acquire, asleep.release
+
+    def result(self) -> Order:
+        if self.order is None:
+            assert self.error  # noqa: S101 - a settled entry has one of them
+            raise self.error
+        return self.order
+
+
+class Recorder:
+    """Records the orders of many threads: the first thread to arrive records the placements of all waiting ones."""
+
+    def __init__(self, database: Database, policy: Policy) -> None:
+        self._database, self._policy = database, policy
+        self._lock = threading.Lock()
+        self._waiting: list[_Entry] = []
+        self._is_led = False
+
+    @property
+    def backlog(self) -> int:
+        """How many placements wait for the next transaction."""
+        return len(self._waiting)
+
+    def place(self, placement: Placement) -> Order:
+        """Return the order, committed. Raises what its transaction raised."""
+        entry = _Entry(placement)
+        with self._lock:
+            self._waiting.append(entry)
+            follows, self._is_led = self._is_led, True
+        if follows:
+            entry.sleep()
+        if entry.order is None and entry.error is None:
+            self._lead()
+        if entry.is_retried_alone:
+            # In its own thread, so that waiting for a lock delays no other order.
+            [entry.order] = self._record([placement])
+        return entry.result()
+
+    def _record(self, placements: Sequence[Placement]) -> list[Order]:
+        with unit_of_work(self._database, self._policy) as work:
+            return handlers.place_orders(work, placements)
+
+    def _lead(self) -> None:
+        """Record the waiting placements, then wake the first of those that arrived in the meantime to lead next."""
+        with self._lock:
+            entries, self._waiting = self._waiting[:BATCH_LIMIT], self._waiting[BATCH_LIMIT:]
+        self._settle(entries)
+        with self._lock:
+            successor = self._waiting[0] if self._waiting else None
+            self._is_led = successor is not None
+        if successor:
+            successor.wake()
+        for entry in entries[1:]:
+            entry.wake()
+
+    def _settle(self, entries: Sequence[_Entry]) -> None:
+        """Give each entry an order or an error, whatever happens; mark those to be retried alone."""
+        try:
+            orders = self._record([entry.placement for entry in entries])
+            for entry, order in zip(entries, orders, strict=True):
+                entry.order = order
+        except BaseException as error:
+            # One of the requests is a repeat, or its key is locked; that must not fail the others.
+            is_retried_alone = len(entries) > 1 and isinstance(error, sa.exc.DBAPIError) and is_rolled_back(error)
+            for entry in entries:
+                entry.error, entry.is_retried_alone = error, is_retried_alone
+
+
+@dataclass(eq=False)
+class _Watch:
+    order: Order
+    changed: threading.Event = field(default_factory=threading.Event)
+
+
+class Watcher:
+    """Waits for changes of orders on behalf of many threads. The first wait starts its thread, after any fork."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._watches: dict[int, list[_Watch]] = {}
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
+
+    def close(self) -> None:
+        """End the thread. Open waits last until their time is up."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        if self._thread:
+            self._thread.join()
+
+    def wait(self, order: Order, seconds: float) -> Order:
+        """Return the order as soon as its version changes, or as given when the time is up."""
+        watch = _Watch(order)
+        with self._changed:
+            if self._thread is None and not self._is_closed:
+                thread = threading.Thread(target=self._poll, name="watcher", daemon=True)
+                thread.start()  # If it fails, the next wait tries again.
+                self._thread = thread
+            self._watches.setdefault(order.id, []).append(watch)
+            self._changed.notify()
+        watch.changed.wait(seconds)
+        with self._changed:
+            self._watches[order.id].remove(watch)
+            if not self._watches[order.id]:
+                del self._watches[order.id]
+        return watch.order
+
+    def _poll(self) -> None:
+        pause, is_available = threading.Event(), True
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._watches or self._is_closed)
+                if self._is_closed:
+                    return
+                seen = {id: min(each.order.version for each in watches) for id, watches in self._watches.items()}
+            try:
+                changed = self._read_changed(seen)
+                is_available = True
+            except Exception as error:  # If this thread ended, every later request would wait until its time is up.
+                if is_available:
+                    log.warning("cannot poll for the waiting orders", error=first_line(error))
+                changed, is_available = {}, False
+            self._notify(changed)
+            pause.wait(POLL_SECONDS if is_available else POLL_UNAVAILABLE_SECONDS)
+
+    def _read_changed(self, seen: dict[int, int]) -> dict[int, Order]:
+        """Read the orders whose version differs from the oldest one seen."""
+        with self._database.reading() as connection:
+            versions = order_rows.versions(connection, list(seen))
+            changed = [id for id, version in versions.items() if version != seen[id]]
+            return order_rows.read_orders(connection, changed) if changed else {}
+
+    def _notify(self, changed: dict[int, Order]) -> None:
+        with self._changed:
+            for order_id, order in changed.items():
+                for watch in self._watches.get(order_id, ()):
+                    if watch.order.version != order.version:
+                        watch.order = order
+                        watch.changed.set()
+
+
+class MenuWait:
+    """The waits of POST requests for the menu, at most `limit` at a time."""
+
+    def __init__(self, watcher: Watcher, stopping: threading.Event, *, limit: int) -> None:
+        self._watcher, self._stopping = watcher, stopping
+        self._slots = threading.Semaphore(limit)
+
+    def wait(self, order: Order, seconds: float) -> Order:
+        """Return the order once the menu has answered, or as it is when the time is up or too many requests wait."""
+        end = time.monotonic() + seconds
+        if order.state not in AWAITING_MENU or not seconds or not self._slots.acquire(blocking=False):
+            return order
+        try:
+            while order.state in AWAITING_MENU and (left := end - time.monotonic()) > 0 and not self._stopping.is_set():
+                order = self._watcher.wait(order, min(left, STOP_CHECK_SECONDS))
+        finally:
+            self._slots.release()
+        return order
