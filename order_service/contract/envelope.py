@@ -106,13 +106,20 @@ class Rejection(Exception):
         code: str,
         errors: Sequence[events.FieldError],
         *,
-        message_id: str | None = None,
-        type: str | None = None,
+        message_id: object = None,
+        type: object = None,
         order_id: int | None = None,
     ) -> None:
+        """An id or type that is not given is the one in the delivery's AMQP properties."""
         super().__init__(f"{code}: " + "; ".join(f"{error.field} {error.problem}" for error in errors))
-        self.delivery, self.code, self.errors = delivery, code, errors
-        self.message_id, self.type, self.order_id = message_id, type, order_id
+        self.delivery, self.code, self.errors, self.order_id = delivery, code, errors, order_id
+        self.message_id = storable(message_id or delivery.properties.get("message_id"))
+        self.type = storable(type or delivery.properties.get("type"))
+
+
+def rejection(delivery: Delivery, code: str, field_name: str, problem: str, **ids: Any) -> Rejection:
+    """A Rejection for one problem of one field."""
+    return Rejection(delivery, code, [events.FieldError(field=field_name, problem=problem)], **ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,25 +133,9 @@ class Reply:
     delivery: Delivery
 
     def rejection(self, code: str, field_name: str, problem: str) -> Rejection:
-        """Why this reply cannot be applied: one problem of one field."""
-        return Rejection(
-            self.delivery,
-            code,
-            [events.FieldError(field=field_name, problem=problem)],
-            message_id=self.message_id,
-            type=self.type,
-            order_id=self.order_id,
-        )
-
-
-def rejection(
-    delivery: Delivery, code: str, field_name: str, problem: str, *, type: object = None, order_id: int | None = None
-) -> Rejection:
-    """Why a delivery cannot be processed: one problem of one field, with the ids of its AMQP properties."""
-    error = events.FieldError(field=field_name, problem=problem)
-    message_id = storable(delivery.properties.get("message_id"))
-    named = storable(type or delivery.properties.get("type"))
-    return Rejection(delivery, code, [error], message_id=message_id, type=named, order_id=order_id)
+        """Why this reply cannot be applied."""
+        ids = {"message_id": self.message_id, "type": self.type, "order_id": self.order_id}
+        return rejection(self.delivery, code, field_name, problem, **ids)
 
 
 def read(delivery: Delivery) -> Reply:
@@ -165,25 +156,16 @@ class _Reader:
         try:
             content = events.INCOMING[event_type].model_validate(data)
         except ValidationError as error:
-            order_id = data.get("order_id")
-            is_number = isinstance(order_id, int) and not isinstance(order_id, bool)
-            raise self._rejection("invalid", _field_errors(error), order_id if is_number else None) from None
+            order_id = data.get("order_id") if type(data.get("order_id")) is int else None
+            raise Rejection(self._delivery, "invalid", _field_errors(error), order_id=order_id, **self._ids()) from None
         message_id = self._message_id(content)
         return Reply(message_id, content.order_id, event_type, content.to_message(), self._delivery)
 
-    def _rejection(self, code: str, errors: Sequence[events.FieldError], order_id: int | None = None) -> Rejection:
-        message_id = self._attributes.get("id") or self._delivery.properties.get("message_id")
-        return Rejection(
-            self._delivery,
-            code,
-            errors,
-            message_id=storable(message_id),
-            type=storable(self._named_type()),
-            order_id=order_id,
-        )
-
     def _problem(self, code: str, field_name: str, problem: str) -> Rejection:
-        return self._rejection(code, [events.FieldError(field=field_name, problem=problem)])
+        return rejection(self._delivery, code, field_name, problem, **self._ids())
+
+    def _ids(self) -> dict[str, object]:
+        return {"message_id": self._attributes.get("id"), "type": self._named_type()}
 
     def _data(self) -> dict[str, Any]:
         document = self._json_object()
