@@ -10,16 +10,17 @@ from order_service import handlers
 from order_service.storage import database as db
 from order_service.storage.database import Database
 from order_service.storage.tables import orders
+from order_service.unit_of_work import UnitOfWork
 from tests.integration import core
 
 pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
 
 def place(database: Database, *, between: Any = None) -> None:
-    with database.writing() as connection:
-        handlers.place_orders(connection, [handlers.Placement(7, (1, 2))], core.clock(), reminders=3)
+    with core.unit_of_work(database) as work:
+        handlers.place_orders(work, [handlers.Placement(7, (1, 2))])
         if between:
-            between(connection)
+            between(work.connection)
 
 
 def test_wake_up_that_fails_does_not_undo_what_is_committed(
@@ -50,12 +51,12 @@ def test_process_that_stands_still_in_a_transaction_loses_what_it_holds(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = handlers.Placement(7, (1, 2), request={"idempotency_key": "held", "request_hash": "hash"})
-    monkeypatch.setattr(db, "FROZEN_CLIENT_MS", 300)
+    monkeypatch.setattr(db, "IDLE_TRANSACTION_MS", 300)
     with core.opened(database.url) as frozen, frozen.engine.connect() as connection:
-        handlers.place_orders(connection, [held], core.clock(), reminders=3)
+        handlers.place_orders(UnitOfWork(connection, core.policy(), core.NOW), [held])
 
-        with database.writing() as another:
-            handlers.place_orders(another, [held], core.clock(), reminders=3)
+        with core.unit_of_work(database) as another:
+            handlers.place_orders(another, [held])
 
         with pytest.raises(sa.exc.InternalError):
             connection.commit()
@@ -79,7 +80,7 @@ def test_connection_that_is_lost_before_the_end_is_an_error_and_is_replaced(data
     with pytest.raises(sa.exc.DBAPIError) as lost:
         place(database, between=lambda _: core.end_connections(database.url))
 
-    assert not db.was_undone(lost.value)
+    assert not db.is_rolled_back(lost.value)
     with contextlib.suppress(sa.exc.DBAPIError):  # one that was idle meanwhile
         place(database)
     before = core.count(database, orders)

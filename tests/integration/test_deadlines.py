@@ -9,15 +9,15 @@ import pytest
 import sqlalchemy as sa
 from structlog.testing import CapturingLogger
 
-from order_service import handlers
-from order_service.contract.envelope import Delivery, unreadable
+from order_service import handlers, unit_of_work
+from order_service.contract.envelope import Delivery, rejection
+from order_service.contract.outgoing import dead_letter
 from order_service.domain import order
 from order_service.domain.messages import Cancel
 from order_service.domain.order import State
 from order_service.storage import history
 from order_service.storage import orders as order_rows
 from order_service.storage.database import Database
-from order_service.storage.outbox import add, dead_letter_rows
 from order_service.storage.tables import orders, outbox
 from publishers import deadlines
 from publishers.deadlines import Deadlines
@@ -35,8 +35,8 @@ def log(monkeypatch: pytest.MonkeyPatch) -> CapturingLogger:
 
 def pass_at(database: Database, now: datetime) -> list[dict[str, Any]]:
     """What leaves when the deadlines are passed at this moment; it is gone from the outbox afterwards."""
-    with database.writing() as connection:
-        handlers.pass_deadlines(connection, core.changes(now), limit=100)
+    with core.unit_of_work(database, now=now) as work:
+        handlers.pass_deadlines(work, limit=100)
     sent = core.leaving(database)
     core.clear_outbox(database)
     return sent
@@ -44,8 +44,8 @@ def pass_at(database: Database, now: datetime) -> list[dict[str, Any]]:
 
 def repeat_at(database: Database, now: datetime) -> list[str]:
     """The ids that are asked for again at this moment; they have left afterwards."""
-    with database.writing() as connection:
-        handlers.repeat_compensations(connection, core.clock(now), first_pause=REPLY, limit=100)
+    with core.unit_of_work(database, now=now) as work:
+        handlers.repeat_compensations(work, limit=100)
     sent = [event["id"] for event in core.leaving(database)]
     core.clear_outbox(database)
     return sent
@@ -59,13 +59,13 @@ def story(database: Database, order_id: int) -> list[str]:
     with database.reading() as connection:
         return [
             entry.type
-            for entry in history.of_order(connection, order_rows.read_orders(connection, [order_id])[order_id])
+            for entry in history.read_history(connection, order_rows.read_orders(connection, [order_id])[order_id])
         ]
 
 
 def cancel(database: Database, order_id: int, now: datetime = NOW) -> None:
-    with database.writing() as connection:
-        handlers.change_order(connection, order_id, Cancel(), core.changes(now))
+    with core.unit_of_work(database, now=now) as work:
+        handlers.change_order(work, order_id, Cancel())
     core.clear_outbox(database)
 
 
@@ -144,8 +144,8 @@ def test_order_that_was_not_paid_in_time_expires_and_releases_its_reservation(da
 def test_menu_deadline_moves_and_renews_its_event_while_that_has_not_left(database: Database) -> None:
     [order_id] = core.place(database, reminders=3)
 
-    with database.writing() as connection:
-        handlers.pass_deadlines(connection, core.changes(LATER), limit=100)
+    with core.unit_of_work(database, now=LATER) as work:
+        handlers.pass_deadlines(work, limit=100)
 
     [waiting] = core.leaving(database)
     assert (waiting["type"], waiting["sequence"]) == ("OrderCreated", 1)
@@ -160,8 +160,8 @@ def test_payment_deadline_moves_and_renews_its_event_while_that_has_not_left(dat
     core.apply(database, reserved(order_id))
     [requested] = core.leaving(database)
 
-    with database.writing() as connection:
-        handlers.pass_deadlines(connection, core.changes(LATER), limit=100)
+    with core.unit_of_work(database, now=LATER) as work:
+        handlers.pass_deadlines(work, limit=100)
 
     [waiting] = core.leaving(database)
     assert (waiting["id"], waiting["sequence"]) == (requested["id"], 2)
@@ -174,8 +174,8 @@ def test_renewed_event_keeps_its_sequence_when_the_order_has_changed_since(datab
     [order_id] = core.place_sent(database)
     core.apply(database, reserved(order_id), reserved(order_id, "r2", id="menu-2"))
 
-    with database.writing() as connection:
-        handlers.pass_deadlines(connection, core.changes(LATER), limit=100)
+    with core.unit_of_work(database, now=LATER) as work:
+        handlers.pass_deadlines(work, limit=100)
 
     sequences = {event["type"]: event["sequence"] for event in core.leaving(database)}
     assert sequences == {"PaymentRequested": 2, "StockReleaseRequested": 3}
@@ -183,13 +183,12 @@ def test_renewed_event_keeps_its_sequence_when_the_order_has_changed_since(datab
 
 def test_renewing_an_event_leaves_a_dead_letter_of_the_same_message_id_as_it_came(database: Database) -> None:
     [order_id] = core.place(database)
-    why = unreadable("malformed", "body", "is not JSON")
-    why.message_id = core.get(database, order_id).event_id("OrderCreated")
-    with database.writing() as connection:
-        add(connection, dead_letter_rows(Delivery("order-service.menu", "menu.reserved", b"{"), why, NOW))
+    same = {"message_id": core.get(database, order_id).event_id("OrderCreated")}
+    delivery = Delivery("order-service.menu", "menu.reserved", b"{", same)
+    core.add_to_outbox(database, [dead_letter(rejection(delivery, "malformed", "body", "is not JSON"))])
 
-    with database.writing() as connection:
-        handlers.pass_deadlines(connection, core.changes(LATER), limit=100)
+    with core.unit_of_work(database, now=LATER) as work:
+        handlers.pass_deadlines(work, limit=100)
 
     [letter] = core.rows(database, outbox, outbox.c.exchange == "")
     assert letter.body == b"{"
@@ -199,11 +198,11 @@ def test_more_orders_are_due_than_one_transaction_takes(database: Database) -> N
     core.place_sent(database, 250, reminders=0)
 
     passed = []
-    with database.writing() as connection:
-        passed.append(handlers.pass_deadlines(connection, core.changes(LATER), limit=100))
+    with core.unit_of_work(database, now=LATER) as work:
+        passed.append(handlers.pass_deadlines(work, limit=100))
     while passed[-1] == 100:
-        with database.writing() as connection:
-            passed.append(handlers.pass_deadlines(connection, core.changes(LATER), limit=100))
+        with core.unit_of_work(database, now=LATER) as work:
+            passed.append(handlers.pass_deadlines(work, limit=100))
 
     assert passed == [100, 100, 50]
     assert len(core.leaving(database, "OrderFailed")) == 250
@@ -245,8 +244,8 @@ def test_repeated_compensation_says_what_it_said_first(database: Database) -> No
     core.apply(database, completed(order_id, "p2", id="pay-2"))
     core.clear_outbox(database)
 
-    with database.writing() as connection:
-        handlers.repeat_compensations(connection, core.clock(LATER), first_pause=REPLY, limit=100)
+    with core.unit_of_work(database, now=LATER) as work:
+        handlers.repeat_compensations(work, limit=100)
 
     again = {event["id"]: event for event in core.leaving(database)}
     assert len(again) == 3
@@ -257,12 +256,12 @@ def test_repeated_compensation_says_what_it_said_first(database: Database) -> No
 def test_compensation_that_has_not_left_is_not_asked_for_again(database: Database) -> None:
     failed_with_refund(database)
     [refund] = core.given_back(database)
-    with database.writing() as connection:
-        handlers.repeat_compensations(connection, core.clock(LATER), first_pause=REPLY, limit=100)
+    with core.unit_of_work(database, now=LATER) as work:
+        handlers.repeat_compensations(work, limit=100)
     assert [event["id"] for event in core.leaving(database)] == [refund.id]
 
-    with database.writing() as connection:
-        handlers.repeat_compensations(connection, core.clock(LATER + timedelta(days=1)), first_pause=REPLY, limit=100)
+    with core.unit_of_work(database, now=LATER + timedelta(days=1)) as work:
+        handlers.repeat_compensations(work, limit=100)
 
     assert [event["id"] for event in core.leaving(database)] == [refund.id]
     assert core.given_back(database)[0].attempts == 2
@@ -290,7 +289,8 @@ class Clock:
 @pytest.fixture
 def time(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock(NOW)
-    monkeypatch.setattr(deadlines.startup, "utc_now", clock)
+    monkeypatch.setattr(deadlines, "utc_now", clock)
+    monkeypatch.setattr(unit_of_work, "utc_now", clock)
     monkeypatch.setattr(deadlines, "TICK_SECONDS", 0.02)
     return clock
 
@@ -380,6 +380,6 @@ def test_deadlines_go_on_after_the_database_was_away(
             with core.database_away(database_url):
                 time.now = LATER
                 eventually(
-                    lambda: core.said(log, "deadlines could not be passed, trying again"), "the trouble to be noticed"
+                    lambda: core.said(log, "deadlines could not be passed, retrying"), "the trouble to be noticed"
                 )
             eventually(lambda: core.states(database, ids) == {"failed"}, "the orders to expire")

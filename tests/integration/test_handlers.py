@@ -10,14 +10,15 @@ from decimal import Decimal
 import pytest
 
 from order_service import handlers
-from order_service.contract.envelope import Reply
 from order_service.domain import order
-from order_service.domain.messages import Cancel, Item
-from order_service.domain.order import InvalidMessage, State, UnknownOrder
+from order_service.domain.messages import Cancel, Item, MenuReserved
+from order_service.domain.order import State, UnknownOrder
+from order_service.domain.saga import Outcome
 from order_service.storage import history
 from order_service.storage import orders as order_rows
 from order_service.storage.database import Database
 from order_service.storage.tables import order_history, orders, outbox
+from tests import builders
 from tests.integration import core
 from tests.integration.core import NOW, TOTAL, completed, refunded, rejected, released, reserved
 
@@ -27,7 +28,7 @@ def story(database: Database, order_id: int) -> list[tuple[str, str | None]]:
     with database.reading() as connection:
         return [
             (entry.type, entry.message_id)
-            for entry in history.of_order(connection, order_rows.read_orders(connection, [order_id])[order_id])
+            for entry in history.read_history(connection, order_rows.read_orders(connection, [order_id])[order_id])
         ]
 
 
@@ -52,8 +53,8 @@ class Undecided(Exception):
 def test_nothing_of_a_placed_order_is_there_after_a_rollback(database: Database) -> None:
     placement = handlers.Placement(user_id=7, menu_ids=(1,))
 
-    with contextlib.suppress(Undecided), database.writing() as connection:
-        handlers.place_orders(connection, [placement], core.clock(), reminders=3)
+    with contextlib.suppress(Undecided), core.unit_of_work(database) as work:
+        handlers.place_orders(work, [placement])
         raise Undecided
 
     assert [core.count(database, table) for table in (orders, order_history, outbox)] == [0, 0, 0]
@@ -62,8 +63,8 @@ def test_nothing_of_a_placed_order_is_there_after_a_rollback(database: Database)
 def test_nothing_of_a_batch_is_there_after_a_rollback(database: Database) -> None:
     [order_id] = core.place_sent(database)
 
-    with contextlib.suppress(Undecided), database.writing() as connection:
-        handlers.apply_replies(connection, [reserved(order_id)], core.changes())
+    with contextlib.suppress(Undecided), core.unit_of_work(database) as work:
+        handlers.apply_replies(work, [reserved(order_id)])
         raise Undecided
 
     assert core.get(database, order_id).state is State.AWAITING_MENU
@@ -74,14 +75,14 @@ def test_nothing_of_a_batch_is_there_after_a_rollback(database: Database) -> Non
 def test_order_comes_back_from_the_database_as_it_went_in(database: Database) -> None:
     [order_id] = core.place(database)
     sate = Item(2, "Saté ayam \N{CUSTARD}", Decimal("0.0001"), 0)
-    message = order.MenuReserved((Item(1, "x" * 500, Decimal("999999999.9999"), 3), sate), "réservation")
+    message = MenuReserved((Item(1, "x" * 500, Decimal("999999999.9999"), 3), sate), "réservation")
 
-    core.apply(database, Reply("m", order_id, "MenuReserved", message))
+    core.apply(database, builders.reply(order_id, message, id="m"))
 
     found = core.get(database, order_id)
     assert found.items == message.items
     assert found.total_price == Decimal(10**9)
-    assert found.reservations == ["réservation"]
+    assert found.reservations == ("réservation",)
     assert found.due_at == NOW + timedelta(seconds=900)
 
 
@@ -145,17 +146,17 @@ def test_message_that_changes_nothing_is_remembered_as_well(database: Database) 
 
 def test_refused_messages_come_back_while_the_rest_of_the_batch_is_applied(database: Database) -> None:
     [first, second] = core.place_sent(database, 2)
-    too_few = Reply("few", first, "MenuReserved", order.MenuReserved((core.SOTO,), "r"))
+    too_few = builders.reply(first, MenuReserved((core.SOTO,), "r"), id="few")
     nobodys, unasked = reserved(999, id="unknown"), released(first, "never asked for")
 
     refused = core.apply(database, too_few, reserved(second), nobodys, unasked, reserved(first, id="good"))
 
-    assert [(reply, type(error)) for reply, error in refused] == [
-        (too_few, InvalidMessage),
-        (nobodys, UnknownOrder),
-        (unasked, InvalidMessage),
+    assert [(each.message_id, each.code) for each in refused] == [
+        (too_few.message_id, "invalid"),
+        (nobodys.message_id, "unknown_order"),
+        (unasked.message_id, "invalid"),
     ]
-    assert "1, 2" in str(refused[0][1])
+    assert "1, 2" in str(refused[0])
     assert core.states(database, [first, second]) == {"awaiting_payment"}
     assert [message_id for _, message_id in story(database, first)] == [None, "good"]
 
@@ -220,9 +221,9 @@ def test_request_and_its_confirmation_may_meet_in_one_batch(database: Database) 
 
 def test_cancelled_order_gives_back_what_comes_late(database: Database) -> None:
     [order_id] = core.place_sent(database)
-    with database.writing() as connection:
-        _, decision = handlers.change_order(connection, order_id, Cancel(), core.changes())
-    assert decision.answer == 200
+    with core.unit_of_work(database) as work:
+        _, decision = handlers.change_order(work, order_id, Cancel())
+    assert decision.outcome is Outcome.DONE
 
     core.apply(database, reserved(order_id), completed(order_id), rejected(order_id, id="menu-2"))
 
@@ -234,8 +235,8 @@ def test_cancelled_order_gives_back_what_comes_late(database: Database) -> None:
 
 
 def test_request_for_an_unknown_order_is_refused(database: Database) -> None:
-    with pytest.raises(UnknownOrder), database.writing() as connection:
-        handlers.change_order(connection, 999, Cancel(), core.changes())
+    with pytest.raises(UnknownOrder), core.unit_of_work(database) as work:
+        handlers.change_order(work, 999, Cancel())
 
 
 def test_large_batch_is_applied_whole(database: Database) -> None:

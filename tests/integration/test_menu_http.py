@@ -18,10 +18,11 @@ from structlog.testing import capture_logs
 
 from consumers.menu_http import reservation as stock_room
 from consumers.menu_http.client import Menus, MenuServiceDown
-from consumers.menu_http.consumer import MenuOverHttp
-from consumers.menu_http.reservation import Stock
+from consumers.menu_http.consumer import MenuHttpConsumer
+from consumers.menu_http.reservation import StockReserver
 from order_service import handlers
 from order_service.contract import topology
+from order_service.contract.envelope import Delivery
 from order_service.domain.messages import Cancel
 from order_service.process import utc_now
 from order_service.storage.database import Database
@@ -30,7 +31,8 @@ from tests.integration import core
 from tests.integration.old_menu import OldMenu
 
 Eventually = Callable[..., Any]
-FULL, TAKEN = {1: 15, 2: 7}, {1: 14, 2: 6}
+TAKEN = {1: 14, 2: 6}
+DELIVERY = Delivery(topology.MENU_HTTP.name, "order.created", b"")
 
 
 class Killed(BaseException):
@@ -52,8 +54,8 @@ def menus(menu: OldMenu) -> Iterator[Menus]:
 
 
 @pytest.fixture
-def stock(database: Database, menus: Menus) -> Stock:
-    return Stock(core.settings("amqp://unused", database.url), database, menus, threading.Event())
+def stock(database: Database, menus: Menus) -> StockReserver:
+    return StockReserver(core.policy(), database, menus, threading.Event())
 
 
 @pytest.fixture
@@ -86,25 +88,25 @@ def reports(log: list[Any]) -> list[tuple[dict[int, int], dict[int, int]]]:
     return [(line["portions_by_menu_id"], line["perhaps_also"]) for line in log if line["log_level"] == "error"]
 
 
-def deliver_release(database: Database, stock: Stock, order_id: int) -> None:
+def deliver_release(database: Database, stock: StockReserver, order_id: int) -> None:
     """What the consumer does with every release asked for."""
     for release_id, reservation_id in releases(database):
-        stock.release(order_id, release_id, reservation_id)
+        stock.release(DELIVERY, order_id, release_id, reservation_id)
 
 
 def pass_all_deadlines(database: Database) -> None:
     """All reminders, and then the end of waiting."""
     core.clear_outbox(database)
     for hours in range(1, 5):
-        with database.writing() as connection:
-            handlers.pass_deadlines(connection, core.changes(utc_now() + timedelta(hours=hours)), limit=10)
+        with core.unit_of_work(database, now=utc_now() + timedelta(hours=hours)) as work:
+            handlers.pass_deadlines(work, limit=10)
         core.clear_outbox(database)
 
 
 def test_order_is_priced_and_each_line_is_taken_once(
-    stock: Stock, menu: OldMenu, database: Database, order_id: int
+    stock: StockReserver, menu: OldMenu, database: Database, order_id: int
 ) -> None:
-    stock.reserve(order_id)
+    stock.reserve(DELIVERY, order_id)
 
     order = core.get(database, order_id)
     assert (order.state.value, order.total_price) == ("awaiting_payment", 38000)
@@ -116,22 +118,22 @@ def test_order_is_priced_and_each_line_is_taken_once(
     assert core.leaving(database, "PaymentRequested")[0]["data"]["amount"] == 38000
 
 
-def test_repeated_portions_are_taken_together(stock: Stock, menu: OldMenu, database: Database) -> None:
+def test_repeated_portions_are_taken_together(stock: StockReserver, menu: OldMenu, database: Database) -> None:
     placement = handlers.Placement(user_id=7, menu_ids=(2, 1, 2))
-    with database.writing() as connection:
-        [order] = handlers.place_orders(connection, [placement], core.clock(utc_now()), reminders=3)
+    with core.unit_of_work(database, now=utc_now()) as work:
+        [order] = handlers.place_orders(work, [placement])
 
-    stock.reserve(order.id)
+    stock.reserve(DELIVERY, order.id)
 
     assert core.get(database, order.id).total_price == 58000
     assert sorted(menu.puts) == [(1, 1), (2, 2)]
 
 
 def test_reminder_of_an_answered_order_takes_nothing_and_changes_nothing(
-    stock: Stock, menu: OldMenu, database: Database, order_id: int
+    stock: StockReserver, menu: OldMenu, database: Database, order_id: int
 ) -> None:
     for _ in range(3):
-        stock.reserve(order_id)
+        stock.reserve(DELIVERY, order_id)
 
     assert menu.stock == TAKEN
     assert len(menu.puts) == 2
@@ -142,15 +144,15 @@ def test_reminder_of_an_answered_order_takes_nothing_and_changes_nothing(
 
 @pytest.mark.parametrize("there_is", [None, 0])
 def test_order_that_cannot_be_had_whole_is_rejected_and_takes_nothing(
-    stock: Stock, menu: OldMenu, database: Database, order_id: int, there_is: int | None
+    stock: StockReserver, menu: OldMenu, database: Database, order_id: int, there_is: int | None
 ) -> None:
     if there_is is None:
         del menu.dishes[2]
     else:
         menu.dishes[2]["stock"] = there_is
 
-    stock.reserve(order_id)
-    stock.reserve(order_id)
+    stock.reserve(DELIVERY, order_id)
+    stock.reserve(DELIVERY, order_id)
 
     reason = "menu_not_found" if there_is is None else "out_of_stock"
     assert story(database, order_id) == ("failed", reason)
@@ -160,11 +162,11 @@ def test_order_that_cannot_be_had_whole_is_rejected_and_takes_nothing(
 
 
 def test_dish_sold_out_between_look_and_take_leaves_nothing_if_it_is_the_scarcest(
-    stock: Stock, menu: OldMenu, database: Database, order_id: int
+    stock: StockReserver, menu: OldMenu, database: Database, order_id: int
 ) -> None:
     menu.before_put = lambda menu_id: menu.dishes[2].update(stock=0)
 
-    stock.reserve(order_id)
+    stock.reserve(DELIVERY, order_id)
 
     assert story(database, order_id) == ("failed", "out_of_stock")
     assert menu.puts == [(2, 1)]
@@ -173,12 +175,12 @@ def test_dish_sold_out_between_look_and_take_leaves_nothing_if_it_is_the_scarces
 
 
 def test_half_taken_order_is_rejected_and_its_release_reported_until_confirmed_by_hand(
-    stock: Stock, menu: OldMenu, database: Database, order_id: int, log: list[Any]
+    stock: StockReserver, menu: OldMenu, database: Database, order_id: int, log: list[Any]
 ) -> None:
     menu.before_put = lambda menu_id: menu.dishes[1].update(stock=0)
 
-    stock.reserve(order_id)
-    stock.reserve(order_id)
+    stock.reserve(DELIVERY, order_id)
+    stock.reserve(DELIVERY, order_id)
 
     assert story(database, order_id) == ("failed", "out_of_stock")
     assert core.get(database, order_id).rejected_menu_id == 1
@@ -190,7 +192,7 @@ def test_half_taken_order_is_rejected_and_its_release_reported_until_confirmed_b
     deliver_release(database, stock, order_id)
     deliver_release(database, stock, order_id)
     assert reports(log) == [({2: 1}, {})] * 3
-    assert f"release {release_id} is left unconfirmed" in [line["problem"] for line in log]
+    assert f"release {release_id} stays unconfirmed" in [line["problem"] for line in log]
 
     assert core.apply(database, core.released(order_id, release_id)) == []
     assert releases(database) == []
@@ -199,13 +201,13 @@ def test_half_taken_order_is_rejected_and_its_release_reported_until_confirmed_b
 @pytest.mark.parametrize("trouble", ["drop_before", "drop_after", "error_after"])
 @pytest.mark.parametrize("at", [2, 1])
 def test_put_of_unknown_outcome_is_not_repeated_and_the_order_expires_reported(
-    stock: Stock, menu: OldMenu, database: Database, order_id: int, log: list[Any], trouble: str, at: int
+    stock: StockReserver, menu: OldMenu, database: Database, order_id: int, log: list[Any], trouble: str, at: int
 ) -> None:
     menu.trouble[at] = trouble
 
-    stock.reserve(order_id)
+    stock.reserve(DELIVERY, order_id)
     menu.trouble.clear()
-    stock.reserve(order_id)
+    stock.reserve(DELIVERY, order_id)
 
     assert story(database, order_id) == ("failed", "expired")
     assert menu.puts == [(2, 1), (1, 1)][: 1 if at == 2 else 2]
@@ -219,7 +221,7 @@ def test_put_of_unknown_outcome_is_not_repeated_and_the_order_expires_reported(
 @pytest.mark.parametrize("carried_out", [False, True])
 @pytest.mark.parametrize("at", [2, 1])
 def test_process_killed_around_a_put_never_takes_a_line_twice(
-    stock: Stock,
+    stock: StockReserver,
     menus: Menus,
     menu: OldMenu,
     database: Database,
@@ -240,15 +242,15 @@ def test_process_killed_around_a_put_never_takes_a_line_twice(
 
     monkeypatch.setattr(menus, "take", take_and_die)
     with pytest.raises(Killed):
-        stock.reserve(order_id)
+        stock.reserve(DELIVERY, order_id)
     monkeypatch.setattr(menus, "take", take)
     before = list(menu.puts)
 
-    stock.reserve(order_id)
+    stock.reserve(DELIVERY, order_id)
     assert story(database, order_id)[0] == "awaiting_menu", "the PUT may still be under way in another process"
 
-    monkeypatch.setattr(stock_room, "UNDER_WAY", timedelta(0))
-    stock.reserve(order_id)
+    monkeypatch.setattr(stock_room, "IN_PROGRESS", timedelta(0))
+    stock.reserve(DELIVERY, order_id)
     assert story(database, order_id) == ("failed", "expired")
     assert menu.puts == before
     deliver_release(database, stock, order_id)
@@ -257,18 +259,18 @@ def test_process_killed_around_a_put_never_takes_a_line_twice(
 
 
 def test_put_that_cannot_have_left_is_tried_again_and_the_order_goes_on(
-    stock: Stock, menu: OldMenu, database: Database, order_id: int, log: list[Any]
+    stock: StockReserver, menu: OldMenu, database: Database, order_id: int, log: list[Any]
 ) -> None:
     # given: a menu that stops listening during the first PUT
     menu.before_put = lambda menu_id: menu.stop()
     for _ in range(2):
         with pytest.raises(MenuServiceDown):
-            stock.reserve(order_id)
+            stock.reserve(DELIVERY, order_id)
 
     # when
     menu.before_put = lambda menu_id: None
     menu.start()
-    stock.reserve(order_id)
+    stock.reserve(DELIVERY, order_id)
 
     # then
     assert story(database, order_id)[0] == "awaiting_payment"
@@ -278,14 +280,14 @@ def test_put_that_cannot_have_left_is_tried_again_and_the_order_goes_on(
 
 
 def test_order_cancelled_between_two_puts_takes_no_more_and_is_reported(
-    stock: Stock, menu: OldMenu, database: Database, order_id: int, log: list[Any]
+    stock: StockReserver, menu: OldMenu, database: Database, order_id: int, log: list[Any]
 ) -> None:
     def cancel(menu_id: int) -> None:
-        with database.writing() as connection:
-            handlers.change_order(connection, order_id, Cancel(), core.changes(utc_now()))
+        with core.unit_of_work(database, now=utc_now()) as work:
+            handlers.change_order(work, order_id, Cancel())
 
     menu.before_put = cancel
-    stock.reserve(order_id)
+    stock.reserve(DELIVERY, order_id)
     assert menu.puts == [(2, 1)]
 
     pass_all_deadlines(database)
@@ -297,12 +299,12 @@ def test_order_cancelled_between_two_puts_takes_no_more_and_is_reported(
 
 
 def test_order_that_expired_unanswered_is_confirmed_to_hold_nothing(
-    stock: Stock, menu: OldMenu, database: Database, order_id: int
+    stock: StockReserver, menu: OldMenu, database: Database, order_id: int
 ) -> None:
     pass_all_deadlines(database)
     assert story(database, order_id) == ("failed", "expired")
 
-    stock.reserve(order_id)
+    stock.reserve(DELIVERY, order_id)
     deliver_release(database, stock, order_id)
 
     assert menu.puts == []
@@ -311,13 +313,13 @@ def test_order_that_expired_unanswered_is_confirmed_to_hold_nothing(
 
 
 def test_unexpected_price_fails_the_order_before_anything_is_taken(
-    stock: Stock, menu: OldMenu, database: Database
+    stock: StockReserver, menu: OldMenu, database: Database
 ) -> None:
     placement = handlers.Placement(user_id=7, menu_ids=(1, 2), expected_total=Decimal(37000))
-    with database.writing() as connection:
-        [order] = handlers.place_orders(connection, [placement], core.clock(utc_now()), reminders=3)
+    with core.unit_of_work(database, now=utc_now()) as work:
+        [order] = handlers.place_orders(work, [placement])
 
-    stock.reserve(order.id)
+    stock.reserve(DELIVERY, order.id)
     deliver_release(database, stock, order.id)
 
     assert story(database, order.id) == ("failed", "price_changed")
@@ -327,11 +329,11 @@ def test_unexpected_price_fails_the_order_before_anything_is_taken(
 
 
 def test_release_of_a_whole_reservation_stays_unconfirmed_and_is_reported(
-    stock: Stock, menu: OldMenu, database: Database, order_id: int, log: list[Any]
+    stock: StockReserver, menu: OldMenu, database: Database, order_id: int, log: list[Any]
 ) -> None:
-    stock.reserve(order_id)
-    with database.writing() as connection:
-        handlers.change_order(connection, order_id, Cancel(), core.changes(utc_now()))
+    stock.reserve(DELIVERY, order_id)
+    with core.unit_of_work(database, now=utc_now()) as work:
+        handlers.change_order(work, order_id, Cancel())
 
     deliver_release(database, stock, order_id)
 
@@ -344,7 +346,7 @@ def test_release_of_a_whole_reservation_stays_unconfirmed_and_is_reported(
     "wrong", [{"price": None}, {"price": "18000"}, {"price": -1.0}, {"stock": "many"}, {"name": 5}, "broken"]
 )
 def test_unusable_dish_makes_its_order_wait_for_a_reminder(
-    stock: Stock, menu: OldMenu, database: Database, order_id: int, wrong: Any
+    stock: StockReserver, menu: OldMenu, database: Database, order_id: int, wrong: Any
 ) -> None:
     right = dict(menu.dishes[1])
     if wrong == "broken":
@@ -352,17 +354,17 @@ def test_unusable_dish_makes_its_order_wait_for_a_reminder(
     else:
         menu.dishes[1] |= wrong
 
-    stock.reserve(order_id)
+    stock.reserve(DELIVERY, order_id)
     assert story(database, order_id)[0] == "awaiting_menu"
     assert menu.puts == []
 
     menu.dishes[1], menu.trouble = right, {}
-    stock.reserve(order_id)
+    stock.reserve(DELIVERY, order_id)
     assert story(database, order_id)[0] == "awaiting_payment"
 
 
 def test_database_that_fails_after_a_put_does_not_cost_the_order(
-    stock: Stock, menu: OldMenu, database: Database, order_id: int, monkeypatch: pytest.MonkeyPatch
+    stock: StockReserver, menu: OldMenu, database: Database, order_id: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writing, failures = database.writing, [False, True, False, False, True, True]
 
@@ -377,21 +379,21 @@ def test_database_that_fails_after_a_put_does_not_cost_the_order(
             raise sa.exc.OperationalError("commit", {}, Exception("its answer is lost"))
 
     monkeypatch.setattr(database, "writing", failing)
-    stock.reserve(order_id)
+    stock.reserve(DELIVERY, order_id)
 
     assert story(database, order_id)[0] == "awaiting_payment"
     assert sorted(menu.puts) == [(1, 1), (2, 1)]
 
 
 def test_several_processes_with_the_same_order_take_each_line_once(
-    database: Database, menu: OldMenu, stock: Stock
+    database: Database, menu: OldMenu, stock: StockReserver
 ) -> None:
     ids = core.place(database, 5, now=utc_now())
     gate = threading.Barrier(4)
 
     def run(order_id: int) -> None:
         gate.wait()
-        stock.reserve(order_id)
+        stock.reserve(DELIVERY, order_id)
 
     with ThreadPoolExecutor(4) as pool:
         for order_id in ids:
@@ -411,8 +413,8 @@ def wire(amqp_url: str) -> core.Wire:
 
 
 @pytest.fixture
-def adapter(amqp_url: str, database: Database, menus: Menus) -> Callable[[threading.Event], MenuOverHttp]:
-    return lambda stop: MenuOverHttp(core.settings(amqp_url, database.url), database, menus, stop)
+def adapter(amqp_url: str, database: Database, menus: Menus) -> Callable[[threading.Event], MenuHttpConsumer]:
+    return lambda stop: MenuHttpConsumer(core.settings(amqp_url, database.url), database, menus, stop)
 
 
 def publish(wire: core.Wire, database: Database) -> None:

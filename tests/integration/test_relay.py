@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -20,15 +21,17 @@ from pika.spec import Basic
 from structlog.testing import CapturingLogger
 
 from order_service import handlers
-from order_service import process as startup
 from order_service.contract import envelope, topology
 from order_service.contract.envelope import Delivery
+from order_service.contract.outgoing import Outgoing, dead_letter
 from order_service.domain.messages import Cancel
+from order_service.process import utc_now
 from order_service.storage import outbox
 from order_service.storage.database import Database
 from order_service.storage.tables import outbox as outbox_table
-from publishers import relay
+from publishers import pipeline
 from publishers.relay import Relay
+from tests import builders
 from tests.integration import core
 from tests.integration.core import NOW, Eventually, Wire, completed, reserved
 
@@ -46,12 +49,19 @@ def relaying(amqp_url: str, database: Database) -> Callable[..., contextlib.Abst
 @pytest.fixture(autouse=True)
 def log(monkeypatch: pytest.MonkeyPatch) -> CapturingLogger:
     """What the relay says."""
-    return core.recorded("publishers.relay", monkeypatch)
+    log = core.recorded("publishers.pipeline", monkeypatch)
+    monkeypatch.setattr("publishers.relay.log", log)
+    monkeypatch.setattr("order_service.process.log", log)
+    return log
 
 
-def add(database: Database, rows: list[outbox.Row]) -> None:
-    with database.writing() as connection:
-        outbox.add(connection, rows)
+def add(database: Database, messages: list[Outgoing]) -> None:
+    core.add_to_outbox(database, messages)
+
+
+def add_rejected(database: Database, rejected: envelope.Rejection) -> None:
+    with core.unit_of_work(database) as work:
+        work.dead_letter(rejected)
 
 
 def is_empty(database: Database) -> bool:
@@ -106,17 +116,18 @@ def test_unroutable_event_that_needs_an_answer_stays_and_leaves_once_a_queue_is_
 
 
 def test_pauses_between_attempts_grow_up_to_a_limit() -> None:
-    pauses = [outbox.backoff(attempts).total_seconds() for attempts in (0, 1, 2, 5, 6, 50)]
+    pauses = [outbox.ROW_BACKOFF.delay(failures) for failures in (1, 2, 3, 6, 7, 51)]
     assert pauses == [1, 2, 4, 32, 60, 60]
 
 
 def test_unroutable_news_counts_as_sent(database: Database, wire: Wire, relaying: Any, eventually: Eventually) -> None:
     ids = core.place_sent(database, 3)
     core.apply(database, reserved(ids[0]), completed(ids[0]), core.rejected(ids[1]))
-    with database.writing() as connection:
-        handlers.change_order(connection, ids[2], Cancel(), core.changes())
-        why = envelope.unreadable("malformed", "body", "is not JSON")
-        outbox.add(connection, outbox.dead_letter_rows(Delivery(topology.MENU.name, "x", b"{"), why, NOW))
+    with core.unit_of_work(database) as work:
+        handlers.change_order(work, ids[2], Cancel())
+    add_rejected(
+        database, envelope.rejection(Delivery(topology.MENU.name, "x", b"{"), "malformed", "body", "is not JSON")
+    )
     wire.listen("payment.requested")
 
     with relaying():
@@ -133,8 +144,8 @@ def test_unroutable_event_of_an_order_that_no_longer_needs_it_goes_away(
 
     with relaying():
         eventually(lambda: min(attempts(database)) > 0, "both to be returned")
-        with database.writing() as connection:
-            handlers.change_order(connection, cancelled, Cancel(), core.changes())
+        with core.unit_of_work(database) as work:
+            handlers.change_order(work, cancelled, Cancel())
         eventually(
             lambda: [row.order_id for row in core.rows(database, outbox_table)] == [waiting],
             "the cancelled order's event to go",
@@ -162,10 +173,10 @@ def test_dead_letter_goes_to_its_queue_as_it_came_with_its_reason(
     wire.listen("order.message_rejected")
     kept = {"content_type": "text/plain", "app_id": "menu-service", "correlation_id": "abc"}
     body = b'\xff\x00 {"order_id": 5'
-    delivery = Delivery(topology.PAYMENT.name, "payment.completed", body, kept | {"message_id": "m1"})
-    why = envelope.unreadable("invalid", "data.amount", "must be a JSON number", order_id=5)
-    why.message_id, why.type = "m1", "PaymentCompleted"
-    add(database, outbox.dead_letter_rows(delivery, why, NOW))
+    delivery = Delivery(
+        topology.PAYMENT.name, "payment.completed", body, kept | {"message_id": "m1", "type": "PaymentCompleted"}
+    )
+    add_rejected(database, envelope.rejection(delivery, "invalid", "data.amount", "must be a JSON number", order_id=5))
 
     with relaying():
         eventually(lambda: is_empty(database), "the dead letter to leave")
@@ -197,18 +208,17 @@ def test_dead_letter_without_its_queue_waits_for_it_whatever_it_calls_itself(
     named: str | None, database: Database, wire: Wire, relaying: Any, eventually: Eventually, log: CapturingLogger
 ) -> None:
     [cancelled] = core.place_sent(database)
-    with database.writing() as connection:
-        handlers.change_order(connection, cancelled, Cancel(), core.changes())
+    with core.unit_of_work(database) as work:
+        handlers.change_order(work, cancelled, Cancel())
     core.clear_outbox(database)
-    why = envelope.unreadable("unknown_type", "type", "is not taken", order_id=cancelled)
-    why.type = named
     delivery = Delivery(topology.MENU.name, "menu.reserved", b"as it came")
+    rejected = envelope.rejection(delivery, "unknown_type", "type", "is not taken", type=named, order_id=cancelled)
 
     with relaying():
         eventually(lambda: core.said(log, "relaying"), "the relay to be at work")
         with wire.channel() as channel:
             channel.queue_delete(topology.MENU.dead_letters)
-        add(database, outbox.dead_letter_rows(delivery, why, NOW)[:1])
+        add(database, [dead_letter(rejected)])
         eventually(lambda: attempts(database) == [1], "the dead letter to be returned")
         wire.declare()
         eventually(lambda: is_empty(database), "it to leave")
@@ -223,9 +233,9 @@ def test_dead_letter_with_properties_at_their_limits_does_not_stop_the_relay(
     # What 255 bytes that are no UTF-8 have become when they were read: more bytes than AMQP's short strings take.
     longest = b"\xff" * 255
     properties = dict.fromkeys(("content_type", "app_id", "correlation_id"), longest.decode(errors="replace"))
-    why = envelope.unreadable("invalid", "data.name", "\N{PILE OF POO}" * 5000)
     delivery = Delivery(topology.MENU.name, "menu.reserved", b"{}", properties)
-    add(database, outbox.dead_letter_rows(delivery, why, NOW))
+    rejected = envelope.rejection(delivery, "invalid", "data.name", "\N{PILE OF POO}" * 300)
+    add_rejected(database, rejected)
     core.place(database)
 
     with relaying():
@@ -239,9 +249,9 @@ def test_dead_letter_with_properties_at_their_limits_does_not_stop_the_relay(
 def test_two_relays_at_once_publish_each_row_once(
     database: Database, wire: Wire, relaying: Any, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay, "WINDOW", 100)
+    monkeypatch.setattr(pipeline, "WINDOW", 100)
     wire.listen("order.created")
-    add(database, core.outbox_rows(2000))
+    add(database, builders.outgoing(2000))
 
     with relaying(), relaying():
         eventually(lambda: is_empty(database), "2,000 rows to leave")
@@ -253,7 +263,7 @@ def test_two_relays_at_once_publish_each_row_once(
 
 def test_one_relay_publishes_in_order(database: Database, wire: Wire, relaying: Any, eventually: Eventually) -> None:
     wire.listen("order.created")
-    add(database, core.outbox_rows(600))
+    add(database, builders.outgoing(600))
 
     with relaying():
         eventually(lambda: is_empty(database), "600 rows to leave")
@@ -270,14 +280,14 @@ def test_on_sqlite_a_second_relay_stands_by_until_the_first_process_ends(
     environment = os.environ | {"DATABASE_URL": database.url, "RABBITMQ_URL": amqp_url}
     with subprocess.Popen([sys.executable, "-m", "publishers"], env=environment, stderr=subprocess.DEVNULL) as first:
         try:
-            core.place(database, now=startup.utc_now())
+            core.place(database, now=utc_now())
             eventually(lambda: is_empty(database), "the first relay to work")
             with core.opened(database.url) as another:
-                assert not another.sole("relay")
+                assert not another.acquire_role("relay")
                 with core.running(lambda stop: Relay(core.settings(amqp_url, another.url), another, stop)) as second:
                     first.send_signal(end)
                     assert first.wait(timeout=10) in (0, -end)
-                    core.place(database, now=startup.utc_now())
+                    core.place(database, now=utc_now())
                     eventually(lambda: is_empty(database), "the second relay to take over")
                     assert second.is_alive
         finally:
@@ -287,7 +297,7 @@ def test_on_sqlite_a_second_relay_stands_by_until_the_first_process_ends(
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_on_sqlite_a_relay_that_stands_by_stops_when_told(amqp_url: str, database: Database, wire: Wire) -> None:
-    assert database.sole("relay")
+    assert database.acquire_role("relay")
     with (
         core.opened(database.url) as another,
         core.running(lambda stop: Relay(core.settings(amqp_url, another.url), another, stop)) as second,
@@ -300,14 +310,14 @@ def test_everything_arrives_when_connections_are_cut(
     database: Database, wire: Wire, management: Any, relaying: Any, eventually: Eventually, log: CapturingLogger,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(relay, "WINDOW", 20)
+    monkeypatch.setattr(pipeline, "WINDOW", 20)
     wire.listen("order.created")
 
     with relaying():
         eventually(lambda: core.said(log, "relaying"), "the relay to be at work")
-        add(database, core.outbox_rows(150))
+        add(database, builders.outgoing(150))
         eventually(management.close_connections, "the relay's connection to be cut")
-        add(database, core.outbox_rows(150))
+        add(database, builders.outgoing(150))
         eventually(lambda: is_empty(database), "300 rows to leave")
 
     assert core.said(log, "relaying") == 2
@@ -328,7 +338,7 @@ def test_a_second_outage_is_waited_out_like_the_first(
             eventually(lambda: is_empty(database), "the relay to work")
             eventually(management.close_connections, "the relay's connection to be listed")
             eventually(
-                lambda outage=outage: core.said(log, "the broker is away, waiting for it") == outage,
+                lambda outage=outage: core.said(log, "the broker is unreachable, retrying") == outage,
                 f"outage {outage} to be reported",
             )
 
@@ -337,7 +347,7 @@ def test_message_that_a_queue_refuses_is_tried_again(
     database: Database, wire: Wire, relaying: Any, eventually: Eventually
 ) -> None:
     wire.listen("order.created", queue="full", **{"x-max-length": 1, "x-overflow": "reject-publish"})
-    add(database, core.outbox_rows(2))
+    add(database, builders.outgoing(2))
 
     with relaying():
         eventually(lambda: attempts(database) == [1], "the second message to be refused")
@@ -353,15 +363,15 @@ def test_events_for_others_leave_while_one_sibling_refuses_everything(
 ) -> None:
     wire.listen("order.created", queue="full", **{"x-max-length": 1, "x-overflow": "reject-publish"})
     wire.listen("order.paid")
-    add(database, core.outbox_rows(41))
+    add(database, builders.outgoing(41))
 
     slowest = 0.0
     with relaying():
         eventually(lambda: len(attempts(database)) == 40 and min(attempts(database)) > 0, "40 to be refused")
         for number in range(6):
-            [row] = core.outbox_rows(1, routing_key="order.paid", type="OrderPaid")
+            [row] = builders.outgoing(1, routing_key="order.paid", type="OrderPaid")
             started = time.monotonic()
-            add(database, [row | {"message_id": f"paid-{number}"}])
+            add(database, [replace(row, message_id=f"paid-{number}")])
             eventually(lambda number=number: wire.take(), "news for another sibling")
             slowest = max(slowest, time.monotonic() - started)
 
@@ -373,10 +383,10 @@ def test_an_event_does_not_wait_for_the_confirms_of_the_one_before(
     database: Database, wire: Wire, relaying: Any, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wire.listen("order.created")
-    monkeypatch.setattr(relay, "CONFIRM_SECONDS", 3)
+    monkeypatch.setattr(pipeline, "CONFIRM_SECONDS", 3)
 
     with monkeypatch.context() as patch:
-        patch.setattr(relay._Session, "_note_confirm", lambda *_: None)
+        patch.setattr(pipeline.Pipeline, "_note_confirm", lambda *_: None)
         with relaying():
             for number in range(1, 3):
                 core.place(database)
@@ -395,23 +405,23 @@ def test_a_queue_that_confirms_nothing_holds_up_only_what_is_for_it(
     """As a quorum queue without a majority does."""
     wire.listen("order.created")
     wire.listen("payment.requested")
-    monkeypatch.setattr(relay, "CONFIRM_SECONDS", 0.5)
-    monkeypatch.setattr(relay, "WINDOW", relay.FEW)
-    confirm = relay._Session._note_confirm
+    monkeypatch.setattr(pipeline, "CONFIRM_SECONDS", 0.5)
+    monkeypatch.setattr(pipeline, "WINDOW", pipeline.FEW)
+    confirm = pipeline.Pipeline._note_confirm
 
-    def confirm_others(session: relay._Session, frame: Method[Basic.Ack | Basic.Nack]) -> None:
+    def confirm_others(session: pipeline.Pipeline, frame: Method[Basic.Ack | Basic.Nack]) -> None:
         tag = frame.method.delivery_tag
         tags = [each for each in session._in_flight if each <= tag] if frame.method.multiple else [tag]
         for each in tags:
             if session._in_flight[each][1].routing_key != "order.created":
                 confirm(session, Method(1, Basic.Ack(each)))
 
-    monkeypatch.setattr(relay._Session, "_note_confirm", confirm_others)
-    add(database, core.outbox_rows(relay.FEW))
-    add(database, core.outbox_rows(1, routing_key="payment.requested"))
+    monkeypatch.setattr(pipeline.Pipeline, "_note_confirm", confirm_others)
+    add(database, builders.outgoing(pipeline.FEW))
+    add(database, builders.outgoing(1, routing_key="payment.requested"))
 
     with relaying():
-        eventually(lambda: core.count(database, outbox_table) == relay.FEW, "the other event to leave")
+        eventually(lambda: core.count(database, outbox_table) == pipeline.FEW, "the other event to leave")
 
     assert min(attempts(database)) >= 1
 
@@ -420,7 +430,7 @@ def test_a_batch_of_events_leaves_in_few_system_calls(
     database: Database, wire: Wire, relaying: Any, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wire.listen("order.created")
-    add(database, core.outbox_rows(200))
+    add(database, builders.outgoing(200))
     sends: list[int] = []
     send = _AsyncTransportBase._sigint_safe_send
     counted = staticmethod(lambda socket, data: sends.append(len(data)) or send(socket, data))
@@ -435,7 +445,7 @@ def test_a_batch_of_events_leaves_in_few_system_calls(
 
 def test_stop_settles_what_is_in_flight(database: Database, wire: Wire, relaying: Any, eventually: Eventually) -> None:
     wire.listen("order.created")
-    add(database, core.outbox_rows(1500))
+    add(database, builders.outgoing(1500))
 
     with relaying() as running:
         eventually(lambda: core.count(database, outbox_table) < 1500, "the relay to be in the middle of it")
@@ -493,9 +503,9 @@ def test_relay_waits_while_the_database_is_away(
         core.place(patient)
 
         with core.database_away(database.url), relaying():
-            complaint = "sent rows could not be removed, they go out again"
+            complaint = "sent rows could not be deleted, they are published again"
             if not database.is_sqlite:
-                complaint = "the outbox cannot be read, trying again"
+                complaint = "the outbox cannot be read, retrying"
             eventually(lambda: core.said(log, complaint), "the relay to notice")
         with relaying():
             eventually(lambda: is_empty(patient), "the relay to go on")
@@ -527,12 +537,12 @@ def test_relay_starts_before_the_broker_and_stops_when_told(database: Database) 
 
 def test_order_can_be_changed_while_its_event_is_in_flight(database: Database) -> None:
     [order_id] = core.place(database)
-    claim = outbox.Claim(database, 100, core.clock().now)
+    claim = outbox.Claim(database, 100, NOW)
     done = threading.Event()
 
     def pass_deadlines() -> None:
-        with database.writing() as connection, contextlib.suppress(sa.exc.OperationalError):
-            handlers.pass_deadlines(connection, core.changes(core.LATER), limit=10)
+        with core.unit_of_work(database, now=core.LATER) as work, contextlib.suppress(sa.exc.OperationalError):
+            handlers.pass_deadlines(work, limit=10)
         done.set()
 
     thread = threading.Thread(target=pass_deadlines)

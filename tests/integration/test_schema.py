@@ -100,7 +100,7 @@ def run_together(tmp_path: Path) -> Callable[..., list[str]]:
     """Migrate in several processes that wait for each other just before; returns what went wrong in each."""
     program = (
         "import pathlib, sys\n"
-        "from order_service import schema\n"
+        "from order_service.storage import migrate as schema\n"
         "print(flush=True)\n"
         "input()\n"
         "schema.upgrade(sys.argv[1])\n"

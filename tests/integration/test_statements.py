@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from api import create_app
-from consumers.batch import apply_batch
+from consumers.batch import process_batch
 from order_service import handlers
 from order_service.config import Settings
 from order_service.contract.envelope import Delivery, Reply
@@ -64,12 +63,12 @@ def round_trips(tmp_path: Path) -> Iterator[Callable[[], int]]:
     os.close(file)
 
 
-def deliveries(*replies: Reply) -> list[tuple[Delivery, frozenset[str]]]:
+def deliveries(*replies: Reply) -> list[Delivery]:
     found = []
     for reply in replies:
         [queue] = [queue for queue in QUEUES if reply.type in queue.accepts]
         key = core.ROUTING_KEYS[reply.type]
-        found.append((Delivery(queue.name, key, core.event(reply)), queue.accepts))
+        found.append(Delivery(queue.name, key, core.event(reply)))
     return found
 
 
@@ -77,11 +76,10 @@ def test_batch_of_replies_costs_three_statements_whatever_its_size(
     database: Database, database_url: str, statements: list[str]
 ) -> None:
     ids = core.place_sent(database, BATCH)
-    settings = Settings(database_url=database_url)
     for batch in ([core.reserved(id) for id in ids], [core.completed(id) for id in ids]):
         statements.clear()
 
-        apply_batch(database, settings, deliveries(*batch))
+        process_batch(database, core.policy(), deliveries(*batch))
 
         assert len(statements) <= (5 if database.is_sqlite else 3), statements
     assert core.states(database, ids) == {"paid"}
@@ -94,7 +92,7 @@ def test_batch_that_gives_everything_back_costs_no_round_trip_more(
     core.apply(database, *[core.reserved(id) for id in ids])
     statements.clear()
 
-    apply_batch(database, Settings(database_url=database_url), deliveries(*[core.rejected(id) for id in ids]))
+    process_batch(database, core.policy(), deliveries(*[core.rejected(id) for id in ids]))
 
     assert len(statements) <= (6 if database.is_sqlite else 3), statements
     assert len(core.given_back(database)) == BATCH
@@ -105,15 +103,14 @@ def test_batch_of_replies_costs_five_round_trips(
     database: Database, database_url: str, round_trips: Callable[[], int]
 ) -> None:
     ids = core.place_sent(database, BATCH)
-    settings = Settings(database_url=database_url)
-    consumers = Database(database_url, ask_first=False)
+    consumers = Database(database_url, pre_ping=False)
     with consumers.reading():
         round_trips()
 
     # BEGIN, lock, write, COMMIT with NOTIFY; an order that a message has touched has its inbox looked at as well.
-    apply_batch(consumers, settings, deliveries(*[core.reserved(id) for id in ids]))
+    process_batch(consumers, core.policy(), deliveries(*[core.reserved(id) for id in ids]))
     assert round_trips() == 4
-    apply_batch(consumers, settings, deliveries(*[core.completed(id) for id in ids]))
+    process_batch(consumers, core.policy(), deliveries(*[core.completed(id) for id in ids]))
     assert round_trips() == 5
     consumers.dispose()
 
@@ -133,11 +130,10 @@ def test_post_over_http_costs_five_round_trips(database_url: str, round_trips: C
 
 def test_deadlines_look_for_unsent_events_once(database: Database, statements: list[str]) -> None:
     core.place(database, 50)
-    late = core.changes(core.NOW + timedelta(hours=1))
     statements.clear()
 
-    with database.writing() as connection:
-        assert handlers.pass_deadlines(connection, late, limit=100) == 50
+    with core.unit_of_work(database, now=core.LATER) as work:
+        assert handlers.pass_deadlines(work, limit=100) == 50
 
     # There is no index for it, so it reads all of the outbox, which is long after an outage of the broker.
     assert sum("FROM outbox" in each and "message_id" in each.partition("WHERE")[2] for each in statements) == 1
@@ -151,8 +147,8 @@ def test_post_costs_two_statements_and_so_do_a_hundred_that_come_together(
     for count in (1, 100):
         statements.clear()
 
-        with database.writing() as connection:
-            handlers.place_orders(connection, [placement] * count, core.clock(), reminders=3)
+        with core.unit_of_work(database) as work:
+            handlers.place_orders(work, [placement] * count)
 
         assert len(statements) == 2, statements
 
@@ -187,7 +183,7 @@ def test_no_table_is_read_whole_while_it_is_new_and_not_yet_analyzed(database: D
     # when
     ids = core.place(database, 1)
     for reply in (core.reserved(ids[0]), core.completed(ids[0])):
-        apply_batch(database, Settings(database_url=database_url), deliveries(reply))
+        process_batch(database, core.policy(), deliveries(reply))
     claim = Claim(database, BATCH, utc_now())
     claim.settle(sent=[], failed=[row.id for row in claim.rows], now=utc_now())
 

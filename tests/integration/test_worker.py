@@ -15,13 +15,13 @@ from structlog.testing import CapturingLogger
 
 from consumers import __main__ as consumers_main
 from consumers.worker import Worker
-from order_service import handlers
+from order_service import handlers, unit_of_work
 from order_service.contract import topology
 from order_service.contract.envelope import MAX_BODY_BYTES
 from order_service.domain import order
 from order_service.domain.order import State
 from order_service.domain.saga import decide
-from order_service.storage import history
+from order_service.storage import history, inbox
 from order_service.storage import migrate as schema
 from order_service.storage import orders as order_rows
 from order_service.storage.database import Database
@@ -288,18 +288,18 @@ def test_bare_message_without_an_id_counts_once(
     with database.reading() as connection:
         types = [
             entry.type
-            for entry in history.of_order(connection, order_rows.read_orders(connection, [order_id])[order_id])
+            for entry in history.read_history(connection, order_rows.read_orders(connection, [order_id])[order_id])
         ]
     assert Counter(types) == {"OrderPlaced": 1, "MenuReserved": 2, "PaymentCompleted": 1}
 
 
 def broken_for(order_id: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def decide_or_break(order: order.Order, *arguments: Any) -> Any:
+    def decide_or_break(order: order.Order, *arguments: Any, **named: Any) -> Any:
         if order.id == order_id:
             raise ZeroDivisionError("a rule of ours is broken")
-        return decide(order, *arguments)
+        return decide(order, *arguments, **named)
 
-    monkeypatch.setattr(handlers, "decide", decide_or_break)
+    monkeypatch.setattr(unit_of_work, "decide", decide_or_break)
 
 
 def test_message_that_breaks_its_batch_is_given_up_alone(
@@ -338,7 +338,7 @@ def test_nothing_is_acked_or_given_up_while_the_database_is_away(
             eventually(lambda: core.said(log, "consuming"), "the consumer to be at work")
             with core.database_away(database_url):
                 wire.send(*[reserved(id) for id in ids])
-                eventually(lambda: core.said(log, "the transaction failed, trying again"), "the trouble to be noticed")
+                eventually(lambda: core.said(log, "the transaction failed, retrying"), "the trouble to be noticed")
             eventually(lambda: core.states(database, ids) == {"awaiting_payment"}, "them to be applied")
 
         assert dead(database) == []
@@ -361,7 +361,7 @@ def test_consumer_that_is_stopped_while_the_database_is_away_leaves_its_messages
 
         settings = core.settings(amqp_url, database_url)
         with core.database_away(database_url), core.running(core.worker(settings, database)):
-            eventually(lambda: core.said(log, "the transaction failed, trying again"), "the trouble to be noticed")
+            eventually(lambda: core.said(log, "the transaction failed, retrying"), "the trouble to be noticed")
 
         eventually(lambda: remaining(wire) == len(ids), "the messages to be in the queue again")
 
@@ -376,7 +376,7 @@ def test_table_that_is_away_for_a_while_is_not_the_messages_fault(
     wire.send(*[reserved(id) for id in ids])
 
     with consuming():
-        eventually(lambda: core.said(log, "the transaction failed, trying again") > 1, "the trouble to be noticed")
+        eventually(lambda: core.said(log, "the transaction failed, retrying") > 1, "the trouble to be noticed")
         with database.writing() as connection:
             connection.execute(sa.text(f"alter table away rename to {table}"))
         eventually(lambda: core.states(database, ids) == {"awaiting_payment"}, "them to be applied")
@@ -411,8 +411,9 @@ def test_queue_deleted_and_declared_again_is_consumed_again(
     with consuming():
         eventually(lambda: core.said(log, "consuming"), "the consumer to be at work")
         # While it waits for this transaction it cannot notice that the queue is gone for a moment.
-        with database.writing() as connection:
-            handlers.apply_replies(connection, [reserved(first, id="ours")], core.changes())
+        with core.unit_of_work(database) as work:
+            handlers.apply_replies(work, [reserved(first, id="ours")])
+            work.write()
             wire.send(reserved(first, id="theirs"))
             eventually(lambda: remaining(wire) == 0, "the consumer to have it")
             with wire.channel() as channel:
@@ -511,8 +512,8 @@ def test_consumers_refuse_a_database_that_is_not_migrated_naming_the_command(
 ) -> None:
     schema.downgrade(database.url)
     monkeypatch.setattr(consumers_main, "Database", lambda *_, **__: database)
-    monkeypatch.setattr(consumers_main.startup, "begin", lambda: core.settings(amqp_url, database.url))
-    monkeypatch.setattr(consumers_main.startup, "stop_on_signal", threading.Event)
+    monkeypatch.setattr(consumers_main.process, "begin", lambda: core.settings(amqp_url, database.url))
+    monkeypatch.setattr(consumers_main.process, "stop_on_signal", threading.Event)
 
     with pytest.raises(SystemExit) as refused:
         consumers_main.main()
@@ -560,14 +561,14 @@ def test_message_that_ends_the_process_again_and_again_is_given_up_alone(
 ) -> None:
     ids = core.place_sent(database, 3)
 
-    def decide_or_die(found: order.Order, *arguments: Any) -> Any:
+    def decide_or_die(found: order.Order, *arguments: Any, **named: Any) -> Any:
         if found.id == ids[0]:
             raise Killed
-        return decide(found, *arguments)
+        return decide(found, *arguments, **named)
 
-    monkeypatch.setattr(handlers, "decide", decide_or_die)
+    monkeypatch.setattr(unit_of_work, "decide", decide_or_die)
     # The process would not live to take its count back.
-    monkeypatch.setattr(history, "clear_suspect", lambda *_: None)
+    monkeypatch.setattr(inbox, "clear_attempts", lambda *_: None)
     wire.send(*[reserved(id) for id in ids])
     settings = core.settings(amqp_url, database.url)
 
@@ -581,5 +582,5 @@ def test_message_that_ends_the_process_again_and_again_is_given_up_alone(
         assert isinstance(process.error, Killed)
 
     assert [letter["body"] for letter in dead(database)] == [core.event(reserved(ids[0]))]
-    assert "died" in dead(database)[0]["x-error-detail"]
+    assert "ended the consumer" in dead(database)[0]["x-error-detail"]
     assert core.states(database, ids[1:]) == {"awaiting_payment"}
