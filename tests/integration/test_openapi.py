@@ -11,11 +11,9 @@ from flask import Flask
 from flask.testing import FlaskClient
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from api import create_app
-from order_service.config import Settings
 from order_service.web import openapi
 from order_service.web.problems import KINDS
-from tests.integration.test_api import api_of
+from tests.http_service import application
 
 DOCUMENT = openapi.document()
 #: Answered outside of all operations, so no operation documents them.
@@ -29,9 +27,8 @@ OPERATIONS = [
 
 @pytest.fixture
 def app(tmp_path: Path) -> Iterator[Flask]:
-    app = create_app(Settings(database_url=f"sqlite:///{tmp_path}/none.db"))
-    yield app
-    api_of(app).close()
+    with application(f"sqlite:///{tmp_path}/none.db") as app:
+        yield app
 
 
 @pytest.fixture

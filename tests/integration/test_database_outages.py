@@ -1,0 +1,73 @@
+"""The API on a database that is not migrated, cannot be reached, or goes while a request waits."""
+
+from pathlib import Path
+
+import pytest
+from flask.testing import FlaskClient
+
+from tests.builders import order_request
+from tests.http_service import ANSWER_SECONDS, RESPOND_ASYNC, Service, application, body_of, problem
+from tests.integration import core
+
+#: Only PostgreSQL can cut its clients off.
+on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+
+
+def test_readyz_is_503_before_the_migration(tmp_path: Path) -> None:
+    with application(f"sqlite:///{tmp_path}/empty.db") as app:
+        problem(app.test_client().get("/readyz"), 503, "database_unavailable")
+        assert app.test_client().get("/healthz").status_code == 200
+
+
+def refused_without_a_database(client: FlaskClient) -> None:
+    """Every request for the database is a 503 that says when to try again and not where the database is."""
+    answers = [
+        client.post("/orders", json=order_request()),
+        client.get("/orders/1"),
+        client.put("/orders/1/payment", json={"payment_status": "paid"}),
+        client.get("/readyz"),
+    ]
+    for answer in answers:
+        problem(answer, 503, "database_unavailable")
+        assert int(answer.headers["Retry-After"]) > 0
+        assert "secret_name" not in answer.text
+    assert client.get("/healthz").status_code == 200
+
+
+def test_file_that_cannot_be_opened_is_503_with_retry_after(client: FlaskClient) -> None:
+    refused_without_a_database(client)
+
+
+def test_server_that_refuses_connections_is_503_with_retry_after() -> None:
+    # given: nothing listens on port 1
+    with application("postgresql://secret_name:nothing@127.0.0.1:1/none") as app:
+        refused_without_a_database(app.test_client())
+
+
+@on_postgresql
+def test_database_that_comes_back_is_used_again(service: Service) -> None:
+    # given
+    service.post(headers=RESPOND_ASYNC)
+
+    # when
+    with core.database_away(service.database.url):
+        refused = [service.get("/orders/1"), service.post(headers=RESPOND_ASYNC), service.get("/readyz")]
+
+    # then
+    assert [answer.status_code for answer in refused] == [503, 503, 503]
+    assert service.get("/orders/1").status_code == 200
+    assert service.post(headers=RESPOND_ASYNC).status_code == 202
+    assert service.rows()[0] == 2
+
+
+@on_postgresql
+def test_recorded_order_is_202_also_when_the_database_goes_while_the_post_waits(service: Service) -> None:
+    # given
+    order_id, future = service.post_waiting(headers={"Prefer": "wait=1"})
+
+    # when
+    with core.database_away(service.database.url):
+        answer = future.result(ANSWER_SECONDS)
+
+    # then: after "please try again" the client would order twice
+    assert (answer.status_code, body_of(answer).get("id")) == (202, order_id), answer.text

@@ -1,0 +1,131 @@
+"""Event streams: each change of an order as it happens, over at most as many streams as the settings allow."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from order_service.domain.order import State
+from order_service.web import streaming
+from tests.http_service import Service, ServiceWith, problem
+
+
+class Stream:
+    """An event stream, read piece by piece as it arrives."""
+
+    def __init__(self, service: Service, order_id: int, last_event_id: str | None = None) -> None:
+        headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
+        self.answer = service.client.get(f"/orders/{order_id}/events", headers=headers, buffered=False)
+        self._pieces = self.answer.iter_encoded()
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.answer.close()
+
+    def piece(self) -> str:
+        """The next event or comment; nothing at the end."""
+        return next(self._pieces, b"").decode()
+
+    def event(self) -> dict[str, Any] | None:
+        """The next event, comments left out; None at the end."""
+        while (piece := self.piece()).startswith(":"):
+            pass
+        return dict(line.split(": ", 1) for line in piece.splitlines() if line) if piece else None
+
+
+def test_stream_shows_each_change_and_ends_with_the_order(service: Service) -> None:
+    # when
+    order_id = service.order_in(State.AWAITING_PAYMENT)
+    with Stream(service, order_id) as stream:
+        first = stream.event()
+        paid = service.put_payment(order_id)
+        second, end = stream.event(), stream.event()
+
+    # then
+    assert first
+    assert second
+    assert (first["event"], json.loads(first["data"])["status"]) == ("status", "pending")
+    assert (second["event"], json.loads(second["data"])) == ("status", paid.json)
+    assert int(first["id"]) < int(second["id"])
+    assert end is None
+
+
+@pytest.mark.parametrize("state", [State.PAID, State.FAILED, State.CANCELLED])
+def test_stream_of_an_order_in_a_final_state_shows_it_and_closes(service: Service, state: State) -> None:
+    with Stream(service, service.order_in(state)) as stream:
+        only, end = stream.event(), stream.event()
+
+    assert only
+    assert json.loads(only["data"])["status"] == state.status
+    assert end is None
+
+
+@pytest.fixture
+def frequent_comments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comment every 0.1 s: the test client opens a stream only once it has a first piece to read."""
+    assert streaming.HEARTBEAT_SECONDS == 15
+    monkeypatch.setattr(streaming, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(streaming, "STOP_CHECK_SECONDS", 0.05)
+
+
+@pytest.mark.usefixtures("frequent_comments")
+def test_stream_continues_after_the_last_event_seen(service: Service) -> None:
+    # given
+    order_id = service.order_in(State.AWAITING_PAYMENT)
+    with Stream(service, order_id) as stream:
+        seen = (stream.event() or {})["id"]
+
+    # when: a change after the stream opened, a change before it opened, an id that no event has
+    with Stream(service, order_id, seen) as stream:
+        service.cancel(order_id)
+        after = stream.event()
+    with Stream(service, order_id, seen) as stream:
+        missed = stream.event()
+    with Stream(service, order_id, "nonsense") as stream:
+        anything = stream.event()
+
+    # then
+    assert after
+    assert after == missed == anything
+    assert json.loads(after["data"])["status"] == "cancelled"
+    # and: after the last event the answer is 204, on which an EventSource does not reconnect
+    with Stream(service, order_id, after["id"]) as stream:
+        assert (stream.answer.status_code, stream.event()) == (204, None)
+
+
+@pytest.mark.usefixtures("frequent_comments")
+def test_stream_sends_a_comment_when_nothing_happens(service_with: ServiceWith) -> None:
+    # given: a stream that ends after 10 s if no comment comes
+    service = service_with(stream_seconds=10)
+
+    # when
+    with Stream(service, service.order_in(State.AWAITING_PAYMENT)) as stream:
+        stream.event()
+        comments = [stream.piece(), stream.piece()]
+
+    # then
+    assert all(re.fullmatch(r":.*\n\n", comment) for comment in comments), comments
+
+
+def test_place_of_a_stream_is_free_again_after_every_way_to_end_it(service: Service) -> None:
+    # given: at most two streams
+    order_id = service.order_in(State.AWAITING_PAYMENT)
+    path = f"/orders/{order_id}/events"
+
+    # when: closed after an event, closed before any event, and HEAD, which has no events
+    for _ in range(3):
+        with Stream(service, order_id) as stream:
+            stream.event()
+        Stream(service, order_id).answer.close()
+        with service.client.head(path) as head:
+            assert (head.status_code, head.data) == (200, b"")
+
+    # then
+    with Stream(service, order_id) as first, Stream(service, order_id) as second:
+        third = service.get(path)
+        assert (first.answer.status_code, second.answer.status_code) == (200, 200)
+    problem(third, 503, "too_many_streams")
+    assert int(third.headers["Retry-After"]) > 0

@@ -1,0 +1,92 @@
+"""PUT /orders/{id}/payment: its answers in every state, and requests about orders that do not exist."""
+
+import json
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from order_service.domain.order import State
+from tests.http_service import JSON_HEADERS, ORDER_KEYS, Service, body_of, problem
+
+#: By the status in the request, in the sequence of the states: 200 if and only if the order then has that status.
+ANSWERS = {
+    "paid": [202, 202, 200, 200, 409, 409],
+    "failed": [200, 200, 200, 409, 200, 409],
+    "pending": [200, 200, 200, 409, 409, 409],
+}
+
+
+@pytest.mark.parametrize(
+    ("state", "wanted", "expected"),
+    [(state, wanted, answer) for wanted, row in ANSWERS.items() for state, answer in zip(State, row, strict=True)],
+)
+def test_put_payment_answers_as_the_decision_table_says(
+    service: Service, state: State, wanted: str, expected: int
+) -> None:
+    # given
+    order_id = service.order_in(state)
+    before = service.get_order(order_id)
+
+    # when
+    answer = service.put_payment(order_id, wanted)
+
+    # then
+    after = service.get_order(order_id)
+    assert answer.status_code == expected, answer.text
+    if expected == 409:
+        conflict = problem(answer, 409, f"order_{before['status']}")
+        assert (conflict["order_id"], after) == (order_id, before)
+    else:
+        assert list(body_of(answer)) == ORDER_KEYS
+        assert body_of(answer) == after
+        assert (expected == 200) == (after["status"] == wanted)
+
+
+def test_repeated_put_changes_and_announces_nothing(service: Service) -> None:
+    # given
+    order_id = service.order_in(State.AWAITING_PAYMENT)
+    first = service.put_payment(order_id)
+    rows = service.rows()
+
+    # when
+    again = [service.put_payment(order_id) for _ in range(3)]
+
+    # then
+    assert {(answer.status_code, answer.text) for answer in again} == {(200, first.text)}
+    assert service.rows() == rows
+
+
+@pytest.mark.parametrize("id", ["0", "1", "2147483648", "9" * 19, "9" * 40, "1" + "0" * 400])
+def test_unknown_order_is_404_in_the_clients_words(service: Service, id: str) -> None:
+    # when
+    indonesian = [service.get(f"/orders/{id}"), service.put_payment(id)]
+    english = service.get(f"/orders/{id}", headers={"Accept-Language": "en"})
+
+    # then
+    messages = {problem(answer, 404, "order_not_found")["message"] for answer in indonesian}
+    assert messages == {"Pemesanan tidak ditemukan."}
+    assert problem(english, 404, "order_not_found")["message"] == "The order was not found."
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {}, {"status": "paid"},
+        *({"payment_status": value} for value in (
+            None, "", "PAID", "cancelled", " paid", True, 1, ["paid"], {"paid": True}, "\x00", "\ud800",
+        )),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("id", ["1", "9" * 30])
+def test_any_other_payment_status_is_400_before_the_order_is_looked_for(
+    client: FlaskClient, body: Any, id: str
+) -> None:
+    # when
+    answer = client.put(f"/orders/{id}/payment", data=json.dumps(body), headers=JSON_HEADERS)
+
+    # then
+    found = problem(answer, 400, "invalid_payment_status")
+    assert found["message"] == "Status pembayaran tidak valid."
+    assert [error["field"] for error in found["errors"]] == ["payment_status"]
+    assert "pending, paid" in found["errors"][0]["message"]

@@ -1,0 +1,172 @@
+"""What is not a valid request is refused with its remedy, before the database is asked."""
+
+import io
+import json
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from structlog.testing import capture_logs
+
+from tests.builders import order_request
+from tests.http_service import JSON_HEADERS, problem, send, served
+
+INTEGER_EN = "must be an integer from 1 to 2147483647"
+LIST_EN = "must be a list of 1 to 100 integers from 1 to 2147483647"
+NUMBER_EN = "must be a number from 0"
+UNKNOWN_EN = "is not known; leave it out"
+OBJECT_EN = "must be a JSON object"
+NOT_IDS = [
+    '"1"', "true", "false", "null", "1.0", "1.5", "0", "-1", "2147483648", "1" + "0" * 30, "1e3", "[1]", "{}", '""',
+]  # fmt: skip
+NOT_LISTS = ["[]", "null", "1", '"1,2"', '{"0": 1}', json.dumps([1] * 101)]
+NOT_TOTALS = ['"38000"', "true", "-1", "-0.0001", "100000000000", "0.00001", "1e400", "1e999999", "[1]"]
+LIMIT_BYTES = 64 * 1024
+
+#: The requests that have a body.
+with_body = pytest.mark.parametrize(("method", "path"), [("POST", "/orders"), ("PUT", "/orders/1/payment")])
+
+
+def with_field(name: str, value: str) -> str:
+    return f'{{"user_id": 1, "menu_ids": [1], "{name}": {value}}}'
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "remedy"),
+    [
+        *[(f'{{"user_id": {value}, "menu_ids": [1]}}', "user_id", INTEGER_EN) for value in NOT_IDS],
+        *[(f'{{"user_id": 1, "menu_ids": [1, {value}]}}', "menu_ids.1", LIST_EN) for value in NOT_IDS],
+        *[(f'{{"user_id": 1, "menu_ids": {value}}}', "menu_ids", LIST_EN) for value in NOT_LISTS],
+        *[(with_field("expected_total", value), "expected_total", NUMBER_EN) for value in NOT_TOTALS],
+        *[(with_field(name, "1"), name, UNKNOWN_EN) for name in ("note", "menu_Ids", "{0.__class__}")],
+        (with_field(r"\ud800", "1"), None, UNKNOWN_EN),
+        ('{"menu_ids": [1]}', "user_id", INTEGER_EN),
+        ('{"user_id": 1}', "menu_ids", LIST_EN),
+        *[(body, "body", OBJECT_EN) for body in ("[]", "1", "null", json.dumps(json.dumps(order_request())))],
+    ],
+)
+def test_invalid_order_is_422_naming_the_field_and_its_remedy(
+    client: FlaskClient, body: str, field: str | None, remedy: str
+) -> None:
+    # when
+    english = client.post("/orders", data=body, headers=JSON_HEADERS | {"Accept-Language": "en"})
+    indonesian = client.post("/orders", data=body, headers=JSON_HEADERS)
+
+    # then
+    found = problem(english, 422, "invalid_request")
+    [error] = found["errors"]
+    assert remedy in error["message"]
+    assert remedy in found["message"]
+    if field is not None:
+        assert error["field"] == field
+        assert field in found["message"]
+    in_indonesian = problem(indonesian, 422, "invalid_request")
+    assert in_indonesian["message"].startswith("Permintaan tidak valid: ")
+    assert remedy not in in_indonesian["message"]
+
+
+def test_every_wrong_field_is_named_at_once(client: FlaskClient) -> None:
+    answer = client.post("/orders", json={"user_id": "1", "menu_ids": [1, "2", 0], "extra": 1})
+
+    found = problem(answer, 422, "invalid_request")
+    assert {error["field"] for error in found["errors"]} == {"user_id", "menu_ids.1", "menu_ids.2", "extra"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b" ", b"{", b"{'user_id': 1}", b'{"user_id": 1, "menu_ids": [1],}', b'{"user_id": 1, "menu_ids": [1]} {}',
+        b'{"user_id": NaN, "menu_ids": [1]}', b'{"user_id": 1, "menu_ids": [1], "expected_total": NaN}',
+        b'{"user_id": 1, "menu_ids": [1], "expected_total": -Infinity}', b'{"user_id": 1, "menu_ids": [1], "note": "\xff"}',
+        '{"user_id": 1, "menu_ids": [1]}'.encode("utf-16"), b'\xef\xbb\xbf{"user_id": 1, "menu_ids": [1]}',
+        b'{"user_id": 1, "menu_ids": [1], "note": "\x00"}', b'{"user_id": ' + b"[" * 60_000, b'{"user_id": ' * 5_000,
+        b"[" * 30_000 + b"]" * 30_000, b'{"user_id": 1' + b"0" * 5_000 + b', "menu_ids": [1]}',
+        b"user_id=1&menu_ids=1", b"\x1f\x8b\x08\x00",
+    ],
+)  # fmt: skip
+@with_body
+def test_malformed_json_is_400(client: FlaskClient, method: str, path: str, body: bytes) -> None:
+    answer = client.open(path, method=method, data=body, headers=JSON_HEADERS)
+
+    problem(answer, 400, "malformed_json")
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [None, "", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "json", "*/*"],
+)
+@with_body
+def test_other_content_type_is_415_naming_the_right_one(
+    client: FlaskClient, method: str, path: str, content_type: str | None
+) -> None:
+    headers = {} if content_type is None else {"Content-Type": content_type}
+
+    answer = client.open(path, method=method, data=json.dumps(order_request()), headers=headers)
+
+    assert "application/json" in problem(answer, 415, "unsupported_media_type")["message"]
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8", "APPLICATION/JSON"])
+def test_json_is_accepted_with_parameters_and_in_any_case(client: FlaskClient, content_type: str) -> None:
+    answer = client.post("/orders", data="{}", headers={"Content-Type": content_type})
+
+    problem(answer, 422, "invalid_request")
+
+
+def test_64_kib_are_read_and_one_byte_more_is_413(client: FlaskClient) -> None:
+    fits = client.post("/orders", data="{}".ljust(LIMIT_BYTES), headers=JSON_HEADERS)
+    too_large = client.post("/orders", data="{}".ljust(LIMIT_BYTES + 1), headers=JSON_HEADERS)
+
+    problem(fits, 422, "invalid_request")
+    assert "64 KiB" in problem(too_large, 413, "body_too_large")["message"]
+
+
+@pytest.mark.parametrize(("size", "status"), [(10, 422), (LIMIT_BYTES + 1, 413), (1024 * 1024, 413)])
+def test_chunked_body_without_a_length_is_read_up_to_the_limit(client: FlaskClient, size: int, status: int) -> None:
+    # given: a body that http.client sends in chunks, as it cannot know its length
+    chunks = (b"{}".ljust(size)[start : start + 4096] for start in range(0, size, 4096))
+
+    # when
+    with served(client.application) as address:
+        answered, body = send(address, "POST", "/orders", chunks)
+
+    # then
+    assert (answered, body["status"]) == (status, status)
+
+
+class BrokenChunk(Exception):
+    """As gunicorn's own errors, it derives from nothing in particular."""
+
+
+class Broken(io.RawIOBase):
+    """A request's body that cannot be read to its end."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    "error", [BrokenChunk("zz"), OSError("gone"), EOFError(), TimeoutError(), ConnectionResetError()]
+)
+@pytest.mark.parametrize("length", ["2", None])
+@with_body
+def test_body_that_breaks_off_is_400_and_no_error_of_the_service(
+    client: FlaskClient, method: str, path: str, length: str | None, error: Exception
+) -> None:
+    # given
+    headers = JSON_HEADERS | ({"Content-Length": length} if length else {})
+    environ = {"wsgi.input": Broken(error), "wsgi.input_terminated": length is None}
+
+    # when
+    with capture_logs() as lines:
+        answer = client.open(path, method=method, headers=headers, environ_overrides=environ)
+
+    # then
+    problem(answer, 400, "bad_request")
+    assert {line["log_level"] for line in lines} <= {"info"}
