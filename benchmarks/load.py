@@ -1,161 +1,110 @@
-"""The clients: keep-alive connections that post orders, as fast as they are answered or at a given rate.
+"""The HTTP clients: keep-alive connections that post orders, as fast as they are answered or at given times.
 
-Raw sockets in one thread, because an HTTP library would take more of a two-core machine than the service does.
+Raw sockets, one thread each: an HTTP library would take more of a two-core machine than the service does.
 """
 
-import collections
 import contextlib
-import itertools
 import json
-import math
-import selectors
+import select
 import socket
 import time
+from collections import Counter, deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 BODY = json.dumps({"user_id": 1, "menu_ids": [1, 2]}).encode()
-#: Seconds without any answer after which a run is given up.
+#: Seconds without a response to a POST after which a run fails.
 SILENCE_SECONDS = 30
 
 
-class NoAnswer(Exception):
-    """The API stopped answering."""
+class NoResponse(Exception):
+    """The API stopped responding."""
 
 
-@dataclass
-class Answers:
-    """What the clients saw: the seconds that each POST took, and how often each status came (0: none came)."""
+@dataclass(frozen=True)
+class Responses:
+    """What the clients observed: the seconds that each POST took, and the number of responses by status."""
 
     began: float
-    ended: float = 0.0
-    latencies: list[float] = field(default_factory=list)
-    statuses: collections.Counter[int] = field(default_factory=collections.Counter)
+    ended: float
+    latencies: list[float]
+    statuses: Counter[int]
 
     @property
     def accepted(self) -> int:
-        """How many orders were stored."""
+        """The number of orders that were stored."""
         return self.statuses[201] + self.statuses[202] + self.statuses[200]
 
-    @property
-    def per_second(self) -> float:
-        return self.accepted / (self.ended - self.began)
 
+def post_orders(port: int, due_times: Iterable[float], *, connections: int, prefer: str | None) -> Responses:
+    """Post one order at each of these moments, in their order, as soon as a connection is free.
 
-def as_fast_as_answered(port: int, *, orders: int, connections: int, prefer: str | None) -> Answers:
-    """A closed loop: every connection posts its next order once the last one is answered."""
-    return _Clients(port, connections, prefer).run(itertools.repeat(0.0, orders))
-
-
-def at_rate(port: int, *, per_second: float, seconds: float, connections: int, prefer: str | None) -> Answers:
-    """An open loop: orders come when they come. A latency counts from the moment the order should have been posted."""
+    A latency counts from the moment when the order was due; with 0, an order is due when a connection is free.
+    """
+    preference = f"Prefer: {prefer}\r\n" if prefer else ""
+    head = (
+        f"POST /orders HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n{preference}"
+        f"Content-Length: {len(BODY)}\r\n\r\n"
+    )
+    due, clients = deque(due_times), [_Client(port, head.encode() + BODY) for _ in range(connections)]
     began = time.monotonic()
-    return _Clients(port, connections, prefer).run(began + n / per_second for n in range(int(per_second * seconds)))
+    with ThreadPoolExecutor(connections) as threads:
+        try:
+            answers = [answer for answers in threads.map(lambda client: client.run(due), clients) for answer in answers]
+        finally:
+            due.clear()  # so that no thread posts another order after an interruption
+    latencies = [seconds for _, seconds in answers]
+    return Responses(began, time.monotonic(), latencies, Counter(status for status, _ in answers))
 
 
-class _Connection:
-    """One keep-alive connection, and the answer it waits for."""
+class _Client:
+    """One keep-alive connection."""
 
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=SILENCE_SECONDS)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.received = b""
-        self.since: float | None = None
+    def __init__(self, port: int, request: bytes) -> None:
+        self._port, self._request = port, request
+        self._connect()
 
-    def status(self) -> int | None:
-        """The status of the answer once all of it is here; the rest is forgotten."""
-        head, blank, body = self.received.partition(b"\r\n\r\n")
-        if not blank:
-            return None
-        lowered = head.lower()
-        if b"transfer-encoding: chunked" in lowered:
-            complete = body.endswith(b"0\r\n\r\n")
-        else:
-            length = lowered.partition(b"content-length:")[2].partition(b"\r\n")[0]
-            complete = len(body) >= int(length or 0)
-        if not complete:
-            return None
-        self.received = b""
-        return int(head[9:12])
+    def _connect(self) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", self._port), timeout=SILENCE_SECONDS)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-
-class _Clients:
-    def __init__(self, port: int, connections: int, prefer: str | None) -> None:
-        self._port = port
-        self._selector = selectors.DefaultSelector()
-        self._idle = collections.deque(self._open() for _ in range(connections))
-        preference = f"Prefer: {prefer}\r\n" if prefer else ""
-        self._request = (
-            f"POST /orders HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n{preference}"
-            f"Content-Length: {len(BODY)}\r\n\r\n"
-        ).encode() + BODY
-
-    def run(self, due_times: Iterable[float]) -> Answers:
-        """Post one order for each of these moments, in their order."""
-        due, answers, waiting = iter(due_times), Answers(time.monotonic()), 0
-        upcoming = next(due, None)
-        while upcoming is not None or waiting:
-            now = time.monotonic()
-            while upcoming is not None and upcoming <= now and self._idle:
-                self._post(upcoming or now)
-                waiting += 1
-                upcoming = next(due, None)
-            pause = max(0.0, upcoming - now) if upcoming is not None and self._idle else float(SILENCE_SECONDS)
-            ready = self._selector.select(pause)
-            if not ready and pause >= SILENCE_SECONDS:
-                raise NoAnswer(f"{waiting} POSTs without an answer for {SILENCE_SECONDS} s")
-            waiting -= sum(self._hear(key.data, answers) for key, _ in ready)
-        answers.ended = time.monotonic()
-        self._close()
+    def run(self, due: deque[float]) -> list[tuple[int, float]]:
+        """Post one order after the other until no more are due; the status and the seconds of each POST."""
+        answers: list[tuple[int, float]] = []
+        try:
+            while due:
+                with contextlib.suppress(IndexError):  # another thread took the last one
+                    since = due.popleft() or time.monotonic()
+                    time.sleep(max(0.0, since - time.monotonic()))
+                    answers.append((self._post(), time.monotonic() - since))
+        except OSError as error:
+            due.clear()
+            raise NoResponse(f"a POST without a response: {error}") from error
+        finally:
+            self._socket.close()
         return answers
 
-    def _open(self) -> _Connection:
-        connection = _Connection(self._port)
-        self._selector.register(connection.socket, selectors.EVENT_READ, connection)
-        return connection
-
-    def _post(self, since: float) -> None:
-        connection = self._idle.popleft()
-        try:
-            connection.socket.sendall(self._request)
-        except OSError:  # closed by the server for having been idle
-            connection = self._replace(connection)
-            connection.socket.sendall(self._request)
-        connection.since = since
-
-    def _hear(self, connection: _Connection, answers: Answers) -> int:
-        """Take what has come; returns how many POSTs are answered by it."""
-        data = b""
-        with contextlib.suppress(OSError):
-            data = connection.socket.recv(65536)
-        connection.received += data
-        status = connection.status() if data else 0
-        if status is None:
-            return 0
-        since, connection.since = connection.since, None
-        if since is not None:
-            answers.latencies.append(time.monotonic() - since)
-            answers.statuses[status] += 1
-        if not data:
-            was_idle = since is None
-            if was_idle:
-                self._idle.remove(connection)
-            connection = self._replace(connection)
-        self._idle.append(connection)
-        return since is not None
-
-    def _replace(self, connection: _Connection) -> _Connection:
-        self._selector.unregister(connection.socket)
-        connection.socket.close()
-        return self._open()
-
-    def _close(self) -> None:
-        for connection in self._idle:
-            connection.socket.close()
-        self._selector.close()
+    def _post(self) -> int:
+        """The status of the response."""
+        if select.select([self._socket], [], [], 0)[0]:  # the server closed the idle connection
+            self._socket.close()
+            self._connect()
+        self._socket.sendall(self._request)
+        received = b""
+        while not _is_complete(received):
+            data = self._socket.recv(65536)
+            if not data:
+                raise ConnectionError("the API closed the connection")
+            received += data
+        return int(received[9:12])
 
 
-def percentile(values: Iterable[float], percent: float) -> float:
-    """The smallest value that so many percent of all values do not exceed; NaN of nothing."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)] if ordered else math.nan
+def _is_complete(response: bytes) -> bool:
+    head, blank, body = response.partition(b"\r\n\r\n")
+    if not blank:
+        return False
+    headers = head.lower()
+    if b"transfer-encoding: chunked" in headers:
+        return body.endswith(b"0\r\n\r\n")
+    return len(body) >= int(headers.partition(b"content-length:")[2].partition(b"\r\n")[0] or 0)
