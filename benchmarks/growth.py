@@ -79,7 +79,7 @@ def replies(deployment: Deployment, effort: Effort, copies: int) -> Figures:
     """Process a backlog of replies with this many workers; their memory above that of an idle one."""
     idle_mib = _idle_memory(deployment, OURS.worker)
     figures = measures.worker(deployment, replace(effort, replies=effort.backlog), workers=copies)
-    return figures | _memory(idle_mib, figures["peak_memory_mib"] / copies)
+    return figures | {"idle_memory_mib": idle_mib, "memory_growth_mib": figures["peak_memory_mib"] / copies - idle_mib}
 
 
 def outbox_rows(deployment: Deployment, effort: Effort, copies: int) -> Figures:
@@ -101,7 +101,8 @@ def outbox_rows(deployment: Deployment, effort: Effort, copies: int) -> Figures:
     return {
         "rows_per_second": left / (ended - began),
         "cpu_us_per_row": (usage.cpu_seconds - cpu_seconds) / left * 1_000_000,
-        **_memory(idle_mib, usage.peak_mib / copies),
+        "idle_memory_mib": idle_mib,
+        "memory_growth_mib": usage.peak_mib / copies - idle_mib,
     }
 
 
@@ -111,7 +112,3 @@ def _idle_memory(deployment: Deployment, name: str) -> float:
         time.sleep(IDLE_SECONDS)
         deployment.require_alive()
         return deployment.usage(name).peak_mib
-
-
-def _memory(idle_mib: float, peak_mib: float) -> Figures:
-    return {"idle_memory_mib": idle_mib, "memory_growth_mib": peak_mib - idle_mib}

@@ -1,21 +1,20 @@
 """The HTTP clients: keep-alive connections that post orders, as fast as they are answered or at given times.
 
-Raw sockets, one thread each: an HTTP library would take more of a two-core machine than the service does.
+Raw sockets in one thread: an HTTP library or a thread for each would take a share of the machine from the service.
 """
 
 import contextlib
 import json
-import select
+import selectors
 import socket
 import time
 from collections import Counter, deque
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 BODY = json.dumps({"user_id": 1, "menu_ids": [1, 2]}).encode()
-#: Seconds without a response to a POST after which a run fails.
-SILENCE_SECONDS = 30
+#: Seconds without any response after which a run fails.
+SILENCE_SECONDS = 30.0
 
 
 class NoResponse(Exception):
@@ -31,11 +30,6 @@ class Responses:
     latencies: list[float]
     statuses: Counter[int]
 
-    @property
-    def accepted(self) -> int:
-        """The number of orders that were stored."""
-        return self.statuses[201] + self.statuses[202] + self.statuses[200]
-
 
 def post_orders(port: int, due_times: Iterable[float], *, connections: int, prefer: str | None) -> Responses:
     """Post one order at each of these moments, in their order, as soon as a connection is free.
@@ -47,64 +41,76 @@ def post_orders(port: int, due_times: Iterable[float], *, connections: int, pref
         f"POST /orders HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n{preference}"
         f"Content-Length: {len(BODY)}\r\n\r\n"
     )
-    due, clients = deque(due_times), [_Client(port, head.encode() + BODY) for _ in range(connections)]
-    began = time.monotonic()
-    with ThreadPoolExecutor(connections) as threads:
-        try:
-            answers = [answer for answers in threads.map(lambda client: client.run(due), clients) for answer in answers]
-        finally:
-            due.clear()  # so that no thread posts another order after an interruption
-    latencies = [seconds for _, seconds in answers]
-    return Responses(began, time.monotonic(), latencies, Counter(status for status, _ in answers))
+    with _Clients(port, connections, head.encode() + BODY) as clients:
+        return clients.run(deque(due_times))
 
 
 class _Client:
-    """One keep-alive connection."""
+    """One keep-alive connection, and the response that it waits for."""
 
-    def __init__(self, port: int, request: bytes) -> None:
-        self._port, self._request = port, request
-        self._connect()
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=SILENCE_SECONDS)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.since = 0.0
+        self.received = b""
 
-    def _connect(self) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", self._port), timeout=SILENCE_SECONDS)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    def run(self, due: deque[float]) -> list[tuple[int, float]]:
-        """Post one order after the other until no more are due; the status and the seconds of each POST."""
-        answers: list[tuple[int, float]] = []
-        try:
-            while due:
-                with contextlib.suppress(IndexError):  # another thread took the last one
-                    since = due.popleft() or time.monotonic()
-                    time.sleep(max(0.0, since - time.monotonic()))
-                    answers.append((self._post(), time.monotonic() - since))
-        except OSError as error:
-            due.clear()
-            raise NoResponse(f"a POST without a response: {error}") from error
-        finally:
-            self._socket.close()
-        return answers
-
-    def _post(self) -> int:
-        """The status of the response."""
-        if select.select([self._socket], [], [], 0)[0]:  # the server closed the idle connection
-            self._socket.close()
-            self._connect()
-        self._socket.sendall(self._request)
-        received = b""
-        while not _is_complete(received):
-            data = self._socket.recv(65536)
-            if not data:
-                raise ConnectionError("the API closed the connection")
-            received += data
-        return int(received[9:12])
+    def status(self) -> int | None:
+        """The status of the response once it is complete."""
+        head, blank, body = self.received.partition(b"\r\n\r\n")
+        if not blank:
+            return None
+        headers = head.lower()
+        if b"transfer-encoding: chunked" in headers:
+            complete = body.endswith(b"0\r\n\r\n")
+        else:
+            complete = len(body) >= int(headers.partition(b"content-length:")[2].partition(b"\r\n")[0] or 0)
+        return int(head[9:12]) if complete else None
 
 
-def _is_complete(response: bytes) -> bool:
-    head, blank, body = response.partition(b"\r\n\r\n")
-    if not blank:
-        return False
-    headers = head.lower()
-    if b"transfer-encoding: chunked" in headers:
-        return body.endswith(b"0\r\n\r\n")
-    return len(body) >= int(headers.partition(b"content-length:")[2].partition(b"\r\n")[0] or 0)
+class _Clients(contextlib.ExitStack):
+    def __init__(self, port: int, connections: int, request: bytes) -> None:
+        super().__init__()
+        self._port, self._request, self._connections = port, request, connections
+        self._selector = self.enter_context(selectors.DefaultSelector())
+        self._idle: deque[_Client] = deque()
+        for _ in range(connections):
+            self._open()
+
+    def _open(self) -> None:
+        client = _Client(self._port)
+        self.enter_context(client.socket)
+        self._selector.register(client.socket, selectors.EVENT_READ, client)
+        self._idle.append(client)
+
+    def run(self, due: deque[float]) -> Responses:
+        began, latencies, statuses = time.monotonic(), list[float](), Counter[int]()
+        while due or len(self._idle) < self._connections:
+            now = time.monotonic()
+            while due and self._idle and due[0] <= now:
+                client = self._idle.popleft()
+                client.since = due.popleft() or now
+                client.socket.sendall(self._request)
+            pause = max(0.0, due[0] - now) if due and self._idle else SILENCE_SECONDS
+            ready = self._selector.select(pause)
+            if not ready and pause >= SILENCE_SECONDS:
+                raise NoResponse(f"no response for {SILENCE_SECONDS:.0f} s")
+            for key, _ in ready:
+                if status := self._receive(key.data):
+                    latencies.append(time.monotonic() - key.data.since)
+                    statuses[status] += 1
+        return Responses(began, time.monotonic(), latencies, statuses)
+
+    def _receive(self, client: _Client) -> int | None:
+        """The status of the response if this completes it."""
+        if data := client.socket.recv(65536):
+            client.received += data
+            if status := client.status():
+                client.received = b""
+                self._idle.append(client)
+            return status
+        if client not in self._idle:
+            raise NoResponse("the API closed a connection before it answered")
+        self._selector.unregister(client.socket)
+        self._idle.remove(client)
+        self._open()
+        return None

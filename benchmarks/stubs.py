@@ -27,8 +27,7 @@ class Stubs:
 
     def __init__(self, protocol: Protocol, amqp_url: str) -> None:
         self._protocol = protocol
-        self._unacked = 0
-        self._tag = 0
+        self._unacked = self._tag = 0
         self._connection = pika.SelectConnection(
             pika.URLParameters(amqp_url),
             on_open_callback=lambda connection: connection.channel(on_open_callback=self._consume),

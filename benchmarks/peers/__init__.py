@@ -67,7 +67,6 @@ GUNICORN = (
     f"gunicorn --worker-class gthread --workers 1 --threads {API_THREADS} --keep-alive 75 --no-control-socket "
     "--log-level warning --bind 127.0.0.1:{port}"
 )
-UVICORN = "uvicorn --host 127.0.0.1 --port {port} --no-access-log --log-level warning"
 
 
 def _peer(name: str, protocol: Protocol, prepare: Callable[[str, str], None], *, api: str, worker: str) -> System:
@@ -83,7 +82,7 @@ def _peer(name: str, protocol: Protocol, prepare: Callable[[str, str], None], *,
 PEERS: tuple[System, ...] = (
     _peer(
         *("faststream", EVENTS, prepare_events),
-        api=f"{UVICORN} faststream_api:app",
+        api="uvicorn faststream_api:app --host 127.0.0.1 --port {port} --no-access-log --log-level warning",
         worker="faststream run faststream_peer:app --log-level warning",
     ),
     _peer(
