@@ -72,19 +72,19 @@ class Record:
 
     def execute(self, run: Run) -> None:
         """Execute the run, and print and record its result; a failed run is recorded as such."""
-        key, round, measure = run
+        key, round_number, measure = run
         title = " ".join(filter(None, key))
         try:
             figures = {name: value for name, value in measure().items() if not math.isnan(value)}
         except (RunFailed, NoResponse, OSError) as error:
             # The first line and the last, which is the error if the text ends with a log.
-            lines = [line.strip() for line in f"round {round} {title}: {error}".splitlines() if line.strip()]
+            lines = [line.strip() for line in f"round {round_number} {title}: {error}".splitlines() if line.strip()]
             self.failures.append(": ".join(dict.fromkeys([lines[0].rstrip(":"), lines[-1]])))
-            click.echo(f"FAILED round {round} {title}: {error}")
+            click.echo(f"FAILED round {round_number} {title}: {error}")
             return
         shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        click.echo(f"[{round}/{self.rounds}] {title}: {shown}")
-        self.results.append(Result(key, round, figures))
+        click.echo(f"[{round_number}/{self.rounds}] {title}: {shown}")
+        self.results.append(Result(key, round_number, figures))
         entries = [{**each.key._asdict(), "round": each.round, "values": each.values} for each in self.results]
         (self.out / "results.json").write_text(json.dumps({"about": self.about, "results": entries}, indent=1))
 

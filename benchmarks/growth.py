@@ -30,18 +30,18 @@ Run = tuple[Key, int, Callable[[], Figures]]
 
 def runs(servers: Servers, effort: Effort, *, rounds: int) -> Iterator[Run]:
     size = f"{effort.backlog:,}"
-    for round in range(1, rounds + 1):
+    for number in range(1, rounds + 1):
         for copies in effort.copies:
             backlog = partial(_backlog, servers, effort, copies)
-            yield _key("backlog-of-replies", f"{size}, consumers: {copies}"), round, partial(backlog, replies)
-            yield _key("backlog-of-outbox-rows", f"{size}, relays: {copies}"), round, partial(backlog, outbox_rows)
+            yield _key("backlog-of-replies", f"{size}, consumers: {copies}"), number, partial(backlog, replies)
+            yield _key("backlog-of-outbox-rows", f"{size}, relays: {copies}"), number, partial(backlog, outbox_rows)
     with servers.fresh_database("postgresql") as url:
         ours.migrate(url)
         for old_orders in effort.old_orders:
             _insert_old_orders(url, old_orders)
-            for round in range(1, rounds + 1):
-                yield _key("growth", f"empty tables beside {old_orders:,}"), round, partial(_empty, servers, effort)
-                yield _key("growth", f"{old_orders:,} old orders"), round, partial(_cost, servers, effort, url)
+            for number in range(1, rounds + 1):
+                yield _key("growth", f"empty tables beside {old_orders:,}"), number, partial(_empty, servers, effort)
+                yield _key("growth", f"{old_orders:,} old orders"), number, partial(_cost, servers, effort, url)
 
 
 def _key(measure: str, variant: str) -> Key:

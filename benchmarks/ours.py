@@ -37,13 +37,13 @@ def preload(database_url: str, awaiting_menu: int, awaiting_payment: int) -> Non
 def encode(routing_key: str, data: dict[str, Any]) -> Message:
     """A reply as docs/siblings.md describes it."""
     message_id, order_id = str(uuid4()), data["order_id"]
-    type = "".join(word.title() for word in routing_key.split("."))
-    if type == "MenuReserved":
+    event_type = "".join(word.title() for word in routing_key.split("."))
+    if event_type == "MenuReserved":
         data |= {"reservation_id": f"R{order_id}"}
-    event = {"specversion": "1.0", "id": message_id, "source": "/stub", "type": type, "subject": str(order_id)}
+    event = {"specversion": "1.0", "id": message_id, "source": "/stub", "type": event_type, "subject": str(order_id)}
     event |= {"time": datetime.now(UTC).isoformat(), "correlationid": str(order_id)}
-    event |= {"datacontenttype": "application/json", "dataschema": f"urn:restaurant:schema:{type}:1"}
-    properties = persistent(message_id, content_type="application/cloudevents+json", type=type)
+    event |= {"datacontenttype": "application/json", "dataschema": f"urn:restaurant:schema:{event_type}:1"}
+    properties = persistent(message_id, content_type="application/cloudevents+json", type=event_type)
     return Message(EXCHANGE, routing_key, json.dumps(event | {"data": data}).encode(), properties)
 
 

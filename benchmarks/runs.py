@@ -51,14 +51,14 @@ class Plan:
                 yield from growth.runs(servers, self.effort, rounds=self.rounds)
 
     def _interleaved(self, name: str, measure: Measure, servers: Servers) -> Iterator[Run]:
-        for round in range(1, self.rounds + 1):
+        for number in range(1, self.rounds + 1):
             for database in self.databases:
                 for system in self.systems:
                     if measure.ours_only and system.name != "ours":
                         continue
                     if database in measure.databases & system.databases:
                         run = partial(_run, measure, servers, system, database, self.effort)
-                        yield Key(name, system.name, database), round, run
+                        yield Key(name, system.name, database), number, run
 
 
 def _run(measure: Measure, servers: Servers, system: System, database: str, effort: Effort) -> Figures:

@@ -34,20 +34,20 @@ def celery_task(routing_key: str, data: dict[str, Any]) -> Message:
 
     https://docs.celeryq.dev/en/stable/internals/protocol.html
     """
-    id, name = str(uuid.uuid4()), routing_key.replace(".", "_")
-    headers = {"lang": "py", "task": name, "id": id, "root_id": id, "parent_id": None, "group": None}
+    task_id, name = str(uuid.uuid4()), routing_key.replace(".", "_")
+    headers = {"lang": "py", "task": name, "id": task_id, "root_id": task_id, "parent_id": None, "group": None}
     content = {"content_type": "application/json", "content_encoding": "utf-8"}
     embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
-    properties = persistent(id, correlation_id=id, headers=headers, **content)
+    properties = persistent(task_id, correlation_id=task_id, headers=headers, **content)
     return Message("", TASK_QUEUE, json.dumps([[], data, embed]).encode(), properties)
 
 
 def dramatiq_message(routing_key: str, data: dict[str, Any]) -> Message:
     """A message to an actor, as Dramatiq's JSON encoder writes it."""
-    id, name = str(uuid.uuid4()), routing_key.replace(".", "_")
+    message_id, name = str(uuid.uuid4()), routing_key.replace(".", "_")
     message = {"queue_name": TASK_QUEUE, "actor_name": name, "args": [], "kwargs": data, "options": {}}
-    message |= {"message_id": id, "message_timestamp": int(time.time() * 1000)}
-    return Message("", TASK_QUEUE, json.dumps(message, separators=(",", ":")).encode(), persistent(id))
+    message |= {"message_id": message_id, "message_timestamp": int(time.time() * 1000)}
+    return Message("", TASK_QUEUE, json.dumps(message, separators=(",", ":")).encode(), persistent(message_id))
 
 
 def prepare_dramatiq(database_url: str, rabbitmq_url: str) -> None:

@@ -1,8 +1,8 @@
 """The limit: the same design without a framework, validation, history or deadlines, and with plain JSON events.
 
 It keeps what the guarantees need: order and outbox row in one transaction, publisher confirms before a row is deleted,
-deduplication by message id, ack after commit, durable quorum queues. The difference to it is the cost of the service's
-features.
+deduplication by message id, ack after commit, durable quorum queues. What the service costs beyond that is the cost of
+its features.
 """
 
 from pathlib import Path

@@ -68,7 +68,7 @@ class Worker:
 
 
 def _ids(replies: list[tuple[str, dict[str, Any]]]) -> dict[str, list[Any]]:
-    return {"message_ids": [id for id, _ in replies], "order_ids": [data["order_id"] for _, data in replies]}
+    return {"message_ids": [each for each, _ in replies], "order_ids": [data["order_id"] for _, data in replies]}
 
 
 if __name__ == "__main__":
