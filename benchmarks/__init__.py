@@ -1,1 +1,1 @@
-"""What the service costs and how fast it is, next to what else could be used, and to the limit of the machine."""
+"""Measurements of the service's speed and cost, next to other systems and to the limit of the machine."""

@@ -1,86 +1,114 @@
-"""What an order costs when millions of others have ended before it. Ours only, on PostgreSQL.
+"""How the cost of an order, a reply and an outbox row changes with large tables and backlogs. Ours only, on PostgreSQL.
 
-Each size is measured in turns with empty tables, so that what the machine does meanwhile meets both alike.
+Each size of the tables is measured in turns with empty tables, so that other load on the machine affects both equally.
 """
 
-import dataclasses
-from collections.abc import Iterator
-from typing import Any
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 
-import psycopg
+import click
 
-from benchmarks import database, ours
-from benchmarks.end_to_end import CONNECTIONS, burst
-from benchmarks.result import Effort
-from benchmarks.stage import House, complete
-from benchmarks.system import System
-from sandbox.ways import Say
+from benchmarks import measures, ours
+from benchmarks.deployment import Deployment, prepared, started
+from benchmarks.measures import Effort
+from benchmarks.ours import OURS
+from benchmarks.results import Figures, Key
+from benchmarks.servers import Servers, connect, settle
 
+RELAY = "publishers"
+#: Seconds after its start at which a process without work is connected and idle.
+IDLE_SECONDS = 4
+#: Orders that one statement inserts.
 CHUNK = 100_000
-EMPTY = "empty tables beside"
 
-#: Paid orders as the service leaves them, with the three lines of their history.
-FILL = """
-with ended as (
-    insert into orders (key, user_id, menu_ids, created_at, state, version, items, total_price, ledger, paid_at,
-                        reminders_left)
-    select gen_random_uuid(), 1 + n %% 100000, '[1, 2]', now() - n * interval '1 second', 'paid', 3, %(items)s, 38000,
-           %(ledger)s, now() - n * interval '1 second', 3
-    from generate_series(1, %(orders)s) as n
-    returning id, created_at
-)
-insert into order_history (order_id, at, type, from_state, to_state, message_id)
-select id, created_at, type, from_state, to_state, case when type <> 'OrderPlaced' then gen_random_uuid()::text end
-from ended cross join (values
-    ('OrderPlaced', null, 'awaiting_menu'), ('MenuReserved', 'awaiting_menu', 'awaiting_payment'),
-    ('PaymentCompleted', 'awaiting_payment', 'paid')
-) as line (type, from_state, to_state)
-"""
-LEDGER = '{"reservations": ["R1"], "payments": [["1", "38000.0000"]], "released": [], "refunded": []}'
-
-#: A variant of the run, and its figures.
-Found = tuple[str, dict[str, float]]
+#: What a run measures, its round, and the function that executes it.
+Run = tuple[Key, int, Callable[[], Figures]]
 
 
-def measure(house: House, effort: Effort, *, rounds: int, say: Say) -> Iterator[Found]:
-    """One and the same database grows from size to size; another stays empty. Yields `rounds` pairs for each size."""
-    orders = int(ours.OURS.orders * effort.share_of_orders)
-    with database.fresh("postgresql", house.postgres, house.out) as grown_url:
-        ours.migrate(grown_url)
-        for size in effort.grown:
-            fill(grown_url, size, say=say)
-            for _ in range(rounds):
-                with database.fresh("postgresql", house.postgres, house.out) as empty_url:
-                    yield f"{EMPTY} {size:,}", _run(ours.OURS, house, empty_url, orders)
-                yield f"{size:,} old orders", _run(_newer_only(grown_url), house, grown_url, orders)
+def runs(servers: Servers, effort: Effort, *, rounds: int) -> Iterator[Run]:
+    size = f"{effort.backlog:,}"
+    for number in range(1, rounds + 1):
+        for copies in effort.copies:
+            backlog = partial(_backlog, servers, effort, copies)
+            yield _key("backlog-of-replies", f"{size}, consumers: {copies}"), number, partial(backlog, replies)
+            yield _key("backlog-of-outbox-rows", f"{size}, relays: {copies}"), number, partial(backlog, outbox_rows)
+    with servers.fresh_database("postgresql") as url:
+        ours.migrate(url)
+        for old_orders in effort.old_orders:
+            _insert_old_orders(url, old_orders)
+            for number in range(1, rounds + 1):
+                yield _key("growth", f"empty tables beside {old_orders:,}"), number, partial(_empty, servers, effort)
+                yield _key("growth", f"{old_orders:,} old orders"), number, partial(_cost, servers, effort, url)
 
 
-def fill(url: str, size: int, *, say: Say) -> None:
-    """Add paid orders until there are so many."""
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("set synchronous_commit = off")
-        while (missing := size - _count(connection)) > 0:
+def _key(measure: str, variant: str) -> Key:
+    return Key(measure, OURS.name, "postgresql", variant)
+
+
+def _backlog(servers: Servers, effort: Effort, copies: int, measure: Callable[..., Figures]) -> Figures:
+    with servers.fresh_database("postgresql") as url, prepared(OURS, servers, url) as deployment:
+        return measure(deployment, effort, copies)
+
+
+def _empty(servers: Servers, effort: Effort) -> Figures:
+    with servers.fresh_database("postgresql") as url:
+        return _cost(servers, effort, url)
+
+
+def _cost(servers: Servers, effort: Effort, url: str) -> Figures:
+    with started(OURS, servers, url) as deployment:
+        figures = measures.end_to_end(deployment, effort)
+    return figures | {"cost_per_1000": figures["cpu_seconds_per_1000"] + figures["database_cpu_seconds_per_1000"]}
+
+
+def _insert_old_orders(url: str, old_orders: int) -> None:
+    """Insert paid orders until there are this many orders."""
+    with connect(url) as database:
+        database.execute("set synchronous_commit = off")
+        while (missing := old_orders - database.execute("select coalesce(max(id), 0) from orders").fetchone()[0]) > 0:
             chunk = min(missing, CHUNK)
-            connection.execute(FILL, {"items": ours.STORED_ITEMS, "ledger": LEDGER, "orders": chunk})
-            say(f"    {size - missing + chunk:,} of {size:,} old orders")
-        connection.execute("vacuum analyze")
+            database.execute(ours.SQL["insert_paid"], [ours.ITEMS, chunk])
+            click.echo(f"    {old_orders - missing + chunk:,} of {old_orders:,} old orders")
+        database.execute("vacuum analyze")
 
 
-def _count(connection: psycopg.Connection[tuple[Any, ...]]) -> int:
-    row = connection.execute("select coalesce(max(id), 0) from orders").fetchone()
-    return int(row[0]) if row else 0
+def replies(deployment: Deployment, effort: Effort, copies: int) -> Figures:
+    """Process a backlog of replies with this many workers; their memory above that of an idle one."""
+    idle_mib = _idle_memory(deployment, OURS.worker)
+    figures = measures.worker(deployment, replace(effort, replies=effort.backlog), workers=copies)
+    return figures | {"idle_memory_mib": idle_mib, "memory_growth_mib": figures["peak_memory_mib"] / copies - idle_mib}
 
 
-def _newer_only(url: str) -> System:
-    """Ours, with counts that leave the old orders out: to count millions would itself be the load."""
-    with psycopg.connect(url) as connection:
-        newest = _count(connection)
-    times = {kind: sql.replace("where", f"where id > {newest} and") for kind, sql in ours.OURS.times.items()}
-    return dataclasses.replace(ours.OURS, count_paid=f"{ours.OURS.count_paid} and id > {newest}", times=times)
+def outbox_rows(deployment: Deployment, effort: Effort, copies: int) -> Figures:
+    """Publish a backlog of outbox rows with this many relays; their memory above that of an idle one."""
+    idle_mib, backlog = _idle_memory(deployment, RELAY), effort.backlog
+    deployment.database.execute(ours.SQL["insert_outbox_rows"], [backlog])
+    settle(deployment.database_url)
+
+    def published() -> int:
+        return backlog - deployment.count("select count(*) from outbox")
+
+    with contextlib.ExitStack() as stack:
+        names = deployment.start(RELAY, stack, copies=copies)
+        began = deployment.wait_until(published, 1, what="rows published")
+        cpu_seconds = deployment.usage(*names).cpu_seconds
+        left = backlog - published()
+        ended = deployment.wait_until(published, backlog, what="rows published")
+        usage = deployment.usage(*names)
+    return {
+        "rows_per_second": left / (ended - began),
+        "cpu_us_per_row": (usage.cpu_seconds - cpu_seconds) / left * 1_000_000,
+        "idle_memory_mib": idle_mib,
+        "memory_growth_mib": usage.peak_mib / copies - idle_mib,
+    }
 
 
-def _run(system: System, house: House, url: str, orders: int) -> dict[str, float]:
-    with complete(system, house, url) as stage:
-        values = burst(stage, orders=orders, connections=CONNECTIONS)
-    both = values["cpu_seconds_per_1000"] + values["database_cpu_seconds_per_1000"]
-    return values | {"cost_per_1000": both}
+def _idle_memory(deployment: Deployment, name: str) -> float:
+    with contextlib.ExitStack() as stack:
+        deployment.start(name, stack)
+        time.sleep(IDLE_SECONDS)
+        deployment.require_alive()
+        return deployment.usage(name).peak_mib

@@ -1,111 +1,66 @@
-"""The order of the runs: round by round, in each every system by turns, each on a fresh vhost and database."""
+"""The order of the runs: round by round, and in each round all systems in turns, each on a fresh vhost and database."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
 
-from benchmarks import backlog, database, end_to_end, growth, idle, load, waiting, worker
-from benchmarks.ours import OURS
-from benchmarks.result import Effort, Result
-from benchmarks.stage import Failed, House, Stage, complete, prepared
+from benchmarks import growth, measures
+from benchmarks.deployment import Deployment, prepared, started
+from benchmarks.growth import Run
+from benchmarks.measures import Effort
+from benchmarks.results import Figures, Key
+from benchmarks.servers import Servers
 from benchmarks.system import System
-from sandbox.ways import Say
-
-#: What is measured on a stage where everything runs, and on one where nothing does yet.
-ON_COMPLETE = {"end-to-end": end_to_end.measure, "wait": waiting.measure, "idle": idle.measure}
-ON_PREPARED = {"worker": worker.measure}
-OURS_ONLY = ("wait", "growth")
-ON_SQLITE_TOO = ("end-to-end",)
-MEASURES = (*ON_COMPLETE, *ON_PREPARED, "growth")
-
-Figures = dict[str, float]
 
 
-@dataclass
-class Runs:
-    """Runs measures and yields their results; a run that fails is said, noted and left out."""
+@dataclass(frozen=True)
+class Measure:
+    """A measure, the deployment that it starts from, and the systems and databases that it is for."""
 
-    house: House
-    effort: Effort
-    rounds: int
+    execute: Callable[[Deployment, Effort], Figures]
+    deploy: Callable[[System, Servers, str], AbstractContextManager[Deployment]] = started
+    ours_only: bool = False
+    databases: frozenset[str] = frozenset({"postgresql"})
+
+
+MEASURES = {
+    "end-to-end": Measure(measures.end_to_end, databases=frozenset({"postgresql", "sqlite"})),
+    "wait": Measure(measures.wait, ours_only=True),
+    "idle": Measure(measures.idle),
+    "worker": Measure(measures.worker, deploy=prepared),
+}
+MEASURE_NAMES = (*MEASURES, "growth")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run: measures and systems by their order, and how much of them."""
+
+    measures: Sequence[str]
+    systems: Sequence[System]
     databases: Sequence[str]
-    say: Say
-    failures: list[str] = field(default_factory=list)
+    rounds: int
+    effort: Effort
 
-    def all(self, measures: Sequence[str], systems: Sequence[System]) -> Iterator[Result]:
-        for measure in measures:
-            concerned = [each for each in systems if measure not in OURS_ONLY or each is OURS]
-            if measure == "growth":
-                if concerned:
-                    yield from self._growth()
-                continue
-            for round in range(1, self.rounds + 1):
-                for kind, system in self._pairs(measure, concerned):
-                    yield from self._one(measure, system, kind, round)
+    def runs(self, servers: Servers) -> Iterator[Run]:
+        for name in self.measures:
+            if name in MEASURES:
+                yield from self._interleaved(name, MEASURES[name], servers)
+            elif any(system.name == "ours" for system in self.systems):
+                yield from growth.runs(servers, self.effort, rounds=self.rounds)
 
-    def _pairs(self, measure: str, systems: Sequence[System]) -> Iterator[tuple[str, System]]:
-        for kind in self.databases:
-            if kind == "sqlite" and measure not in ON_SQLITE_TOO:
-                continue
-            yield from ((kind, system) for system in systems if kind in system.databases)
+    def _interleaved(self, name: str, measure: Measure, servers: Servers) -> Iterator[Run]:
+        for number in range(1, self.rounds + 1):
+            for database in self.databases:
+                for system in self.systems:
+                    if measure.ours_only and system.name != "ours":
+                        continue
+                    if database in measure.databases & system.databases:
+                        run = partial(_run, measure, servers, system, database, self.effort)
+                        yield Key(name, system.name, database), number, run
 
-    def _one(self, measure: str, system: System, kind: str, round: int) -> Iterator[Result]:
-        def run() -> Figures:
-            with database.fresh(kind, self.house.postgres, self.house.out) as url:
-                if measure in ON_PREPARED:
-                    with prepared(system, self.house, url) as stage:
-                        return ON_PREPARED[measure](stage, self.effort)
-                with complete(system, self.house, url) as stage:
-                    return ON_COMPLETE[measure](stage, self.effort)
 
-        yield from self._noted(Result(measure, system.name, kind, "", round, {}), run)
-
-    def _growth(self) -> Iterator[Result]:
-        for round in range(1, self.rounds + 1):
-            for copies in self.effort.copies:
-                for measure, name, run in self._backlogs(copies):
-                    yield from self._noted(Result(measure, OURS.name, "postgresql", name, round, {}), run)
-        rounds: dict[str, int] = {}
-        try:
-            for variant, figures in growth.measure(self.house, self.effort, rounds=self.rounds, say=self.say):
-                rounds[variant] = rounds.get(variant, 0) + 1
-                result = Result("growth", OURS.name, "postgresql", variant, rounds[variant], {})
-                yield from self._noted(result, lambda figures=figures: figures)  # type: ignore[misc]
-        except (Failed, load.NoAnswer, OSError) as error:
-            self._fail(f"growth: {error}")
-
-    def _backlogs(self, copies: int) -> Iterator[tuple[str, str, Callable[[], Figures]]]:
-        backlog_size = self.effort.backlog
-
-        def replies() -> Figures:
-            return self._alone(lambda stage: backlog.replies(stage, backlog=backlog_size, workers=copies))
-
-        def rows() -> Figures:
-            return self._alone(lambda stage: backlog.rows(stage, backlog=backlog_size, relays=copies))
-
-        yield "backlog-of-replies", f"{backlog_size:,}, consumers: {copies}", replies
-        yield "backlog-of-outbox-rows", f"{backlog_size:,}, relays: {copies}", rows
-
-    def _alone(self, measure: Callable[[Stage], Figures]) -> Figures:
-        with (
-            database.fresh("postgresql", self.house.postgres, self.house.out) as url,
-            prepared(OURS, self.house, url) as stage,
-        ):
-            return measure(stage)
-
-    def _noted(self, result: Result, run: Callable[[], Figures]) -> Iterator[Result]:
-        title = " ".join(filter(None, [result.measure, result.system, result.database, result.variant]))
-        try:
-            figures = {name: value for name, value in run().items() if not math.isnan(value)}
-        except (Failed, load.NoAnswer, OSError) as error:
-            self._fail(f"round {result.round} {title}: {error}")
-            return
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        self.say(f"[{result.round}/{self.rounds}] {title}: {shown}")
-        yield Result(result.measure, result.system, result.database, result.variant, result.round, figures)
-
-    def _fail(self, problem: str) -> None:
-        # What the log ends with is the error; the rest was on the screen.
-        lines = [line.strip() for line in problem.splitlines() if line.strip()]
-        self.failures.append(": ".join(dict.fromkeys([lines[0].rstrip(":"), lines[-1]])))
-        self.say(f"FAILED {problem}")
+def _run(measure: Measure, servers: Servers, system: System, database: str, effort: Effort) -> Figures:
+    with servers.fresh_database(database) as url, measure.deploy(system, servers, url) as deployment:
+        return measure.execute(deployment, effort)

@@ -1,7 +1,7 @@
-"""Outbox rows -> pipelined confirmed publishes -> rows gone, with the commit that follows the last confirm.
+"""Publish outbox rows with pipelined confirms until SIGTERM.
 
-The rows are deleted first, in a transaction that stays open until the broker has confirmed them all: one statement a
-batch, and a crash at any point rolls back to rows that go out again.
+The rows are deleted first, in a transaction that stays open until the broker has confirmed all of them: one statement
+per batch, and a crash at any point rolls back to rows that are published again.
 """
 
 import os
@@ -13,21 +13,16 @@ import psycopg
 from pika.adapters.select_connection import PollEvents
 from pika.channel import Channel
 from pika.frame import Method
-from pika.spec import BasicProperties
 
-from benchmarks.probe import CHANNEL, EXCHANGE, PLANS
+from benchmarks.probe import CHANNEL, EXCHANGE, PLANS, SQL
+from benchmarks.system import persistent
 
-WINDOW = 500
-LOOK_SECONDS = 0.5
-
-CLAIM = """
-delete from outbox where id = any (array (select id from outbox order by id limit %s for update skip locked))
-returning id, routing_key, message_id::text, body
-"""
+BATCH = 500
+POLL_SECONDS = 0.5
 
 
 class Relay:
-    """Publishes until SIGTERM. All of it runs in pika's loop."""
+    """Runs entirely in pika's event loop."""
 
     def __init__(self, database_url: str, rabbitmq_url: str) -> None:
         self._database = psycopg.connect(database_url, options=PLANS)
@@ -48,34 +43,32 @@ class Relay:
     def _prepare(self, channel: Channel) -> None:
         self._channel = channel
         self._listener.execute(f"listen {CHANNEL}")
-        self._loop.add_handler(self._listener.fileno(), self._woken, PollEvents.READ)
-        channel.confirm_delivery(self._note_confirm, callback=lambda _: self._next())
+        self._loop.add_handler(self._listener.fileno(), self._on_notify, PollEvents.READ)
+        channel.confirm_delivery(self._on_confirm, callback=lambda _: self._publish_batch())
 
-    def _woken(self, *_: object) -> None:
-        for _notice in self._listener.notifies(timeout=0):
+    def _on_notify(self, *_: object) -> None:
+        for _notification in self._listener.notifies(timeout=0):
             pass
         if not self._unconfirmed:
-            self._next()
+            self._publish_batch()
 
-    def _next(self) -> None:
-        """Claim and publish the next batch, or rest until there may be one."""
+    def _publish_batch(self) -> None:
+        """Claim and publish the next batch, or wait until there may be one."""
         if self._timer:
             self._loop.remove_timeout(self._timer)
             self._timer = None
-        rows = self._database.execute(CLAIM, [WINDOW], prepare=True).fetchall()
+        rows = self._database.execute(SQL["claim"], [BATCH], prepare=True).fetchall()
         if not rows:
             self._database.rollback()
-            self._timer = self._loop.call_later(LOOK_SECONDS, self._next)
-            return
+            self._timer = self._loop.call_later(POLL_SECONDS, self._publish_batch)
         for _, routing_key, message_id, body in sorted(rows):
-            properties = BasicProperties(message_id=message_id, delivery_mode=pika.DeliveryMode.Persistent.value)
             self._tag += 1
             self._unconfirmed.add(self._tag)
-            self._channel.basic_publish(EXCHANGE, routing_key, body, properties, mandatory=True)
+            self._channel.basic_publish(EXCHANGE, routing_key, body, persistent(message_id), mandatory=True)
 
-    def _note_confirm(self, frame: Method[Any]) -> None:
+    def _on_confirm(self, frame: Method[Any]) -> None:
         if isinstance(frame.method, pika.spec.Basic.Nack):
-            raise SystemExit("the broker refused a message")
+            raise SystemExit("the broker rejected a message")
         tag = frame.method.delivery_tag
         if frame.method.multiple:
             self._unconfirmed = {each for each in self._unconfirmed if each > tag}
@@ -83,7 +76,7 @@ class Relay:
             self._unconfirmed.discard(tag)
         if not self._unconfirmed:
             self._database.commit()
-            self._next()
+            self._publish_batch()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The API: FastAPI, with the broker and the pool opened in its lifespan."""
+"""The API of the FastStream peer: FastAPI, with the broker and the pool opened in its lifespan."""
 
 import json
 import os
@@ -9,11 +9,10 @@ from typing import Any
 import asyncpg
 from fastapi import FastAPI
 
-from faststream_peer.events import broker, publish
-from orders.model import PlaceOrder
-from orders.statements import PLACE
+from faststream_peer import broker, publish
+from orders import PLACE, PlaceOrder
 
-#: Connections to the database; asyncpg's own default.
+#: Database connections; asyncpg's own default.
 POOL_SIZE = 10
 
 
@@ -21,7 +20,7 @@ POOL_SIZE = 10
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     url = os.environ["DATABASE_URL"]
     async with asyncpg.create_pool(url, min_size=POOL_SIZE, max_size=POOL_SIZE) as app.state.pool:
-        await broker.connect()
+        await broker.connect()  # without start(), the worker's subscribers do not consume here
         yield
         await broker.stop()
 

@@ -1,1 +1,0 @@
-"""Celery: the siblings' answers are tasks, run by a prefork worker."""

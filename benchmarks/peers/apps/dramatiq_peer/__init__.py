@@ -1,1 +1,0 @@
-"""Dramatiq: the siblings' answers are messages to actors, run by the threads of one worker process."""
