@@ -9,7 +9,7 @@ import struct
 import tempfile
 from typing import Any
 
-from order_service import process
+from order_service import process, vendor
 from order_service.storage.database import Database
 from order_service.storage.migrate import wait_for_database
 
@@ -18,7 +18,7 @@ from order_service.storage.migrate import wait_for_database
 METRICS_DIR, METRICS_PREFIX = "PROMETHEUS_MULTIPROC_DIR", "order-service-metrics-"
 _settings = process.begin()
 bind = f"{_settings.host}:{_settings.port}"
-worker_class = "gthread"
+worker_class = vendor.gunicorn_worker()
 workers = _settings.api_workers
 threads = _settings.api_threads
 # In seconds, and longer than the longest wait of a POST for the menu.
