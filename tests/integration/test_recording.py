@@ -3,20 +3,22 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from order_service import handlers
-from order_service.config import Settings
 from order_service.domain.order import Order
 from order_service.handlers import Placement
 from order_service.storage import outbox
 from order_service.storage.database import Database
 from order_service.storage.tables import orders
+from order_service.unit_of_work import UnitOfWork
 from order_service.web import placing
 from order_service.web.placing import Recorder
+from tests.builders import outgoing, policy
 from tests.integration import core
 
 Eventually = Callable[..., Any]
@@ -36,11 +38,11 @@ class Gate:
     def open(self) -> None:
         self._is_open.set()
 
-    def _record(self, given: Any, placements: Sequence[Placement], *more: Any, **options: Any) -> list[Order]:
+    def _record(self, work: UnitOfWork, placements: Sequence[Placement]) -> list[Order]:
         self.begun.append(placements)
         assert self._is_open.wait(30)
         try:
-            return PLACE_ORDERS(given, placements, *more, **options)
+            return PLACE_ORDERS(work, placements)
         finally:
             self.ended.append(placements)
 
@@ -59,7 +61,7 @@ def database(database_url: str) -> Iterator[Database]:
 
 @pytest.fixture
 def recorder(database: Database) -> Recorder:
-    return Recorder(database, Settings())
+    return Recorder(database, policy())
 
 
 def placement(key: str | None = None) -> Placement:
@@ -108,7 +110,7 @@ def test_key_locked_by_a_frozen_process_fails_alone(
     recorder: Recorder, gate: Gate, database: Database, eventually: Eventually
 ) -> None:
     with core.opened(database.url) as frozen, frozen.engine.connect() as connection:
-        PLACE_ORDERS(connection, [placement("held")], core.clock(), reminders=3)
+        PLACE_ORDERS(UnitOfWork(connection, policy(), core.NOW), [placement("held")])
 
         placed = place_together(recorder, gate, eventually, [placement(), placement("held"), placement()])
 
@@ -123,7 +125,7 @@ def test_keys_locked_by_a_frozen_process_do_not_delay_other_orders(
 ) -> None:
     keys = ("one", "another", "third")
     with core.opened(database.url) as frozen, frozen.engine.connect() as connection:
-        PLACE_ORDERS(connection, [placement(key) for key in keys], core.clock(), reminders=3)
+        PLACE_ORDERS(UnitOfWork(connection, policy(), core.NOW), [placement(key) for key in keys])
 
         together = [placement(key) for key in keys] + [placement() for _ in range(4)]
         place_together(recorder, gate, eventually, [placement(), *together])
@@ -165,14 +167,12 @@ def test_more_orders_than_one_transaction_takes_are_all_recorded(
 
 def test_large_dead_letters_are_written_in_parts(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "MAX_STATEMENT_BYTES", 1000)
-    rows = [
-        row | {"body": b"x" * size} for row, size in zip(core.outbox_rows(5), (10, 990, 5000, 400, 400), strict=True)
-    ]
+    sizes = (10, 990, 5000, 400, 400)
+    messages = [replace(each, body=b"x" * size) for each, size in zip(outgoing(5), sizes, strict=True)]
     sent: list[str] = []
     sa.event.listen(database.engine, "before_cursor_execute", lambda *given: sent.append(given[2]))
 
-    with database.writing() as connection:
-        outbox.add(connection, rows)
+    core.add_to_outbox(database, messages)
 
     assert len([statement for statement in sent if statement.startswith("INSERT")]) == 3
-    assert [len(row.body) for row in core.rows(database, core.outbox)] == [10, 990, 5000, 400, 400]
+    assert [len(row.body) for row in core.rows(database, core.outbox)] == list(sizes)
