@@ -89,7 +89,7 @@ class HttpClient:
                 asyncio.timeout(self._total_seconds),
                 self._client.stream(method, self._url + path, json=body) as response,
             ):
-                # Once the status is known it stands, whatever happens to the body.
+                # Once the status is known it is returned, even if the body cannot be read.
                 status = response.status_code
                 content = await _bounded(response.aiter_bytes())
         except (httpx.HTTPError, TimeoutError) as error:

@@ -16,7 +16,7 @@ QUAINT = re.compile(
     re.IGNORECASE,
 )
 #: Internals of libraries without a leading underscore.
-INTERNALS = re.compile(r"psycopg import generators|\.unreader\b|find_spec\(|cls=lambda|pika\.data\.|struct\.error")
+INTERNALS = re.compile(r"psycopg import generators|\.unreader\b|find_spec\(|pika\.data\.|struct\.error")
 #: Documented members of the standard library and of SQLAlchemy that begin with an underscore.
 PUBLIC = {"_asdict", "_replace", "_fields", "_mapping", "_make"}
 

@@ -85,7 +85,7 @@ _DUE = (
     sa.select(outbox).where(outbox.c.due_at <= sa.bindparam("now")).order_by(outbox.c.id).limit(sa.bindparam("limit"))
 )
 _DUE_IDS = _DUE.with_only_columns(outbox.c.id).with_for_update(skip_locked=True).scalar_subquery()
-#: The ids as an array, so that the subquery runs once, whatever the planner makes of its limit.
+#: The ids as an array, so that the subquery runs once, regardless of the plan.
 _TAKE = sa.delete(outbox).where(outbox.c.id == sa.any_(sa.func.array(_DUE_IDS))).returning(outbox)
 
 
@@ -142,7 +142,7 @@ class Claim:
 
 
 def is_mandatory(row: sa.Row[Any]) -> bool:
-    """Whether a row needs a bound queue; a dead letter always does, whatever type it names."""
+    """Whether a row needs a bound queue; a dead letter always does, even if its type is an event's."""
     return not row.exchange or row.type not in NEEDS_NO_SUBSCRIBER
 
 

@@ -99,7 +99,7 @@ class Recorder:
             entry.wake()
 
     def _settle(self, entries: Sequence[_Entry]) -> None:
-        """Give each entry an order or an error, whatever happens; mark those to be retried alone."""
+        """Give each entry an order or an error, in every case; mark those to be retried alone."""
         try:
             orders = self._record([entry.placement for entry in entries])
             for entry, order in zip(entries, orders, strict=True):
