@@ -1,7 +1,7 @@
-"""One broker and one PostgreSQL server for a whole test run, however many workers it has.
+"""One broker and one PostgreSQL server per test run, shared by its workers.
 
-They live in the process that was started as `pytest` (with xdist: the controller). A worker asks it for them through a
-socket named in the environment; the first to ask has them started. So `pytest tests/unit` starts neither.
+They belong to the process that was started as `pytest` (with xdist: the controller). A worker requests them through a
+socket named in the environment, and the first request starts them. So `pytest tests/unit` starts neither.
 """
 
 import contextlib
@@ -9,42 +9,46 @@ import os
 import secrets
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import partial
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from sandbox import broker, containers, postgres
 from sandbox.ways import Say, Unavailable
 
-#: Names the controller's socket and its password to the workers.
+#: Tells the workers the socket of the controller and its password.
 ADDRESS_VARIABLE = "ORDER_TEST_SERVERS"
-#: `make test-containers` sets it: testcontainers for both servers, or a failure.
+#: `make test-containers` sets it: use testcontainers for both servers, or fail.
 CONTAINERS_VARIABLE = "ORDER_TEST_CONTAINERS"
 
 VAR = Path(__file__).parent.parent / "var" / "test"
 
-#: A started server's value object, or, as text, why it cannot be had.
-Answer = broker.Broker | postgres.Server | str
+Server = broker.Broker | postgres.Server
+T = TypeVar("T", broker.Broker, postgres.Server)
 
 
-class Keeper:
-    """Starts servers when they are first asked for, and stops them at the end of the run."""
+class SharedServers:
+    """Starts each server at its first request; `close` stops them."""
 
     def __init__(self, say: Say, uncaptured: Callable[[], AbstractContextManager[None]]) -> None:
         self._say, self._uncaptured = say, uncaptured
         self._stack = contextlib.ExitStack()
-        self._locks = {name: threading.Lock() for name in ("broker", "postgres")}
-        self.answers: dict[str, Answer] = {}
+        self._locks = {name: threading.Lock() for name in _SERVERS}
+        #: The server by name, or the reason why it is unavailable.
+        self.results: dict[str, Server | str] = {}
         password = secrets.token_hex(16)
         self._listener = Listener(family="AF_UNIX", authkey=password.encode())
         os.environ[ADDRESS_VARIABLE] = f"{password}@{self._listener.address}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        """Stop what was started, after any start that is still going on."""
+        """Stop the servers; wait first for one that is starting."""
         self._listener.close()
         with contextlib.ExitStack() as locks:
             for lock in self._locks.values():
@@ -60,14 +64,18 @@ class Keeper:
         with connection, contextlib.suppress(EOFError):
             name = connection.recv()
             with self._locks[name]:
-                if name not in self.answers:
-                    self.answers[name] = self._start(name)
-            connection.send(self.answers[name])
+                if name not in self.results:
+                    self.results[name] = self._start(name)
+            connection.send(self.results[name])
 
-    def _start(self, name: str) -> Answer:
+    def _start(self, name: str) -> Server | str:
         try:
             with self._uncaptured():
-                return self._stack.enter_context(_SERVERS[name](self._say))
+                directory = self._stack.enter_context(_directory(name))
+                running = _SERVERS[name](
+                    directory, docker_only=bool(os.environ.get(CONTAINERS_VARIABLE)), say=self._say
+                )
+                return self._stack.enter_context(running)
         except Unavailable as reason:
             self._say(str(reason))
             return str(reason)
@@ -75,65 +83,38 @@ class Keeper:
 
 @contextlib.contextmanager
 def _directory(name: str) -> Iterator[Path]:
-    """A directory of this run's own below var/, so that two runs do not meet."""
+    """A directory of this run below var/, so that concurrent runs do not share one."""
     VAR.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=VAR, ignore_cleanup_errors=True) as directory:
         yield Path(directory) / name
 
 
-@contextlib.contextmanager
-def _broker(say: Say) -> Iterator[broker.Broker]:
-    docker_only = bool(os.environ.get(CONTAINERS_VARIABLE))
-    with (
-        _directory("broker") as data_dir,
-        broker.running(data_dir, docker=containers.throwaway_rabbitmq, docker_only=docker_only, say=say) as found,
-    ):
-        yield found
-
-
-@contextlib.contextmanager
-def _postgres(say: Say) -> Iterator[postgres.Server]:
-    docker_only = bool(os.environ.get(CONTAINERS_VARIABLE))
-    with (
-        _directory("postgres") as data_dir,
-        postgres.running(data_dir, fsync=False, docker_only=docker_only, say=say) as found,
-    ):
-        yield found
-
-
-_SERVERS: dict[str, Callable[[Say], AbstractContextManager[broker.Broker | postgres.Server]]] = {
-    "broker": _broker,
-    "postgres": _postgres,
+#: By name, a context manager that runs the server with its data in a directory.
+_SERVERS: dict[str, Callable[..., AbstractContextManager[Server]]] = {
+    "broker": partial(broker.running, docker=containers.throwaway_rabbitmq),
+    "postgres": partial(postgres.running, fsync=False),
 }
 
 
-def ask(name: str) -> Answer:
-    """Have the controller start the server if it does not run yet, and return it. May be repeated."""
+def _request(name: str) -> Server | str:
+    """Have the controller start the server unless it runs; return it, or the reason why it is unavailable."""
     password, _, address = os.environ[ADDRESS_VARIABLE].partition("@")
     with Client(address, authkey=password.encode()) as connection:
         connection.send(name)
-        answer: Answer = connection.recv()
-        return answer
+        result: Server | str = connection.recv()
+        return result
 
 
-def ask_ahead(names: Iterable[str]) -> None:
-    """Have several servers started side by side."""
-    threads = [threading.Thread(target=ask, args=[name]) for name in names]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+def start(names: Collection[str]) -> None:
+    """Start several servers concurrently."""
+    if names:
+        with ThreadPoolExecutor(len(names)) as pool:
+            list(pool.map(_request, names))
 
 
-def broker_or_fail() -> broker.Broker:
-    answer = ask("broker")
-    if not isinstance(answer, broker.Broker):
-        pytest.fail("no RabbitMQ for the tests; the reasons are at the end of the run", pytrace=False)
-    return answer
-
-
-def postgres_or_fail() -> postgres.Server:
-    answer = ask("postgres")
-    if not isinstance(answer, postgres.Server):
-        pytest.fail("no PostgreSQL for the tests; the reasons are at the end of the run", pytrace=False)
-    return answer
+def require(name: str, kind: type[T]) -> T:
+    """Return the running server, or fail the test."""
+    result = _request(name)
+    if not isinstance(result, kind):
+        pytest.fail(f"no {name} for the tests; the reasons are at the end of the run", pytrace=False)
+    return result

@@ -1,5 +1,5 @@
-"""The same house as in the end-to-end tests; here it is damaged."""
+"""The deployment of the end-to-end tests, with faults injected by the tests."""
 
-from tests.e2e.conftest import database_url, house
+from tests.e2e.conftest import database_url, deployment
 
-__all__ = ["database_url", "house"]
+__all__ = ["database_url", "deployment"]

@@ -1,34 +1,41 @@
-"""The broker goes and comes back: orders are taken meanwhile, and paid afterwards without help."""
+"""Broker outages: orders are accepted during one, and paid after it without intervention."""
 
 import contextlib
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from sandbox import rabbitmq_node
 from sandbox.broker import refusal
-from tests.e2e.gate import Gate
-from tests.e2e.house import House
+from tests.e2e.client import RESPOND_ASYNC, order_of
+from tests.e2e.deployment import ON_SQLITE, Deployment
+from tests.e2e.proxy import TcpProxy
+from tests.polling import wait_until
 
 pytestmark = pytest.mark.chaos
 IMAGE = "rabbitmq:4-management"
 
 
+@dataclass
 class OwnBroker:
-    """A broker of this test's own that can be stopped and started again, with its data."""
+    """A broker that only one test uses, and which keeps its data when it is stopped."""
 
-    def __init__(self, amqp_url: str, start: Callable[[], None], stop: Callable[[], None]) -> None:
-        self.amqp_url, self._start, self.stop = amqp_url, start, stop
+    port: int
+    start: Callable[[], object]
+    stop: Callable[[], object]
 
-    def start(self) -> None:
-        self._start()
-        deadline = time.monotonic() + 90
-        while reason := refusal(self.amqp_url):
-            assert time.monotonic() < deadline, reason
+    @property
+    def amqp_url(self) -> str:
+        return f"amqp://guest:guest@localhost:{self.port}/"
+
+    def restart(self) -> None:
+        """Start, and wait until it accepts connections."""
+        self.start()
+        wait_until(lambda: refusal(self.amqp_url) is None, "the broker to accept connections")
 
 
 @contextlib.contextmanager
@@ -36,27 +43,23 @@ def installed_node(directory: Path) -> Iterator[OwnBroker]:
     ports = rabbitmq_node.free_ports()
     with contextlib.ExitStack() as node:
         yield OwnBroker(
-            f"amqp://guest:guest@localhost:{ports.amqp}/",
-            lambda: node.enter_context(rabbitmq_node.running(directory, ports, keep=True)),
-            node.close,
+            ports.amqp,
+            start=lambda: node.enter_context(rabbitmq_node.running(directory, ports, keep=True)),
+            stop=node.close,
         )
 
 
 @contextlib.contextmanager
 def container() -> Iterator[OwnBroker]:
     port = rabbitmq_node.free_ports().amqp
+    name = f"order-service-chaos-{port}"
 
     def docker(*arguments: str) -> None:
         subprocess.run(["docker", *arguments], check=True, capture_output=True, timeout=60)
 
-    name = f"order-service-chaos-{port}"
     docker("create", "--name", name, "--publish", f"127.0.0.1:{port}:5672", IMAGE)
     try:
-        yield OwnBroker(
-            f"amqp://guest:guest@localhost:{port}/",
-            lambda: docker("start", name),
-            lambda: docker("stop", "--time", "20", name),
-        )
+        yield OwnBroker(port, start=lambda: docker("start", name), stop=lambda: docker("stop", "--time", "20", name))
     finally:
         docker("rm", "--force", "--volumes", name)
 
@@ -65,76 +68,69 @@ def container() -> Iterator[OwnBroker]:
 def own_broker(tmp_path: Path) -> Iterator[OwnBroker]:
     """From the installed package, or else from Docker."""
     if rabbitmq_node.script():
-        way = installed_node(tmp_path / "broker")
+        own = installed_node(tmp_path / "broker")
     elif shutil.which("docker"):
-        way = container()
+        own = container()
     else:
-        pytest.skip("needs rabbitmq-server or Docker for a broker that may be stopped")
-    with way as broker:
-        broker.start()
+        pytest.skip("needs rabbitmq-server or Docker for a broker that can be stopped")
+    with own as broker:
+        broker.restart()
         yield broker
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@ON_SQLITE
 def test_stopped_and_restarted_broker_delays_orders_and_loses_none(
     own_broker: OwnBroker, database_url: str, tmp_path: Path
 ) -> None:
-    with contextlib.closing(House(own_broker.amqp_url, database_url, tmp_path)) as house:
+    with Deployment(own_broker.amqp_url, database_url, tmp_path) as deployment:
         # given
-        house.prepare()
-        processes = house.start_all()
-        menu_id = house.add_menu()
-        body = {"user_id": 1, "menu_ids": [menu_id, menu_id]}
-        ids = house.posts(20, body, threads=4)
+        deployment.start_all()
+        client = deployment.client
+        menu_id = client.add_menu()
+        body = order_of(menu_id, menu_id)
+        ids = client.post_orders(20, body, threads=4)
 
         # when
         own_broker.stop()
-        during = [house.post(body, headers={"Prefer": "wait=0"}) for _ in range(20)]
-        ready = house.ask("GET", "/readyz").status
-        own_broker.start()
+        during = [client.post_order(body, headers={"Prefer": "wait=0"}) for _ in range(20)]
+        ready = client.request("GET", "/readyz").status
+        own_broker.restart()
 
         # then
-        assert ({answer.status for answer in during}, ready) == ({202}, 200)
-        ids += [answer.body["id"] for answer in during]
-        house.wait_until_paid(ids)
-        house.require_books_in_order(menu_id, quantity=2)
-        assert all(process.is_running for process in processes.values()), house.logs()
-        assert set(house.stop_all().values()) == {0}
-        assert set(house.depths().values()) == {0}
+        assert ({response.status for response in during}, ready) == ({202}, 200)
+        deployment.wait_until_paid(ids + [response.body["id"] for response in during])
+        deployment.records.assert_reserved_and_paid_once(menu_id)
+        assert all(process.is_running for process in deployment.processes), deployment.log_tails()
+        deployment.assert_stops_with_empty_queues()
 
 
-def test_connection_to_the_broker_lost_in_mid_flow_loses_no_message(
-    amqp_url: str, database_url: str, tmp_path: Path
-) -> None:
-    gate = Gate(amqp_url)
-    gate.open()
-    with contextlib.closing(House(gate.url, database_url, tmp_path)) as house, contextlib.closing(gate):
+def test_broken_connections_to_the_broker_lose_no_message(amqp_url: str, database_url: str, tmp_path: Path) -> None:
+    with TcpProxy(amqp_url) as proxy, Deployment(proxy.url, database_url, tmp_path) as deployment:
         # given
-        house.prepare()
-        processes = house.start_all()
-        menu_id = house.add_menu()
-        body = {"user_id": 1, "menu_ids": [menu_id, menu_id]}
+        proxy.open()
+        deployment.start_all()
+        menu_id = deployment.client.add_menu()
+        ids: list[int] = []
 
-        def post(count: int) -> list[int]:
-            return [house.post(body, headers={"Prefer": "respond-async"}).body["id"] for _ in range(count)]
+        def post_orders() -> None:
+            body = order_of(menu_id, menu_id)
+            ids.extend(deployment.client.post_order(body, headers=RESPOND_ASYNC).body["id"] for _ in range(20))
 
-        # when: what is sent vanishes for a while, then the connections break, then they can be had again
-        ids = []
+        # when: sent data is lost, then the connections break, then the broker is reachable again
         for _ in range(2):
-            ids += post(20)
-            house.wait_until_some_paid(len(ids))
-            before, gate.swallows = gate.swallowed_bytes, True
-            ids += post(20)
-            house.until(lambda before=before: gate.swallowed_bytes > before + 300, "messages to vanish")
-            gate.close()
-            ids += post(20)
-            gate.open()
+            post_orders()
+            deployment.wait_until(lambda: deployment.records.count("paid") == len(ids), "all orders to be paid")
+            proxy.discard()
+            post_orders()
+            deployment.wait_until(lambda: proxy.discarded_bytes > 300, "messages to be discarded")
+            proxy.close()
+            post_orders()
+            proxy.open()
 
         # then
-        house.wait_until_paid(ids)
-        assert len(set(ids)) == 120 == len(house.states())
-        house.require_books_in_order(menu_id, quantity=2)
-        assert all(process.is_running for process in processes.values()), house.logs()
-        assert set(house.stop_all().values()) == {0}
-        assert set(house.depths().values()) == {0}
+        deployment.wait_until_paid(ids)
+        assert len(set(ids)) == 120 == len(deployment.records.order_states())
+        deployment.records.assert_reserved_and_paid_once(menu_id)
+        assert all(process.is_running for process in deployment.processes), deployment.log_tails()
+        deployment.assert_stops_with_empty_queues()

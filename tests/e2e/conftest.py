@@ -1,17 +1,16 @@
-"""A house of its own for every test, on both databases, before anything is migrated or declared."""
+"""A deployment per test, on both databases; nothing is migrated, declared or started yet."""
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.house import House
+from tests.e2e.deployment import Deployment
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty database of this test's own, not migrated; the test runs once with each kind."""
+    """The URL of an empty database, not migrated; the test runs once with each kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/orders.db"
     url: str = request.getfixturevalue("postgres_url")
@@ -19,6 +18,6 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def house(amqp_url: str, database_url: str, tmp_path: Path) -> Iterator[House]:
-    with contextlib.closing(House(amqp_url, database_url, tmp_path)) as house:
-        yield house
+def deployment(amqp_url: str, database_url: str, tmp_path: Path) -> Iterator[Deployment]:
+    with Deployment(amqp_url, database_url, tmp_path) as deployment:
+        yield deployment

@@ -1,55 +1,28 @@
-"""Every code block and every curl of README and docs is run, as it stands there, but for ports, passwords and times."""
+"""Runs every code block and every curl of README.md and docs, with other ports, passwords and times.
 
-import contextlib
+README.id.md has the same code: tests/unit/test_documents.py compares the two.
+"""
+
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sandbox import lifeline
 from sandbox.broker import Broker
-from sandbox.lifeline import Command
-from tests.e2e.house import PROJECT_DIR, House
+from tests.e2e.deployment import ON_SQLITE, Deployment
+from tests.e2e.process import PROJECT_DIR
+from tests.polling import wait_until
 
-Eventually = Callable[..., Any]
-PAGES = ["README.md", "README.id.md", *sorted(f"docs/{path.name}" for path in (PROJECT_DIR / "docs").glob("*.md"))]
-READMES = PAGES[:2]
+README = "README.md"
+PAGES = [README, *sorted(f"docs/{path.name}" for path in (PROJECT_DIR / "docs").glob("*.md"))]
+SIBLING_KIT = "tests/integration/test_sibling_kit.py"
 NEEDS_CURL = pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
-#: Blocks by page and language, in order, and the test that runs each. Blocks without a language are drawings.
-RUN = {
-    **{
-        (page, "sh"): [
-            "test_the_two_commands_are_those_of_make",
-            "test_the_curl_of_the_readme_is_answered_as_it_says_and_the_order_gets_paid",
-            "test_the_commands_for_running_it_for_real_bring_an_order_to_paid",
-        ]
-        for page in READMES
-    },
-    **{
-        (page, "json"): ["test_the_curl_of_the_readme_is_answered_as_it_says_and_the_order_gets_paid"]
-        for page in READMES
-    },
-    ("docs/saga.md", "mermaid"): ["tests/unit/test_pages.py"],
-    ("docs/siblings.md", "json"): ["tests/integration/test_sibling_kit.py"] * 2,
-    ("docs/siblings.md", "sh"): [
-        "tests/integration/test_sibling_kit.py",
-        "test_the_faults_of_the_sandbox_are_switched_as_the_page_says",
-    ],
-    ("docs/siblings.md", "python"): ["tests/integration/test_sibling_kit.py"] * 3,
-    ("docs/siblings.md", "javascript"): ["tests/integration/test_sibling_kit.py"] * 3,
-}
-#: Curls in running text, and the test that runs each.
-INLINE = {
-    (page, "curl localhost:5003/orders/1"): "test_the_curl_of_the_readme_is_answered_as_it_says_and_the_order_gets_paid"
-    for page in READMES
-}
 
 
 def text(page: str) -> str:
@@ -60,123 +33,135 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text(page), re.MULTILINE | re.DOTALL)
 
 
-def test_every_block_and_every_curl_has_its_test() -> None:
-    found = {
-        (page, language): len(blocks(page, language))
-        for page in PAGES
-        for language in re.findall(r"^```([a-z]+)$", text(page), re.MULTILINE)
-    }
-    inline = {(page, curl) for page in PAGES for curl in re.findall("`(curl [^`]*)`", text(page))}
-
-    assert found == {where: len(tests) for where, tests in RUN.items()}
-    assert inline == INLINE.keys()
-    named = {test for tests in RUN.values() for test in tests} | set(INLINE.values())
-    assert [test for test in named if test not in globals() and not (PROJECT_DIR / test).exists()] == []
+def inline_curls(page: str) -> list[str]:
+    return re.findall("`(curl [^`]*)`", text(page))
 
 
-def shell(script: str, house: House) -> str:
-    """What the script writes, with the ports of the house for those it names."""
+def without_comments(block: str) -> list[str]:
+    return [re.sub(" +# .*", "", line) for line in block.splitlines()]
+
+
+def run(script: str, deployment: Deployment) -> str:
+    """Return the output of the script, which is run with the ports of the deployment."""
     for name, port in {"api": 5003, "menu": 5002, "payment": 5004}.items():
-        script = script.replace(f"localhost:{port}", f"127.0.0.1:{house.ports[name]}")
-    command = ["bash", "-euo", "pipefail", "-c", script.replace("curl ", "curl --no-progress-meter --fail ")]
-    done = subprocess.run(command, env=house.env, cwd=PROJECT_DIR, capture_output=True, text=True, timeout=60)
+        script = script.replace(f"localhost:{port}", f"127.0.0.1:{deployment.ports[name]}")
+    script = script.replace("curl ", "curl --no-progress-meter --fail ")
+    done = deployment.run("bash", "-euo", "pipefail", "-c", script)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def timeless(order: dict[str, Any]) -> dict[str, Any]:
-    """Without what differs from run to run: when it was placed, and whether it is paid already."""
+    """Replace what differs between runs: the time of the order, and whether it is paid already."""
     assert order["status"] in ("pending", "paid")
     return order | {"created_at": "now", "status": "pending"}
 
 
 @NEEDS_CURL
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("page", READMES)
-def test_the_curl_of_the_readme_is_answered_as_it_says_and_the_order_gets_paid(
-    page: str, house: House, eventually: Eventually
-) -> None:
+@ON_SQLITE
+def test_curl_of_the_readme_is_answered_as_shown_and_the_order_becomes_paid(deployment: Deployment) -> None:
     # given
-    house.prepare()
-    house.start_all()
-    [shown] = blocks(page, "json")
-    [later] = [curl for where, curl in INLINE if where == page]
+    deployment.start_all()
+    [shown] = blocks(README, "json")
+    [later] = inline_curls(README)
 
     # when
-    answered = shell(blocks(page, "sh")[1], house)
+    answer = run(blocks(README, "sh")[1], deployment)
 
     # then
-    assert timeless(json.loads(answered)) == timeless(json.loads(shown))
-    assert list(json.loads(answered)) == list(json.loads(shown))
-    eventually(lambda: json.loads(shell(later, house))["status"] == "paid", "the order to be paid")
+    assert timeless(json.loads(answer)) == timeless(json.loads(shown))
+    assert list(json.loads(answer)) == list(json.loads(shown))
+    wait_until(lambda: json.loads(run(later, deployment))["status"] == "paid", "the order to be paid")
 
 
 @NEEDS_CURL
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_the_faults_of_the_sandbox_are_switched_as_the_page_says(house: House) -> None:
-    house.start("menu")
-    house.wait_healthy("menu")
+@ON_SQLITE
+def test_faults_of_the_sandbox_are_set_by_the_commands_shown(deployment: Deployment) -> None:
+    # given
+    deployment.start("menu")
+    deployment.wait_until_healthy("menu")
 
-    written = shell(blocks("docs/siblings.md", "sh")[1], house)
+    # when
+    output = run(blocks("docs/siblings.md", "sh")[1], deployment)
 
-    decoder, shown = json.JSONDecoder(), []
-    while written := written.strip():
-        answer, end = decoder.raw_decode(written)
-        shown.append(answer["active"])
-        written = written[end:]
-    assert shown == [{"delay": 2, "duplicate": True}, {"delay": 2, "duplicate": True}, {}]
+    # then
+    decoder, active = json.JSONDecoder(), []
+    while output := output.strip():
+        answer, end = decoder.raw_decode(output)
+        active.append(answer["active"])
+        output = output[end:]
+    assert active == [{"delay": 2, "duplicate": True}, {"delay": 2, "duplicate": True}, {}]
 
 
-@pytest.mark.parametrize("page", READMES)
-def test_the_commands_for_running_it_for_real_bring_an_order_to_paid(
-    page: str, house: House, tmp_path: Path, eventually: Eventually
-) -> None:
-    # given: the lines that install are what deploy/make-venv did for this very run
-    lines = [re.sub(" +# .*", "", line) for line in blocks(page, "sh")[2].splitlines()]
-    venv, install, export, migrate, topology, *processes = lines
+def test_production_commands_of_the_readme_bring_an_order_to_paid(deployment: Deployment) -> None:
+    # given: deploy/make-venv has run the two install commands for the venv of this test run
+    venv, install, export, migrate, topology, *processes = without_comments(blocks(README, "sh")[2])
     assert venv == "python3 -m venv .venv && . .venv/bin/activate"
     assert install == "pip install --require-hashes -r requirements.txt"
-    for placeholder, url in (("postgresql://user:password@host/orders", house.database_url),
-                             ("amqp://user:password@host/", house.amqp_url)):  # fmt: skip
+    for placeholder, url in (("postgresql://user:password@host/orders", deployment.database_url),
+                             ("amqp://user:password@host/", deployment.amqp_url)):  # fmt: skip
         assert placeholder in export
         export = export.replace(placeholder, f"'{url}'")
 
     # when
-    shell("\n".join([export, migrate, topology, migrate, topology]), house)
-    with contextlib.ExitStack() as stack:
-        for number, line in enumerate(processes):
-            command = ["/bin/sh", "-c", f"{export}; exec {line}"]
-            log = tmp_path / f"{number}.log"
-            stack.enter_context(lifeline.serving(Command(command, house.env, log, cwd=PROJECT_DIR)))
-        house.start("users", "menu", "payment")
-        house.wait_healthy()
-        posted = house.post()
+    run("\n".join([export, migrate, topology, migrate, topology]), deployment)
+    for number, line in enumerate(processes):
+        deployment.start_command(f"readme-{number}", f"/bin/sh -c {shlex.quote(f'{export}; exec {line}')}")
+    deployment.start("users", "menu", "payment")
+    deployment.wait_until_healthy()
+    posted = deployment.client.post_order()
 
-        # then
-        assert len(processes) == 3
-        assert posted.status == 201
-        eventually(lambda: house.states() == {posted.body["id"]: "paid"}, "the order to be paid")
+    # then
+    assert len(processes) == 3
+    assert posted.status == 201
+    deployment.wait_until_paid([posted.body["id"]])
+
+
+def is_in_use(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.timeout(300)
-def test_the_two_commands_are_those_of_make(broker: Broker) -> None:
-    """`make test` is how this test is run; the other one is run here."""
-    for page in READMES:
-        commands = [re.sub(" +# .*", "", line) for line in blocks(page, "sh")[0].splitlines()]
-        assert commands == ["make demo", "make test"]
-    if taken := [port for port in (5001, 5002, 5003, 5004) if not is_free(port)]:
-        pytest.skip(f"ports {taken} are taken, perhaps by `make run`")
-    environment = os.environ | {"RABBITMQ_URL": broker.amqp_url, "RABBITMQ_MANAGEMENT_URL": broker.management_url or ""}
+def test_make_demo_shows_a_paid_order(broker: Broker) -> None:
+    """`make test`, the block's other command, runs this test."""
+    # given
+    assert without_comments(blocks(README, "sh")[0]) == ["make demo", "make test"]
+    if ports := [port for port in (5001, 5002, 5003, 5004) if is_in_use(port)]:
+        pytest.skip(f"ports {ports} are in use, perhaps by `make run`")
+    env = os.environ | {"RABBITMQ_URL": broker.amqp_url, "RABBITMQ_MANAGEMENT_URL": broker.management_url or ""}
 
-    done = subprocess.run(
-        ["make", "demo"], env=environment, cwd=PROJECT_DIR, capture_output=True, text=True, timeout=240
-    )
+    # when
+    done = subprocess.run(["make", "demo"], env=env, cwd=PROJECT_DIR, capture_output=True, text=True, timeout=240)
 
+    # then
     assert done.returncode == 0, done.stdout + done.stderr
     assert "The order is paid." in done.stdout
 
 
-def is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        return probe.connect_ex(("127.0.0.1", port)) != 0
+#: The test of each block by page and language, in order. Blocks without a language are drawings.
+TESTS: dict[tuple[str, str], list[object]] = {
+    (README, "sh"): [
+        test_make_demo_shows_a_paid_order,
+        test_curl_of_the_readme_is_answered_as_shown_and_the_order_becomes_paid,
+        test_production_commands_of_the_readme_bring_an_order_to_paid,
+    ],
+    (README, "json"): [test_curl_of_the_readme_is_answered_as_shown_and_the_order_becomes_paid],
+    ("docs/saga.md", "mermaid"): ["tests/unit/test_pages.py"],
+    ("docs/siblings.md", "json"): [SIBLING_KIT] * 2,
+    ("docs/siblings.md", "sh"): [SIBLING_KIT, test_faults_of_the_sandbox_are_set_by_the_commands_shown],
+    ("docs/siblings.md", "python"): [SIBLING_KIT] * 3,
+    ("docs/siblings.md", "javascript"): [SIBLING_KIT] * 3,
+}
+
+
+def test_every_block_and_every_curl_has_a_test() -> None:
+    counts = {
+        (page, language): len(blocks(page, language))
+        for page in PAGES
+        for language in re.findall(r"^```([a-z]+)$", text(page), re.MULTILINE)
+    }
+
+    assert counts == {where: len(tests) for where, tests in TESTS.items()}
+    assert [page for page in PAGES for _ in inline_curls(page)] == [README]

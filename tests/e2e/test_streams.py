@@ -1,96 +1,85 @@
-"""Event streams through the real server: many at once beside a load of POSTs, and their end when the API goes."""
+"""Event streams through the real server: many at once under a load of POSTs, and their end when the API stops."""
 
 import contextlib
-import http.client
 import json
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from order_service.config import Settings
-from tests.e2e.house import House
+from tests.e2e.client import RESPOND_ASYNC, Client, order_of
+from tests.e2e.deployment import Deployment, api_alone
 
-#: As many as one API process keeps open by default.
+#: The streams that one API process keeps open by default.
 STREAMS = Settings.model_fields["streams"].default
 ORDERS, POSTERS = 20, 4
-#: Seconds within which all streams end after SIGTERM, by the design.
+#: Seconds within which all streams end after SIGTERM; the service promises it.
 STREAM_END_SECONDS = 2
-NOW = {"Prefer": "respond-async"}
-
-
-@pytest.fixture
-def house(amqp_url: str, database_url: str, tmp_path: Any) -> Iterator[House]:
-    """Nobody pays but the test."""
-    with contextlib.closing(House(amqp_url, database_url, tmp_path, PAYMENT_MODE="manual")) as house:
-        yield house
 
 
 class Stream:
-    """One open stream, read in a thread of its own."""
+    """The event stream of one order."""
 
-    def __init__(self, house: House, order_id: int) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", house.ports["api"], timeout=60)
+    def __init__(self, client: Client, order_id: int) -> None:
+        self._connection = client.connect()
         self._connection.request("GET", f"/orders/{order_id}/events")
-        self._answer = self._connection.getresponse()
-        self.status, self.headers = self._answer.status, self._answer.headers
-        self.order_id, self.statuses, self.first = order_id, list[str](), threading.Event()
+        self._response = self._connection.getresponse()
+        assert (self._response.status, self._response.headers["Content-Type"]) == (200, "text/event-stream")
+        self.order_id, self.statuses, self.has_begun = order_id, list[str](), threading.Event()
 
     def read(self) -> float:
-        """Note the status of each event until the end, and return when that was."""
+        """Record the status in each event until the stream ends; return the time of its end."""
         with contextlib.closing(self._connection):
-            while line := self._answer.readline():
+            while line := self._response.readline():
                 if line.startswith(b"data: "):
                     body = json.loads(line[6:])
                     assert body["id"] == self.order_id
                     self.statuses.append(body["status"])
-                    self.first.set()
+                    self.has_begun.set()
         return time.monotonic()
 
 
 @contextlib.contextmanager
-def opened(house: House, ids: list[int]) -> Iterator[tuple[list[Stream], list[Future[float]]]]:
-    """STREAMS streams of these orders, each with its first event in."""
+def opened(client: Client, ids: list[int]) -> Iterator[tuple[list[Stream], list[Future[float]]]]:
+    """Open STREAMS streams of these orders and wait for the first event of each, the order's present state."""
     with ThreadPoolExecutor(STREAMS) as pool:
-        streams = [Stream(house, ids[number % len(ids)]) for number in range(STREAMS)]
-        assert {(each.status, each.headers["Content-Type"]) for each in streams} == {(200, "text/event-stream")}
-        ends = [pool.submit(each.read) for each in streams]
-        assert all(each.first.wait(30) for each in streams), "each stream begins with the order as it stands"
+        streams = [Stream(client, ids[number % len(ids)]) for number in range(STREAMS)]
+        ends = [pool.submit(stream.read) for stream in streams]
+        assert all(stream.has_begun.wait(30) for stream in streams), "the first event of each stream"
         yield streams, ends
 
 
-def placed(house: House, menu_id: int) -> list[int]:
-    """The ids of pending orders, priced and not paid."""
-    ids = [house.post({"user_id": 1, "menu_ids": [menu_id]}, headers=NOW).body["id"] for _ in range(ORDERS)]
-    house.until(lambda: list(house.states().values()).count("awaiting_payment") == ORDERS, "the menu's answers")
-    return ids
+def post_orders(client: Client, body: Any) -> list[int]:
+    return [client.post_order(body, headers=RESPOND_ASYNC).body["id"] for _ in range(ORDERS)]
 
 
 @pytest.mark.timeout(300)
-def test_post_keeps_answering_beside_200_streams_and_each_sees_pending_then_paid(house: House) -> None:
-    # given
-    house.prepare()
-    house.start_all()
-    menu_id = house.add_menu()
-    ids, done = placed(house, menu_id), threading.Event()
+def test_api_accepts_orders_beside_200_streams_and_each_stream_shows_pending_then_paid(deployment: Deployment) -> None:
+    # given: orders that are priced and not paid
+    deployment.start_all(PAYMENT_MODE="manual")
+    client, body = deployment.client, order_of(deployment.client.add_menu())
+    ids, done = post_orders(client, body), threading.Event()
+    deployment.wait_until(lambda: deployment.records.count("awaiting_payment") == ORDERS, "the menu's replies")
 
     def keep_posting() -> list[tuple[int, float]]:
         answers = []
         while not done.is_set():
             start = time.monotonic()
-            status = house.post({"user_id": 1, "menu_ids": [menu_id]}).status
+            status = client.post_order(body).status
             answers.append((status, time.monotonic() - start))
         return answers
 
     # when
-    with opened(house, ids) as (streams, ends), ThreadPoolExecutor(POSTERS) as pool:
+    with opened(client, ids) as (streams, ends), ThreadPoolExecutor(POSTERS) as pool:
         posting = [pool.submit(keep_posting) for _ in range(POSTERS)]
-        one_more = house.ask("GET", f"/orders/{ids[0]}/events")
+        one_more = client.request("GET", f"/orders/{ids[0]}/events")
         try:
-            paid = [house.ask("PUT", f"/orders/{id}/payment", {"payment_status": "paid"}).status for id in ids]
+            paid = [client.request("PUT", f"/orders/{id}/payment", {"payment_status": "paid"}).status for id in ids]
             for end in ends:
                 end.result(timeout=60)
         finally:
@@ -99,29 +88,29 @@ def test_post_keeps_answering_beside_200_streams_and_each_sees_pending_then_paid
 
     # then
     assert paid == [200] * ORDERS
-    assert {tuple(each.statuses) for each in streams} == {("pending", "paid")}
+    assert {tuple(stream.statuses) for stream in streams} == {("pending", "paid")}
     assert {status for status, _ in answers} <= {201, 202}
     assert len(answers) >= POSTERS
-    # It waits 2 s for the menu at most.
-    assert max(took for _, took in answers) < 10
+    # A POST waits for the menu for at most 2 s.
+    assert max(seconds for _, seconds in answers) < 10
     assert (one_more.status, one_more.body["code"]) == (503, "too_many_streams")
     assert int(one_more.headers["Retry-After"]) > 0
 
 
 @pytest.mark.timeout(300)
-def test_all_streams_end_within_two_seconds_of_sigterm(house: House) -> None:
-    # given
-    house.prepare()
-    processes = house.start_all()
-    ids = placed(house, house.add_menu())
+def test_all_streams_end_within_two_seconds_of_sigterm(database_url: str, tmp_path: Path) -> None:
+    with api_alone(database_url, tmp_path) as deployment:
+        # given
+        [api] = deployment.processes
+        ids = post_orders(deployment.client, order_of(1))
 
-    # when
-    with opened(house, ids) as (streams, ends):
-        told = time.monotonic()
-        status = processes["api"].terminate()
-        took = max(end.result(timeout=60) for end in ends) - told
+        # when
+        with opened(deployment.client, ids) as (streams, ends):
+            stopped_at = time.monotonic()
+            status = api.terminate()
+            seconds = max(end.result(timeout=60) for end in ends) - stopped_at
 
-    # then
-    assert took < STREAM_END_SECONDS
-    assert status == 0
-    assert {tuple(each.statuses) for each in streams} == {("pending",)}
+        # then
+        assert seconds < STREAM_END_SECONDS
+        assert status == 0
+        assert {tuple(stream.statuses) for stream in streams} == {("pending",)}
