@@ -96,7 +96,7 @@ def test_processes_wait_for_a_broker_that_is_unreachable_at_their_start(
         # when: siblings start first
         processes = deployment.start(*reversed(PROCFILE))
         workers = [process for process in processes if process.name in ("consumers", "publishers")]
-        deployment.wait_until(lambda: all_logged(workers, "waiting for it"), "both to wait for the broker")
+        deployment.wait_until(lambda: all_logged(workers, "is unreachable"), "both to wait for the broker")
         deployment.wait_until_healthy("api", "users")
         posted = client.post_order(headers={"Prefer": "wait=0"})
 
@@ -107,7 +107,7 @@ def test_processes_wait_for_a_broker_that_is_unreachable_at_their_start(
 
         # and: SIGTERM ends a process that waits; on SQLite, a second relay stands by instead
         more = deployment.start("consumers", "publishers")
-        deployment.wait_until(lambda: all_logged(more, "waiting for it", "standing by"), "two more to wait")
+        deployment.wait_until(lambda: all_logged(more, "is unreachable", "standing by"), "two more to wait")
         assert [process.terminate() for process in more] == [0, 0]
 
         # and: the order is paid once the broker is reachable
@@ -128,7 +128,7 @@ def test_processes_wait_for_a_database_that_is_unreachable_at_their_start(
         names = ["api", "consumers", "publishers"]
         waiting, stopped = deployment.start(*names), deployment.start(*names)
         deployment.start("users", "menu", "payment")
-        deployment.wait_until(lambda: all_logged(waiting + stopped, "waiting for it"), "all to wait for the database")
+        deployment.wait_until(lambda: all_logged(waiting + stopped, "is unreachable"), "all to wait for the database")
 
         # then: SIGTERM ends a process that waits
         assert [process.terminate() for process in stopped] == [0, 0, 0], deployment.log_tails()
