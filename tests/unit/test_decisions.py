@@ -270,9 +270,9 @@ def test_a_repeated_message_has_no_further_effect(name: str, column: str) -> Non
         assert again.partition(": ")[2].partition(" -> ")[0] == "nothing"
 
 
-# Sequences of messages: all but the last are applied first, and the last has this effect.
+# Sequences of messages.
 
-PREPAID_SHORT = (payment_completed("P1", 55000), P2)
+#: All messages but the last are applied first; the text is what the last one does.
 SEQUENCES: dict[str, tuple[tuple[Message, ...], str]] = {
     "items come in any order": ((menu_reserved("R1", KWETIAU, NASI_AYAM),), "awaiting_payment: PaymentRequested"),
     "the first id names a nameless reservation": ((NAMELESS, R1), "awaiting_payment: nothing"),
@@ -282,7 +282,10 @@ SEQUENCES: dict[str, tuple[tuple[Message, ...], str]] = {
     ),
     "a repeat of the id that named a reservation has no effect": ((NAMELESS, R1, R2, R1), "awaiting_payment: nothing"),
     "the first id names the nameless reservation of a paid order": ((P1, NAMELESS, R1), "paid: nothing"),
-    "a second reservation of a paid order is released after a naming": ((P1, NAMELESS, R1, R2), "paid: release R2"),
+    "a second reservation of a paid order is released after the first one was named": (
+        (P1, NAMELESS, R1, R2),
+        "paid: release R2",
+    ),
     "a reservation named later is released by its id": (
         (NAMELESS, R1, Cancel()),
         "cancelled: OrderCancelled, release R1 -> done",
@@ -424,9 +427,9 @@ def test_the_first_price_of_a_reservation_counts() -> None:
     ("prepaid", "expected"),
     [
         ((), "failed: OrderFailed, release R1"),
-        (PREPAID_SHORT, "failed: OrderFailed, release R1, refund P1 55000, refund P2 56000"),
+        ((payment_completed("P1", 55000), P2), "failed: OrderFailed, release R1, refund P1 55000, refund P2 56000"),
     ],
-    ids=["not paid", "paid as much as was expected"],
+    ids=["not paid", "the expected total paid"],
 )
 def test_another_total_than_the_expected_one_fails_the_order(prepaid: tuple[Message, ...], expected: str) -> None:
     order = order_after(*prepaid, expected_total=Decimal(55000))
