@@ -19,10 +19,11 @@ from order_service.domain.messages import (
     MenuReserved,
     Message,
     PaymentCompleted,
+    PaymentFailed,
     PaymentRefunded,
     StockReleased,
 )
-from order_service.domain.order import Order
+from order_service.domain.order import RELEASE, Compensation, Order
 from order_service.domain.saga import Decision, Policy, decide
 from order_service.handlers import Placement
 
@@ -103,6 +104,33 @@ def menu_rejected(reason: str = "out_of_stock", menu_id: int = 2) -> MenuRejecte
 
 def payment_completed(payment_id: str = "P1", amount: Decimal | int = TOTAL) -> PaymentCompleted:
     return PaymentCompleted(payment_id, Decimal(amount))
+
+
+def payment_failed(reason: str = "card declined") -> PaymentFailed:
+    return PaymentFailed(reason)
+
+
+def confirmation(request: Compensation) -> StockReleased | PaymentRefunded:
+    """The sibling's confirmation of a release or a refund."""
+    return StockReleased(request.id) if request.type == RELEASE else PaymentRefunded(request.id)
+
+
+# Decisions.
+
+
+def compensations(*decisions: Decision) -> list[Compensation]:
+    return [effect for decision in decisions for effect in decision.effects if isinstance(effect, Compensation)]
+
+
+def summary(decision: Decision) -> str:
+    """A decision in one line: `state: effects -> outcome`, compensations with their subject and amount."""
+    effects = [_compensation(effect) if isinstance(effect, Compensation) else effect for effect in decision.effects]
+    outcome = f" -> {decision.outcome}" if decision.outcome else ""
+    return f"{decision.after}: {', '.join(effects) or 'nothing'}{outcome}"
+
+
+def _compensation(request: Compensation) -> str:
+    return f"release {request.subject}" if request.type == RELEASE else f"refund {request.subject} {request.amount}"
 
 
 # Replies, and the events that carry them.

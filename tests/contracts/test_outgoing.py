@@ -10,11 +10,14 @@ import pytest
 from order_service.contract import events
 from order_service.contract.envelope import wrap
 from order_service.contract.outgoing import event_data, event_id
-from order_service.domain.messages import Message
+from order_service.domain.messages import Cancel, Message, ReportPaid
 from order_service.domain.order import REFUND, RELEASE, Announcement, Compensation, Effect, Order
-from tests.unit.given import CANCEL, NOW, OUT_OF_STOCK, POLICY, PUT_PAID, apply, completed, new_order, reserved
+from tests.builders import NOW, apply, menu_rejected, new_order, policy
+from tests.builders import menu_reserved as reserved
+from tests.builders import payment_completed as completed
 
 HERE = Path(__file__).parent
+CANCEL, OUT_OF_STOCK, POLICY, PUT_PAID = Cancel(), menu_rejected(), policy(), ReportPaid()
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 SHORT = completed("P1", Decimal("55999.5"))
 

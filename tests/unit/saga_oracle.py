@@ -1,13 +1,14 @@
-"""A second opinion on the saga, written from the design's words and not from the decision table.
+"""A second implementation of the saga, written from the design's words and not from the decision table.
 
-`Oracle` knows only the rule of the first deciding moment; `MenuBooks` and `PaymentBooks` are the siblings' ledgers.
-`watch` plays a sequence of messages to the product's order and to all three, and compares them after every message.
+`Oracle` knows only the rule of the first deciding moment; `MenuLedger` and `PaymentLedger` are what the siblings hold.
+`compare` applies a sequence of messages to an order and to all three, and compares them after every message.
 """
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from decimal import Decimal
+from operator import attrgetter
 
 from order_service.domain.messages import (
     Cancel,
@@ -26,50 +27,59 @@ from order_service.domain.messages import (
 )
 from order_service.domain.order import REFUND, RELEASE, Announcement, Compensation, InvalidMessage, Order
 from order_service.domain.saga import Decision, decide
-from tests.unit.given import NOW, POLICY, TOTAL, new_order
+from tests.builders import NOW, TOTAL, compensations, confirmation, new_order, policy
+
+POLICY = policy()
 
 
 @dataclass(frozen=True)
 class Confirm:
-    """The sibling confirms the nth request made so far; an id never heard of if there are fewer."""
+    """The sibling confirms the nth request made so far; an unknown id if there are fewer."""
 
     nth: int
 
 
 Step = Message | Confirm
+#: The status that a caller's request asks for.
+REQUESTED_STATUS: dict[type[Step], str] = {
+    ReportPaid: "paid", ReportFailed: "failed", ReportPending: "pending", Cancel: "cancelled"
+}  # fmt: skip
+#: Every field of an order that a message may change, except its version.
+facts = attrgetter(*(each.name for each in fields(Order) if each.name not in {"version", "effects"}))
+FINAL_EVENTS = {"paid": "OrderPaid", "failed": "OrderFailed", "cancelled": "OrderCancelled"}
 
 
-def covers(message: MenuReserved) -> bool:
-    """One entry for each of the two dishes that every order here is for."""
+def covers_order(message: MenuReserved) -> bool:
+    """Whether it has one entry for each of the two dishes that every order here is for."""
     return sorted(item.id for item in message.items) == [1, 2]
 
 
 @dataclass
 class Oracle:
-    """Status and reason by the first deciding moment, the REST answer, and which deadline runs."""
+    """Status and reason by the first deciding moment, the outcome for a caller, and which deadline is armed."""
 
     expected_total: Decimal | None = None
     status: str = "pending"
     reason: str | None = None
     reserved: bool = False
-    #: The menu has answered, or its time is up: nothing waits for it any more.
+    #: The menu has answered, or its time is up.
     menu_done: bool = False
-    #: In order of arrival, by first amount; a PUT paid is (None, None).
+    #: In order of arrival, by first amount; a payment reported by a caller is (None, None).
     payments: list[tuple[str | None, Decimal | None]] = field(default_factory=list)
 
-    def is_unusable(self, message: Step) -> bool:
-        """Only the reservation that would price the order is read."""
+    def is_invalid(self, message: Step) -> bool:
+        """Only the items of the reservation that would price the order are read."""
         is_read = self.status == "pending" and not self.reserved
-        return is_read and isinstance(message, MenuReserved) and not covers(message)
+        return is_read and isinstance(message, MenuReserved) and not covers_order(message)
 
-    def hear(self, message: Step) -> str | None:
-        """Take one message in; returns the HTTP status a REST caller should get."""
+    def apply(self, message: Step) -> str | None:
+        """Apply one message; return the outcome for the caller who sent it."""
         was_pending = self.status == "pending"
         if was_pending:
             self._decide(message)
         if isinstance(message, MenuReserved | MenuRejected | MenuDeadline):
             self.menu_done = True
-        return self._answer(message, was_pending=was_pending)
+        return self._outcome(message, was_pending=was_pending)
 
     def _decide(self, message: Step) -> None:
         match message:
@@ -85,24 +95,23 @@ class Oracle:
                 self._end("failed", "expired")
             case MenuReserved() if not self.reserved:
                 self.reserved = True
-                if self.expected_total is not None and self.expected_total != TOTAL:
+                if self.expected_total in (None, TOTAL):
+                    self._judge()
+                else:
                     self._end("failed", "price_changed")
-                    return
-                self._judge()
-            case PaymentCompleted() | ReportPaid():
-                self._remember(message)
-                self._judge()
+            case PaymentCompleted(payment_id, amount):
+                self._remember(payment_id, amount)
+            case ReportPaid():
+                self._remember(None, None)
 
-    def _remember(self, message: PaymentCompleted | ReportPaid) -> None:
-        named = isinstance(message, PaymentCompleted)
-        payment = (message.payment_id, message.amount) if named else (None, None)
-        if payment[0] not in {id for id, _ in self.payments}:
-            self.payments.append(payment)
+    def _remember(self, payment_id: str | None, amount: Decimal | None) -> None:
+        if payment_id not in {id for id, _ in self.payments}:
+            self.payments.append((payment_id, amount))
+        self._judge()
 
     def _judge(self) -> None:
         if self.reserved and self.payments:
-            amount = self.payments[0][1]
-            if amount is None or amount == TOTAL:
+            if self.payments[0][1] in (None, TOTAL):
                 self._end("paid", None)
             else:
                 self._end("failed", "amount_mismatch")
@@ -110,46 +119,44 @@ class Oracle:
     def _end(self, status: str, reason: str | None) -> None:
         self.status, self.reason = status, reason
 
-    def _answer(self, message: Step, *, was_pending: bool) -> str | None:
-        wanted = {ReportPaid: "paid", ReportFailed: "failed", ReportPending: "pending", Cancel: "cancelled"}.get(
-            type(message)
-        )
-        if wanted is None:
+    def _outcome(self, message: Step, *, was_pending: bool) -> str | None:
+        requested = REQUESTED_STATUS.get(type(message))
+        if requested is None:
             return None
-        if wanted == "paid" and was_pending and self.status == "pending":
+        if requested == "paid" and was_pending and self.status == "pending":
             return "remembered"
-        return "done" if self.status == wanted else "refused"
+        return "done" if self.status == requested else "refused"
 
     @property
     def is_armed(self) -> bool:
-        """A deadline runs: the menu's until it is done, the payment's while a reserved order is pending."""
+        """Whether a deadline is armed: the menu's until it is done, the payment's while a reserved order is pending."""
         if self.reserved:
             return self.status == "pending"
         return self.status != "paid" and not self.menu_done
 
 
 @dataclass
-class MenuBooks:
-    """What the Menu Service holds for the order, by reservation; each is given back once."""
+class MenuLedger:
+    """What the Menu Service holds for the order, by reservation; each is released once."""
 
     held: dict[str, bool] = field(default_factory=dict)
     closed: bool = False
 
-    def publish(self, reservation_id: str | None) -> None:
-        """A nameless reservation and the first id after it are one and the same, and so is an id and a nameless."""
+    def reserve(self, reservation_id: str | None) -> None:
+        """Hold stock; a nameless reservation is the same one as the first named one before or after it."""
         if reservation_id is None:
             if not self.held:
                 self.held["nameless"] = not self.closed
         elif reservation_id not in self.held:
             self.held[reservation_id] = self.held.pop("nameless", not self.closed)
 
-    def release(self, wanted: Compensation) -> None:
-        """Null: everything is given back, and nothing more will be held."""
-        if wanted.subject is None:
+    def release(self, request: Compensation) -> None:
+        """Release one reservation; without a subject, release all and hold nothing more for this order."""
+        if request.subject is None:
             self.closed = True
             self.held = dict.fromkeys(self.held, False)
-        elif wanted.subject in self.held:
-            self.held[wanted.subject] = False
+        elif request.subject in self.held:
+            self.held[request.subject] = False
 
     @property
     def stock_held(self) -> int:
@@ -157,8 +164,8 @@ class MenuBooks:
 
 
 @dataclass
-class PaymentBooks:
-    """What the Payment Service keeps for the order, by payment; what a PUT paid stands for has no id yet."""
+class PaymentLedger:
+    """What the Payment Service keeps for the order, by payment; one that a caller reported has no id yet."""
 
     kept: dict[str | None, Decimal] = field(default_factory=dict)
     known: dict[str | None, Decimal] = field(default_factory=dict)
@@ -167,118 +174,117 @@ class PaymentBooks:
         if payment_id not in self.known:
             self.known[payment_id] = self.kept[payment_id] = amount
 
-    def refund(self, wanted: Compensation) -> None:
-        """Null: whatever was paid for the order is given back."""
-        if wanted.subject is None:
+    def refund(self, request: Compensation) -> None:
+        """Refund one payment; without a subject, all that was paid for the order."""
+        if request.subject is None:
             self.kept.clear()
         else:
-            self.kept.pop(wanted.subject, None)
+            self.kept.pop(request.subject, None)
 
     def settle(self) -> str | None:
-        """The order is paid: by whose payment? What a PUT paid stood for turns out to be a named one, if it is."""
+        """Return the id of the payment that pays the order; the first of the total names a reported one."""
         first, *later = self.known
-        namesakes = [] if first else [id for id in later if self.known[id] == TOTAL]
-        if first or namesakes:
+        named = first or next((id for id in later if self.known[id] == TOTAL), None)
+        if named:
             self.kept.pop(None, None)
-        return namesakes[0] if namesakes else first
+        return named
 
 
 @dataclass
-class Watch:
-    """One order under test with its oracle and its siblings' books."""
+class Comparison:
+    """One order under test with its oracle and its siblings' ledgers."""
 
     order: Order
     oracle: Oracle
-    #: Everything was reserved before the first delivery; otherwise a reservation is made as it is delivered.
-    early: bool
-    #: The siblings do what they are asked at once; otherwise when all is over.
-    prompt: bool
-    menu: MenuBooks = field(default_factory=MenuBooks)
-    payment: PaymentBooks = field(default_factory=PaymentBooks)
-    announced: list[Announcement] = field(default_factory=list)
+    #: All stock is reserved before the first delivery; otherwise each reservation is made as it is delivered.
+    reserved_first: bool
+    #: The siblings compensate as soon as they are asked; otherwise after the last message.
+    compensated_at_once: bool
+    menu: MenuLedger = field(default_factory=MenuLedger)
+    payment: PaymentLedger = field(default_factory=PaymentLedger)
     requested: list[Compensation] = field(default_factory=list)
 
-    def play(self, steps: Sequence[Step]) -> None:
-        if self.early:
+    def run(self, steps: Sequence[Step]) -> None:
+        if self.reserved_first:
             for step in steps:
-                if isinstance(step, MenuReserved) and covers(step):
-                    self.menu.publish(step.reservation_id)
+                if isinstance(step, MenuReserved) and covers_order(step):
+                    self.menu.reserve(step.reservation_id)
         for step in steps:
-            # A closed menu reserves no more: such a message would not exist.
-            if self.early or not (isinstance(step, MenuReserved) and self.menu.closed):
+            # A closed menu reserves nothing more: such a message would not exist.
+            if self.reserved_first or not (isinstance(step, MenuReserved) and self.menu.closed):
                 self.step(step)
-        if not self.prompt:
+        if not self.compensated_at_once:
             self._compensate(self.requested)
-        self._check_the_books()
-        self._check_that_confirmations_count()
+        self._check_ledgers()
 
     def step(self, step: Step) -> None:
-        version, before, was = self.order.version, facts(self.order), copy.copy(self.oracle)
-        unusable = self.oracle.is_unusable(step) or (isinstance(step, Confirm) and step.nth >= len(self.requested))
+        version, facts_before, oracle_before = self.order.version, facts(self.order), copy.copy(self.oracle)
+        invalid = self.oracle.is_invalid(step) or (isinstance(step, Confirm) and step.nth >= len(self.requested))
         try:
             decision = decide(self.order, self._message(step), policy=POLICY, now=NOW)
         except InvalidMessage:
-            assert unusable, f"{step} was refused"
-            assert (self.order.version, facts(self.order), self.order.effects) == (version, before, [])
+            assert invalid, f"{step} was refused"
+            assert (self.order.version, facts(self.order), self.order.effects) == (version, facts_before, [])
             return
-        assert not unusable, f"{step} was taken"
-        answer = self.oracle.hear(step)
+        assert not invalid, f"{step} was accepted"
+        outcome = self.oracle.apply(step)
         assert (self.order.state.status, self.order.reason) == (self.oracle.status, self.oracle.reason)
-        assert decision.outcome == answer
+        assert decision.outcome == outcome
         assert (self.order.due_at is not None) == self.oracle.is_armed
-        assert decision.changed == (facts(self.order) != before)
+        assert decision.changed == (facts(self.order) != facts_before)
         assert self.order.version == version + decision.changed
-        self._enter_the_books(step, answer)
-        self._check_the_effects(step, decision, was)
+        self._update_ledgers(step, outcome)
+        self._check_effects(step, decision, oracle_before)
 
     def _message(self, step: Step) -> Message:
         if not isinstance(step, Confirm):
             return step
         if step.nth >= len(self.requested):
-            return StockReleased("unheard of") if step.nth % 2 else PaymentRefunded("unheard of")
+            return StockReleased("unknown") if step.nth % 2 else PaymentRefunded("unknown")
         return confirmation(self.requested[step.nth])
 
-    def _enter_the_books(self, step: Step, answer: str | None) -> None:
+    def _update_ledgers(self, step: Step, outcome: str | None) -> None:
         if isinstance(step, MenuReserved):
-            self.menu.publish(step.reservation_id)
+            self.menu.reserve(step.reservation_id)
         if isinstance(step, PaymentCompleted):
             self.payment.take(step.payment_id, step.amount)
-        # 409 was not taken; and what the order already was paid with is not paid again.
-        if isinstance(step, ReportPaid) and (answer == "remembered" or (answer == "done" and not self.payment.known)):
+        # A refused report was not taken, and a report of what an order is paid with is not a second payment.
+        if isinstance(step, ReportPaid) and (outcome == "remembered" or (outcome == "done" and not self.payment.known)):
             self.payment.take(None, TOTAL)
 
-    def _check_the_effects(self, step: Step, decision: Decision, was: Oracle) -> None:
-        requested = [effect for effect in decision.effects if isinstance(effect, Compensation)]
+    def _check_effects(self, step: Step, decision: Decision, oracle_before: Oracle) -> None:
+        requested = compensations(decision)
         announced = [effect for effect in decision.effects if isinstance(effect, Announcement)]
-        assert announced == self._due_announcements(was)
-        self.announced += announced
+        assert announced == self._expected_announcements(oracle_before)
         self.requested += requested
         assert len({(each.type, each.subject) for each in self.requested}) == len(self.requested)
         assert len({each.id for each in self.requested}) == len(self.requested)
         if isinstance(step, MenuDeadline):
-            nulls = [each for each in requested if each.type == RELEASE and each.subject is None]
-            assert len(nulls) == (was.is_armed and not was.reserved)
-            assert nulls or not decision.effects
+            null_releases = [each for each in requested if each.type == RELEASE and each.subject is None]
+            assert len(null_releases) == (oracle_before.is_armed and not oracle_before.reserved)
+            assert null_releases or not decision.effects
+        if isinstance(step, Confirm):
+            assert (decision.changed, decision.effects) == (False, ())
         if self.oracle.status == "pending":
             assert all(each.type == RELEASE and each.subject is not None for each in requested)
-        if self.prompt:
+        if self.compensated_at_once:
             self._compensate(requested)
 
-    def _due_announcements(self, was: Oracle) -> list[str]:
-        """What the world is told of the step from `was` to the oracle as it is now."""
-        if self.oracle.status != was.status:
-            return [{"paid": "OrderPaid", "failed": "OrderFailed", "cancelled": "OrderCancelled"}[self.oracle.status]]
-        return ["PaymentRequested"] if self.oracle.reserved and not was.reserved else []
+    def _expected_announcements(self, oracle_before: Oracle) -> list[str]:
+        """The events that the step from `oracle_before` to the oracle's present state publishes."""
+        if self.oracle.status != oracle_before.status:
+            return [FINAL_EVENTS[self.oracle.status]]
+        return ["PaymentRequested"] if self.oracle.reserved and not oracle_before.reserved else []
 
     def _compensate(self, requested: list[Compensation]) -> None:
-        for wanted in requested:
-            if wanted.type == RELEASE:
-                self.menu.release(wanted)
+        for each in requested:
+            if each.type == RELEASE:
+                self.menu.release(each)
             else:
-                self.payment.refund(wanted)
+                self.payment.refund(each)
 
-    def _check_the_books(self) -> None:
-        """Stock is held and money kept for what is paid; for what is pending, all that came; else nothing."""
+    def _check_ledgers(self) -> None:
+        """A paid order holds its stock and its money, a pending one all that came, an ended one nothing."""
         pending, paid = self.oracle.status == "pending", self.oracle.status == "paid"
         refunds = {each.subject: each.amount for each in self.requested if each.type == REFUND}
         assert self.menu.stock_held == (paid or (pending and self.oracle.reserved))
@@ -292,29 +298,15 @@ class Watch:
             assert self.payment.kept == {}
             assert refunds.keys() == self.payment.known.keys()
 
-    def _check_that_confirmations_count(self) -> None:
-        before = facts(self.order)
-        for wanted in self.requested:
-            decision = decide(self.order, confirmation(wanted), policy=POLICY, now=NOW)
-            assert (decision.changed, decision.effects) == (False, ())
-        assert facts(self.order) == before
 
-
-def confirmation(wanted: Compensation) -> Message:
-    return StockReleased(wanted.id) if wanted.type == RELEASE else PaymentRefunded(wanted.id)
-
-
-def facts(order: Order) -> tuple[object, ...]:
-    """Everything about an order that a message may change, but for its version."""
-    lists = (*order.reservations, "/", *order.payments, "/", *order.released, "/", *order.refunded)
-    price = (order.items, order.total_price, order.reason, order.detail, order.rejected_menu_id)
-    return order.state, order.due_at, order.paid_at, order.reminders_left, lists, price
-
-
-def watch(
-    steps: Sequence[Step], *, expected_total: Decimal | None = None, early: bool = False, prompt: bool = True
-) -> Watch:
-    """Play the steps; fails where the product and the second opinion differ. Returns both for further questions."""
-    watched = Watch(new_order(expected_total=expected_total), Oracle(expected_total), early, prompt)
-    watched.play(steps)
-    return watched
+def compare(
+    steps: Sequence[Step],
+    *,
+    expected_total: Decimal | None = None,
+    reserved_first: bool = False,
+    compensated_at_once: bool = True,
+) -> Order:
+    """Apply the steps and return the order; fail where it differs from the oracle and the ledgers."""
+    order = new_order(expected_total=expected_total)
+    Comparison(order, Oracle(expected_total), reserved_first, compensated_at_once).run(steps)
+    return order
