@@ -1,15 +1,19 @@
-"""What most integration tests are given: an open database, a broker that is declared, and the HTTP API."""
+"""What most integration tests receive: a database, a broker with the topology, running processes, the HTTP API."""
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pika.data
 import pytest
 from flask.testing import FlaskClient
 
 from order_service.storage.database import Database
+from publishers.relay import Relay
 from tests.http_service import Eventually, Service, ServiceWith, application
 from tests.integration import core
+from tests.integration.old_menu import OldMenu
 
 
 @pytest.fixture
@@ -44,3 +48,54 @@ def client(tmp_path: Path) -> Iterator[FlaskClient]:
     unusable.mkdir()
     with application(f"sqlite:///{unusable}", wait_seconds=0) as app:
         yield app.test_client()
+
+
+@pytest.fixture
+def menu() -> Iterator[OldMenu]:
+    menu = OldMenu()
+    menu.start()
+    yield menu
+    menu.stop()
+
+
+@pytest.fixture
+def consuming(amqp_url: str, database: Database) -> core.Start:
+    """`with consuming():` consumes for the length of the block."""
+    return lambda **more: core.running(core.worker(core.settings(amqp_url, database.url, **more), database))
+
+
+@pytest.fixture
+def relaying(amqp_url: str, database: Database) -> core.Start:
+    """`with relaying():` relays for the length of the block."""
+    settings = core.settings(amqp_url, database.url)
+    return lambda: core.running(lambda stop: Relay(settings, database, stop))
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> core.Log:
+    """What the processes of this test log."""
+    log = core.Log()
+    for module in core.LOGGING:
+        monkeypatch.setattr(f"{module}.log", log)
+    return log
+
+
+@pytest.fixture
+def raw_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the tests' client send core.RawHeader."""
+    encode = pika.data.encode_value
+
+    def encode_value(pieces: list[bytes], value: Any) -> int:
+        if isinstance(value, core.RawHeader):
+            pieces.append(value.encoded)
+            return len(value.encoded)
+        return encode(pieces, value)
+
+    monkeypatch.setattr(pika.data, "encode_value", encode_value)
+
+
+@pytest.fixture
+def round_trips(tmp_path: Path) -> Iterator[core.RoundTrips]:
+    counter = core.RoundTrips(tmp_path / "trace")
+    yield counter
+    counter.close()
