@@ -18,9 +18,9 @@ from benchmarks.result import FULL, QUICK, Result
 from benchmarks.runs import MEASURES, Runs
 from benchmarks.stage import House
 from benchmarks.systems import MISSING, SYSTEMS, named
-from sandbox import broker, postgres
 from sandbox.processes import PROJECT_DIR, interrupt_once
-from sandbox.ways import Unavailable, say_aloud
+from sandbox.servers import broker, postgres
+from sandbox.servers.sources import Unavailable, say_aloud
 
 OUT = PROJECT_DIR / "var" / "benchmarks"
 

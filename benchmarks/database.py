@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 
-from sandbox import postgres
+from sandbox.servers import postgres
 
 Rows = list[tuple[Any, ...]]
 SQLITE = "sqlite:///"

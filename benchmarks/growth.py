@@ -14,7 +14,7 @@ from benchmarks.end_to_end import CONNECTIONS, burst
 from benchmarks.result import Effort
 from benchmarks.stage import House, complete
 from benchmarks.system import System
-from sandbox.ways import Say
+from sandbox.servers.sources import Say
 
 CHUNK = 100_000
 EMPTY = "empty tables beside"

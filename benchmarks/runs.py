@@ -9,7 +9,7 @@ from benchmarks.ours import OURS
 from benchmarks.result import Effort, Result
 from benchmarks.stage import Failed, House, Stage, complete, prepared
 from benchmarks.system import System
-from sandbox.ways import Say
+from sandbox.servers.sources import Say
 
 #: What is measured on a stage where everything runs, and on one where nothing does yet.
 ON_COMPLETE = {"end-to-end": end_to_end.measure, "wait": waiting.measure, "idle": idle.measure}

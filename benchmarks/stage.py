@@ -19,9 +19,10 @@ from pika.exceptions import AMQPError
 from benchmarks import database, load, usage
 from benchmarks.system import Publish, System
 from benchmarks.usage import Usage
-from sandbox import broker, lifeline, postgres
-from sandbox.lifeline import Command
 from sandbox.processes import PROJECT_DIR
+from sandbox.servers import broker, postgres
+from sandbox.servers import process_group as lifeline
+from sandbox.servers.process_group import Command
 
 #: Orders that go through everything before a measure begins: caches, connections and prepared statements are there.
 WARM_UP = 100

@@ -15,10 +15,11 @@ from typing import Any
 
 import pika
 
-from sandbox import broker, lifeline, processes, web
-from sandbox.management import console
+from sandbox import processes, web
 from sandbox.processes import PORTS, PROJECT_DIR, Started, Trouble
-from sandbox.ways import Unavailable, say_aloud
+from sandbox.servers import broker, process_group
+from sandbox.servers.management import console
+from sandbox.servers.sources import Unavailable, say_aloud
 
 DEMO_DIR = PROJECT_DIR / "var" / "demo"
 EXCHANGE = "restaurant.events"
@@ -85,7 +86,7 @@ def _tails(running: list[Started]) -> str:
     ends = []
     for each in running:
         log, lines = DEMO_DIR / f"{each.name}.log", 5 if each.process.poll() is None else 40
-        ends.append(f"The end of {log.relative_to(PROJECT_DIR)}:\n{lifeline.tail(log, lines)}")
+        ends.append(f"The end of {log.relative_to(PROJECT_DIR)}:\n{process_group.tail(log, lines)}")
     return "\n".join(ends)
 
 

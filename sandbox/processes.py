@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox import lifeline, web
-from sandbox.broker import Broker
-from sandbox.lifeline import Command
-from sandbox.ways import say_aloud
+from sandbox import web
+from sandbox.servers import process_group
+from sandbox.servers.broker import Broker
+from sandbox.servers.process_group import Command
+from sandbox.servers.sources import say_aloud
 
 PROJECT_DIR = Path(__file__).parent.parent
 #: Where each process with an HTTP side listens.
@@ -100,7 +101,7 @@ def started(env: Mapping[str, str], log_dir: Path | None) -> Iterator[list[Start
             command = Command(
                 ["/bin/sh", "-c", f"exec {shell_line}"], env, log, cwd=PROJECT_DIR, stop_seconds=STOP_SECONDS
             )
-            running.append(Started(name, stack.enter_context(lifeline.serving(command))))
+            running.append(Started(name, stack.enter_context(process_group.serving(command))))
         # Left first: all are told to stop before the first one is waited for.
         stack.callback(_let_go, running)
         yield running
@@ -108,7 +109,7 @@ def started(env: Mapping[str, str], log_dir: Path | None) -> Iterator[list[Start
 
 def _let_go(running: list[Started]) -> None:
     for each in running:
-        lifeline.let_go(each.process)
+        process_group.let_go(each.process)
 
 
 def wait_healthy(require_alive: Callable[[], None]) -> None:
@@ -120,7 +121,7 @@ def wait_healthy(require_alive: Callable[[], None]) -> None:
         waiting = {name: port for name, port in waiting.items() if not _is_healthy(port)}
         if waiting and time.monotonic() > deadline:
             raise Trouble(f"Not healthy after {HEALTHY_SECONDS} s: {', '.join(waiting)}.")
-        time.sleep(lifeline.POLL_SECONDS)
+        time.sleep(process_group.POLL_SECONDS)
 
 
 def _is_healthy(port: int) -> bool:

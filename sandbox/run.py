@@ -9,10 +9,11 @@ import sys
 import threading
 from collections.abc import Mapping
 
-from sandbox import broker, processes
-from sandbox.management import console
+from sandbox import processes
 from sandbox.processes import PORTS, PROJECT_DIR, Started, Trouble
-from sandbox.ways import Unavailable, say_aloud
+from sandbox.servers import broker
+from sandbox.servers.management import console
+from sandbox.servers.sources import Unavailable, say_aloud
 
 VAR = PROJECT_DIR / "var"
 #: Of the processes' names, one each: ANSI's cyan, yellow, green, magenta, blue, red.

@@ -6,7 +6,7 @@ from typing import LiteralString
 import psycopg
 from psycopg import sql
 
-from sandbox.postgres import fresh_database
+from sandbox.servers.postgres import fresh_database
 
 #: Tables and indexes with their columns: what a test must leave as it found it for its database to be used again.
 SHAPE: LiteralString = """

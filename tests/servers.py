@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import broker, containers, postgres
-from sandbox.ways import Say, Unavailable
+from sandbox.servers import broker, postgres
+from sandbox.servers import docker as containers
+from sandbox.servers.sources import Say, Unavailable
 
 #: Names the controller's socket and its password to the workers.
 ADDRESS_VARIABLE = "ORDER_TEST_SERVERS"

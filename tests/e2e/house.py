@@ -26,8 +26,8 @@ import sqlalchemy as sa
 
 from order_service import schema, topology
 from order_service.tables import orders, outbox
-from sandbox import lifeline
-from sandbox.lifeline import Command
+from sandbox.servers import process_group as lifeline
+from sandbox.servers.process_group import Command
 
 PROJECT_DIR = Path(__file__).parent.parent.parent
 #: What each line of the Procfile runs, by its name.

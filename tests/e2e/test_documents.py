@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from sandbox import lifeline
-from sandbox.broker import Broker
-from sandbox.lifeline import Command
+from sandbox.servers import process_group as lifeline
+from sandbox.servers.broker import Broker
+from sandbox.servers.process_group import Command
 from tests.e2e.house import PROJECT_DIR, House
 
 Eventually = Callable[..., Any]

@@ -20,8 +20,8 @@ from flask import Flask, jsonify, request
 from flask.typing import ResponseReturnValue
 from werkzeug.serving import make_server
 
-from sandbox import lifeline
-from sandbox.lifeline import Command
+from sandbox.servers import process_group as lifeline
+from sandbox.servers.process_group import Command
 
 Eventually = Callable[..., Any]
 PROJECT_DIR = Path(__file__).parent.parent.parent

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from order_service.config import ANSWERING_THREADS
-from sandbox import lifeline
+from sandbox.servers import process_group as lifeline
 from tests.e2e.gate import Gate
 from tests.e2e.house import PROCFILE, START_SECONDS, STOP_SECONDS, House, Process
 

@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from sandbox import broker, containers, debian, lifeline, rabbitmq_node
-from sandbox.broker import Broker
-from sandbox.management import Management, ManagementError
-from sandbox.ways import Say, Unavailable
+from sandbox.servers import apt, broker, docker, process_group, rabbitmq_node
+from sandbox.servers.broker import Broker
+from sandbox.servers.management import Management, ManagementError
+from sandbox.servers.sources import Say, Unavailable
 
 #: An address where nothing listens: port 1 is reserved, and we do not run as its service.
 NOWHERE = "amqp://guest:guest@127.0.0.1:1/"
@@ -88,7 +88,7 @@ def test_data_of_a_kept_node_outlives_it(tmp_path: Path, monkeypatch: pytest.Mon
 @requires_rabbitmq_server
 def test_private_node_does_not_outlive_a_killed_parent(tmp_path: Path, eventually: Callable[..., Any]) -> None:
     program = (
-        "import sys, pathlib; from sandbox import rabbitmq_node as node\n"
+        "import sys, pathlib; from sandbox.servers import rabbitmq_node as node\n"
         "ports = node.free_ports()\n"
         "with node.running(pathlib.Path(sys.argv[1]), ports, keep=False): print(ports.amqp, flush=True); input()"
     )
@@ -187,7 +187,7 @@ def test_an_engine_that_does_not_answer_is_no_docker(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PATH", str(tmp_path) + os.pathsep + os.environ["PATH"])
 
     with pytest.raises(Unavailable, match="no running engine"):
-        containers.require_image("rabbitmq:4-management", print)
+        docker.require_image("rabbitmq:4-management", print)
 
 
 def test_without_root_or_sudo_nothing_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -197,15 +197,15 @@ def test_without_root_or_sudo_nothing_is_installed(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
 
     with pytest.raises(Unavailable, match="sudo apt-get install rabbitmq-server"):
-        debian.install("rabbitmq-server", service="rabbitmq-server", say=print)
+        apt.install("rabbitmq-server", service="rabbitmq-server", say=print)
 
 
 def test_a_server_that_ends_is_reported_with_the_end_of_its_log(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
-    command = lifeline.Command(["/bin/sh", "-c", "echo a reason; exit 3"], os.environ, log)
+    command = process_group.Command(["/bin/sh", "-c", "echo a reason; exit 3"], os.environ, log)
 
-    with lifeline.serving(command) as process, pytest.raises(Unavailable, match=r"(?s)status 3.*a reason"):
-        lifeline.wait_ready(process, log, lambda: False, seconds=10)
+    with process_group.serving(command) as process, pytest.raises(Unavailable, match=r"(?s)status 3.*a reason"):
+        process_group.wait_ready(process, log, lambda: False, seconds=10)
 
 
 def test_an_unreachable_management_api_is_said_with_the_call() -> None:

@@ -16,11 +16,11 @@ from order_service.startup import utc_now
 from order_service.tables import order_history
 from publishers.deadlines import Deadlines
 from publishers.relay import Relay
-from sandbox import faults, menu, payment
-from sandbox.faults import Faults, UnknownFault
-from sandbox.sibling.consumer import Service
-from sandbox.sibling.process import workers
-from sandbox.sibling.store import connect, create
+from sandbox.siblings import faults, menu, payment
+from sandbox.siblings.consumer import Service
+from sandbox.siblings.faults import Faults, UnknownFault
+from sandbox.siblings.process import workers
+from sandbox.siblings.store import connect, create
 from tests.integration import core
 
 Eventually = Callable[..., Any]

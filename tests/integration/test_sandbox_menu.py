@@ -20,9 +20,9 @@ import pytest
 from flask.testing import FlaskClient
 from pika.adapters.blocking_connection import BlockingChannel
 
-from sandbox.menu import SCHEMA, create_app, service
-from sandbox.sibling.consumer import Delivery, answer
-from sandbox.sibling.store import connect, create, transaction
+from sandbox.siblings.consumer import Delivery, answer
+from sandbox.siblings.menu import SCHEMA, create_app, service
+from sandbox.siblings.store import connect, create, transaction
 
 Eventually = Callable[..., Any]
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

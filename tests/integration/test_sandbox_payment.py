@@ -18,9 +18,9 @@ import pytest
 from flask.testing import FlaskClient
 from pika.adapters.blocking_connection import BlockingChannel
 
-from sandbox.payment import SCHEMA, create_app, service
-from sandbox.sibling.consumer import Delivery, answer
-from sandbox.sibling.store import connect, create, transaction
+from sandbox.siblings.consumer import Delivery, answer
+from sandbox.siblings.payment import SCHEMA, create_app, service
+from sandbox.siblings.store import connect, create, transaction
 
 Eventually = Callable[..., Any]
 Heard = tuple[str, pika.BasicProperties, dict[str, Any]]

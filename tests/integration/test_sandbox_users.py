@@ -14,8 +14,8 @@ import httpx2
 import pytest
 from flask.testing import FlaskClient
 
-from sandbox.sibling.store import create
-from sandbox.users import SCHEMA, create_app
+from sandbox.siblings.store import create
+from sandbox.siblings.users import SCHEMA, create_app
 
 
 @pytest.fixture

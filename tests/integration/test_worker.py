@@ -21,8 +21,8 @@ from order_service.decisions import decide
 from order_service.envelope import MAX_BODY_BYTES
 from order_service.order import State
 from order_service.tables import order_history, outbox
-from sandbox.broker import Broker
-from sandbox.management import Management
+from sandbox.servers.broker import Broker
+from sandbox.servers.management import Management
 from tests.integration import core
 from tests.integration.core import Eventually, Wire, completed, rejected, reserved
 

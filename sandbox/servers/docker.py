@@ -14,8 +14,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from sandbox import lifeline, management, rabbitmq_node
-from sandbox.ways import Say, Unavailable
+from sandbox.servers import management, process_group, rabbitmq_node
+from sandbox.servers.sources import Say, Unavailable
 
 RABBITMQ_IMAGE = "rabbitmq:4-management"
 POSTGRES_IMAGE = "postgres:17"
@@ -26,7 +26,7 @@ PULL_SECONDS = 180
 #: Seconds for a container to come up.
 START_SECONDS = 90
 
-PROJECT_DIR = Path(__file__).parent.parent
+PROJECT_DIR = Path(__file__).parents[2]
 
 
 def require_image(image: str, say: Say) -> None:
@@ -102,7 +102,7 @@ def _wait_management(url: str) -> None:
         except management.ManagementError as error:
             if time.monotonic() > deadline:
                 raise Unavailable(f"RabbitMQ in Docker was not ready after {START_SECONDS} s: {error}") from error
-            time.sleep(lifeline.POLL_SECONDS)
+            time.sleep(process_group.POLL_SECONDS)
         else:
             return
 

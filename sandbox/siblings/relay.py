@@ -18,10 +18,10 @@ from pika.exchange_type import ExchangeType
 from pika.frame import Method
 from pika.spec import Basic, BasicProperties
 
-from sandbox.sibling.consumer import Service
-from sandbox.sibling.events import EXCHANGE, ROUTING_KEYS, properties
-from sandbox.sibling.link import Link, parameters, pause_seconds
-from sandbox.sibling.store import connect, transaction
+from sandbox.siblings.consumer import Service
+from sandbox.siblings.events import EXCHANGE, ROUTING_KEYS, properties
+from sandbox.siblings.link import Link, parameters, pause_seconds
+from sandbox.siblings.store import connect, transaction
 
 log = structlog.get_logger()
 

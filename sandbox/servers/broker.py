@@ -19,9 +19,10 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import pika
 from pika.exceptions import AMQPError
 
-from sandbox import containers, debian, rabbitmq_node
-from sandbox.management import Management, ManagementError
-from sandbox.ways import Say, Unavailable, Way, first, say_aloud, told
+from sandbox.servers import apt, rabbitmq_node
+from sandbox.servers.docker import compose_rabbitmq
+from sandbox.servers.management import Management, ManagementError
+from sandbox.servers.sources import Say, Unavailable, Way, first, say_aloud, told
 
 DEFAULT_URL = "amqp://guest:guest@localhost:5672/"
 #: Seconds for a broker to answer a connection. One that is there answers in a few milliseconds.
@@ -66,7 +67,7 @@ def running(
     free ports; with it, its data outlives the block (in data_dir, or a Docker volume), and it takes the well-known
     ports where they are free. A broker found without management API is passed over when `needs_management`.
     """
-    docker = docker or (lambda say: containers.compose_rabbitmq(data_dir.parent.name, keep=keep, say=say))
+    docker = docker or (lambda say: compose_rabbitmq(data_dir.parent.name, keep=keep, say=say))
     ways: list[Way[Address]] = [
         lambda say: _found(needs_management=needs_management),
         docker,
@@ -110,7 +111,7 @@ def _found(*, needs_management: bool) -> Iterator[Address]:
 @contextlib.contextmanager
 def _private(data_dir: Path, *, keep: bool, say: Say) -> Iterator[Address]:
     if rabbitmq_node.script() is None:
-        debian.install("rabbitmq-server", service="rabbitmq-server", say=say)
+        apt.install("rabbitmq-server", service="rabbitmq-server", say=say)
     ports = rabbitmq_node.free_ports(preferred=WELL_KNOWN_PORTS if keep else ())
     say("Starting a private RabbitMQ node, which takes 5 to 10 seconds ...")
     with rabbitmq_node.running(data_dir, ports, keep=keep):

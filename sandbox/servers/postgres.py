@@ -22,10 +22,10 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 from psycopg import sql
 
-from sandbox import containers, debian, lifeline
-from sandbox.broker import masked
-from sandbox.lifeline import Command
-from sandbox.ways import Say, Unavailable, Way, first, say_aloud, told
+from sandbox.servers import apt, docker, process_group
+from sandbox.servers.broker import masked
+from sandbox.servers.process_group import Command
+from sandbox.servers.sources import Say, Unavailable, Way, first, say_aloud, told
 
 #: Where Debian keeps the server's programs, which are not on PATH.
 DEBIAN_PROGRAMS = "/usr/lib/postgresql/*/bin"
@@ -83,14 +83,14 @@ def _found(say: Say) -> Iterator[Address]:
 
 @contextlib.contextmanager
 def _container(say: Say) -> Iterator[Address]:
-    with containers.throwaway_postgres(say) as url:
-        yield url, f"Docker, {containers.POSTGRES_IMAGE} by testcontainers"
+    with docker.throwaway_postgres(say) as url:
+        yield url, f"Docker, {docker.POSTGRES_IMAGE} by testcontainers"
 
 
 @contextlib.contextmanager
 def _private(data_dir: Path, *, fsync: bool, say: Say) -> Iterator[Address]:
     if programs() is None:
-        debian.install("postgresql", service="postgresql", say=say)
+        apt.install("postgresql", service="postgresql", say=say)
     bin_dir = programs()
     if bin_dir is None:
         raise Unavailable("PostgreSQL's programs were not found after the install")
@@ -109,8 +109,8 @@ def _private(data_dir: Path, *, fsync: bool, say: Say) -> Iterator[Address]:
         arguments += [text for name, value in options.items() for text in ("-c", f"{name}={value}")]
         log = data_dir / "postgres.log"
         server = Command(arguments, _environment(), log, _user(), directory)
-        with lifeline.serving(server) as process:
-            lifeline.wait_ready(process, log, lambda: refusal(url) is None, seconds=START_SECONDS)
+        with process_group.serving(server) as process:
+            process_group.wait_ready(process, log, lambda: refusal(url) is None, seconds=START_SECONDS)
             yield url, f"a private cluster on port {port}, data in {directory}"
 
 

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import threading
 
-from sandbox.ways import Say, Unavailable
+from sandbox.servers.sources import Say, Unavailable
 
 #: apt takes one install at a time, and the tests start their servers side by side.
 _one_at_a_time = threading.Lock()

@@ -15,10 +15,10 @@ from pika.exceptions import AMQPError
 from pika.exchange_type import ExchangeType
 from pika.spec import Basic, BasicProperties
 
-from sandbox.faults import Faults
-from sandbox.sibling.events import EXCHANGE, ROUTING_KEYS, Envelope, Event, enqueue, parse_json
-from sandbox.sibling.link import Link, parameters
-from sandbox.sibling.store import connect, transaction
+from sandbox.siblings.events import EXCHANGE, ROUTING_KEYS, Envelope, Event, enqueue, parse_json
+from sandbox.siblings.faults import Faults
+from sandbox.siblings.link import Link, parameters
+from sandbox.siblings.store import connect, transaction
 
 log = structlog.get_logger()
 

@@ -37,7 +37,7 @@ from flask import Flask, request
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import BadRequest
 
-from sandbox.sibling.events import parse_json
+from sandbox.siblings.events import parse_json
 
 T = TypeVar("T")
 #: How long `reorder` keeps an answer back, in seconds: longer than it takes until the next one comes.

@@ -16,9 +16,9 @@ from pydantic import BaseModel, ValidationError
 from werkzeug.exceptions import HTTPException
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from sandbox.sibling.consumer import Consumer, Service
-from sandbox.sibling.events import parse_json
-from sandbox.sibling.relay import Relay
+from sandbox.siblings.consumer import Consumer, Service
+from sandbox.siblings.events import parse_json
+from sandbox.siblings.relay import Relay
 
 log = structlog.get_logger()
 

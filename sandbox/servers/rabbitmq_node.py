@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sandbox import lifeline
-from sandbox.lifeline import Command
-from sandbox.ways import Unavailable
+from sandbox.servers import process_group
+from sandbox.servers.process_group import Command
+from sandbox.servers.sources import Unavailable
 
 #: Where Debian keeps the real script. The one on PATH is a wrapper that switches to the user `rabbitmq`.
 DEBIAN_SCRIPT = "/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server"
@@ -77,8 +77,8 @@ def running(data_dir: Path, ports: Ports, *, keep: bool) -> Iterator[None]:
     log = data_dir / "node.log"
     node = Command([server], env, log, stop_signal="TERM" if keep else "KILL")
     # Entered first, left last: the node signs off at its name server when it stops.
-    with lifeline.serving(name_server), lifeline.serving(node) as process:
-        lifeline.wait_ready(
+    with process_group.serving(name_server), process_group.serving(node) as process:
+        process_group.wait_ready(
             process, log, lambda: _listens(ports.amqp) and _listens(ports.management), seconds=START_SECONDS
         )
         yield

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal
 
-from sandbox.ways import Unavailable
+from sandbox.servers.sources import Unavailable
 
 #: The shell's part; $0 is the signal that stops the server. The watcher reads the pipe; the server does not inherit it.
 WATCH = """
