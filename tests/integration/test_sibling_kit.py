@@ -41,6 +41,12 @@ def javascript(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
+def test_the_page_prints_the_kit_that_the_sandbox_uses() -> None:
+    kit = (ROOT / "sandbox" / "siblings" / "kit.py").read_text(encoding="utf-8")
+
+    assert blocks("python")[0] == f"# kit.py\n{kit}"
+
+
 def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
