@@ -20,7 +20,8 @@ from benchmarks.stage import House
 from benchmarks.systems import MISSING, SYSTEMS, named
 from sandbox.processes import PROJECT_DIR, interrupt_once
 from sandbox.servers import broker, postgres
-from sandbox.servers.sources import Unavailable, say_aloud
+from sandbox.servers.sources import Unavailable
+from sandbox.servers.sources import print_line as say_aloud
 
 OUT = PROJECT_DIR / "var" / "benchmarks"
 

@@ -1,9 +1,8 @@
-"""Finds a RabbitMQ for `make demo`, `make run` and the tests, or starts one; what it starts, it stops.
+"""Find a RabbitMQ for `make demo`, `make run` and the tests, or start one that stops with the block.
 
-The ways, in this order: the broker at RABBITMQ_URL, or at its default, when it answers; Docker; a private node of the
-installed `rabbitmq-server`, which is installed from Debian's package when it is missing and we may. What is taken is
-said, with the reason why the ways before it were not. A broker that was found running is used, never emptied: whoever
-wants a clean one asks for a fresh vhost.
+Sources, in this order: the broker at RABBITMQ_URL, or at its default; Docker; a private node of the installed
+`rabbitmq-server`, which is installed from Debian's package if need be and permissions allow. A broker that was already
+running is never emptied: `fresh_vhost` gives an empty place on it.
 """
 
 import contextlib
@@ -20,78 +19,72 @@ import pika
 from pika.exceptions import AMQPError
 
 from sandbox.servers import apt, rabbitmq_node
-from sandbox.servers.docker import compose_rabbitmq
+from sandbox.servers.docker import RabbitMQ, compose_rabbitmq
 from sandbox.servers.management import Management, ManagementError
-from sandbox.servers.sources import Say, Unavailable, Way, first, say_aloud, told
+from sandbox.servers.sources import Say, Source, Unavailable, first_available, print_line
 
 DEFAULT_URL = "amqp://guest:guest@localhost:5672/"
-#: Seconds for a broker to answer a connection. One that is there answers in a few milliseconds.
+#: Seconds for a broker to answer a connection, which takes a few milliseconds.
 ANSWER_SECONDS = 5
-#: AMQP and management ports that `make run` takes when they are free, so that the commands' defaults find its broker.
-WELL_KNOWN_PORTS = (5672, 15672)
+#: AMQP and management ports that `make run` prefers, so that the defaults of all commands find its broker.
+DEFAULT_PORTS = (5672, 15672)
 
-THREE_WAYS = """No RabbitMQ can be had. Any one of these three will do, then run the same command again:
+ADVICE = """No RabbitMQ is available. Provide one of these three, then run the same command again:
   1. a broker that is already running:  export RABBITMQ_URL=amqp://user:password@host:5672/
      (with its management plugin; RABBITMQ_MANAGEMENT_URL=http://user:password@host:15672 if that is elsewhere)
   2. Docker:                            a running engine that has, or can pull, the image rabbitmq:4-management
-  3. a local rabbitmq-server:           sudo apt-get install rabbitmq-server   (it is started here, privately)
+  3. a local rabbitmq-server:           sudo apt-get install rabbitmq-server   (a private node of it is started here)
 What was tried:"""
+
+Address = tuple[str, str | None]
 
 
 @dataclass(frozen=True)
 class Broker:
-    """A broker that answers. The URLs carry user and password; `how` says in words what it is and why it was taken."""
+    """A broker that answers. The URLs include user and password; `how` says what it is and why it was chosen."""
 
     amqp_url: str
     management_url: str | None
     how: str
 
 
-#: What a way yields: the URLs of AMQP and of the management API, and what it is.
-Address = tuple[str, str | None, str]
-
-
 @contextlib.contextmanager
 def running(
     data_dir: Path,
     *,
-    docker: Way[Address] | None = None,
+    docker: Source[Address] | None = None,
     docker_only: bool = False,
     needs_management: bool = True,
     keep: bool = False,
-    say: Say = say_aloud,
+    say: Say = print_line,
 ) -> Iterator[Broker]:
-    """A broker for the length of the block; raises Unavailable with the three ways when there is none.
+    """A broker for the length of the block. Raises Unavailable, with advice, if there is none.
 
-    `docker` is how to use Docker; by default, the compose file. Without `keep`, what is started here starts empty, on
-    free ports; with it, its data outlives the block (in data_dir, or a Docker volume), and it takes the well-known
-    ports where they are free. A broker found without management API is passed over when `needs_management`.
+    `docker` is how to use Docker; by default, the compose file. Without `keep`, a broker started here is empty and on
+    free ports; with it, its data outlives the block (in data_dir, or a Docker volume), and it has the default ports if
+    they are free. A running broker without the management API is passed over if `needs_management`.
     """
     docker = docker or (lambda say: compose_rabbitmq(data_dir.parent.name, keep=keep, say=say))
-    ways: list[Way[Address]] = [
-        lambda say: _found(needs_management=needs_management),
+    sources: list[Source[Address]] = [
+        lambda _: _configured(needs_management=needs_management),
         docker,
         lambda say: _private(data_dir, keep=keep, say=say),
     ]
-    with contextlib.ExitStack() as stack:
-        address, reasons = first([docker] if docker_only else ways, stack, say=say, message=THREE_WAYS)
-        amqp_url, management_url, what = address
-        broker = Broker(amqp_url, management_url, told(what, reasons))
-        say(f"RabbitMQ: {broker.how}")
-        yield broker
+    with first_available("RabbitMQ", [docker] if docker_only else sources, advice=ADVICE, say=say) as (urls, how):
+        yield Broker(*urls, how)
 
 
 @contextlib.contextmanager
-def _found(*, needs_management: bool) -> Iterator[Address]:
+def _configured(*, needs_management: bool) -> Iterator[RabbitMQ]:
     configured = os.environ.get("RABBITMQ_URL")
     which = "RABBITMQ_URL" if configured else "the default"
     refusals = []
     for url in re.split(r"\s*,\s*", configured or DEFAULT_URL):  # of a cluster's addresses, the first that answers
         name = f"{which} {masked(url)}"
-        if reason := refusal(url):
-            refusals.append(f"{name}: {reason}")
-        else:
+        reason = refusal(url)
+        if reason is None:
             break
+        refusals.append(f"{name}: {reason}")
     else:
         raise Unavailable("; ".join(refusals))
     management_url = management_of(url)
@@ -103,30 +96,27 @@ def _found(*, needs_management: bool) -> Iterator[Address]:
                 f"{name} answers, but its management API, which makes the fresh vhosts, does not ({error}; "
                 "RABBITMQ_MANAGEMENT_URL says where it is)"
             ) from error
-        yield url, None, f"{name}, which answers (its management API does not, so there is no console)"
+        yield (url, None), f"{name}, which answers (its management API does not, so there is no console)"
     else:
-        yield url, management_url, f"{name}, which answers"
+        yield (url, management_url), f"{name}, which answers"
 
 
 @contextlib.contextmanager
-def _private(data_dir: Path, *, keep: bool, say: Say) -> Iterator[Address]:
+def _private(data_dir: Path, *, keep: bool, say: Say) -> Iterator[RabbitMQ]:
     if rabbitmq_node.script() is None:
-        apt.install("rabbitmq-server", service="rabbitmq-server", say=say)
-    ports = rabbitmq_node.free_ports(preferred=WELL_KNOWN_PORTS if keep else ())
+        apt.install("rabbitmq-server", say=say)
+    ports = rabbitmq_node.free_ports(preferred=DEFAULT_PORTS if keep else (0, 0))
     say("Starting a private RabbitMQ node, which takes 5 to 10 seconds ...")
     with rabbitmq_node.running(data_dir, ports, keep=keep):
-        yield (
-            f"amqp://guest:guest@localhost:{ports.amqp}/",
-            f"http://guest:guest@localhost:{ports.management}",
-            f"a private node on port {ports.amqp}, data in {data_dir}",
-        )
+        urls = f"amqp://guest:guest@localhost:{ports.amqp}/", f"http://guest:guest@localhost:{ports.management}"
+        yield urls, f"a private node on port {ports.amqp}, data in {data_dir}"
 
 
 def refusal(url: str) -> str | None:
-    """Why the broker at this URL cannot be used; None when it answers and lets us in."""
+    """Why the broker at this URL cannot be used; None if it accepts a connection."""
     logger = logging.getLogger("pika")
     level = logger.level
-    logger.setLevel(logging.CRITICAL)  # it would log each failed attempt as an error; here it is an answer
+    logger.setLevel(logging.CRITICAL)  # it logs each failed attempt as an error
     try:
         parameters = pika.URLParameters(url)
         parameters.socket_timeout = parameters.stack_timeout = parameters.blocked_connection_timeout = ANSWER_SECONDS
@@ -139,7 +129,7 @@ def refusal(url: str) -> str | None:
 
 
 def _cause(error: BaseException) -> str:
-    """pika wraps what happened in several errors without text of their own: the innermost one tells."""
+    """The innermost error, which has the text: pika wraps it in errors without any."""
     while error.args and isinstance(error.args[0], BaseException):
         error = error.args[0]
     inner = getattr(error, "exception", None)
@@ -147,7 +137,7 @@ def _cause(error: BaseException) -> str:
 
 
 def management_of(amqp_url: str) -> str:
-    """Where the broker's management API is: RABBITMQ_MANAGEMENT_URL, or port 15672 of the same host and user."""
+    """The URL of the management API: RABBITMQ_MANAGEMENT_URL, or port 15672 with the same host and login."""
     if configured := os.environ.get("RABBITMQ_MANAGEMENT_URL"):
         return configured
     parts = urlsplit(amqp_url)
@@ -157,10 +147,7 @@ def management_of(amqp_url: str) -> str:
 
 @contextlib.contextmanager
 def fresh_vhost(broker: Broker, name: str) -> Iterator[str]:
-    """The AMQP URL of an empty vhost, which exists for the length of the block.
-
-    The name gets a random end, so that no vhost of somebody else on a shared broker is ever met, let alone deleted.
-    """
+    """The AMQP URL of an empty vhost, which is deleted after the block. A random suffix makes its name unique."""
     if broker.management_url is None:
         raise Unavailable(f"a fresh vhost needs the management API, which is not reachable ({broker.how})")
     management = Management(broker.management_url)
@@ -173,6 +160,6 @@ def fresh_vhost(broker: Broker, name: str) -> Iterator[str]:
 
 
 def masked(url: str) -> str:
-    """The URL without its password, for showing."""
+    """The URL with its password hidden, for display."""
     password = urlsplit(url).password
     return url.replace(f":{password}@", ":***@") if password else url

@@ -1,42 +1,44 @@
-"""Ways of getting a server: tried in order, the first that can be had is taken, and why the others were not is kept."""
+"""Sources of a server, tried in order. The first available one is used, and why the others are not is reported."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
 T = TypeVar("T")
 
-#: Tells the person in front of the terminal what happens.
+#: Shows a line to the person at the terminal.
 Say = Callable[[str], None]
-#: A context manager that has the server for the length of its block, or raises Unavailable on entry.
-Way = Callable[[Say], AbstractContextManager[T]]
+#: Has a server, with its description, for the length of a block; raises Unavailable on entry.
+Source = Callable[[Say], AbstractContextManager[tuple[T, str]]]
 
 
 class Unavailable(Exception):
-    """A server cannot be had in this way; says why. Another way may still work."""
+    """A source has no server; says why. Another source may have one."""
 
 
-def first(ways: Sequence[Way[T]], stack: contextlib.ExitStack, *, say: Say, message: str) -> tuple[T, list[str]]:
-    """Enter the first way that can be had; return it with the reasons against those before it.
+@contextlib.contextmanager
+def first_available(name: str, sources: Sequence[Source[T]], *, advice: str, say: Say) -> Iterator[tuple[T, str]]:
+    """The first available server for the length of the block, with its description and the reasons against the others.
 
-    Raises Unavailable with the message and all the reasons when there is none.
+    Raises Unavailable, with the advice and all reasons, if no source is available.
     """
     reasons: list[str] = []
-    for way in ways:
-        try:
-            return stack.enter_context(way(say)), reasons
-        except Unavailable as reason:
-            reasons.append(str(reason))
-    raise Unavailable("\n".join([message, *(f"  - {reason}" for reason in reasons)]))
+    with contextlib.ExitStack() as stack:
+        for source in sources:
+            try:
+                server, what = stack.enter_context(source(say))
+                break
+            except Unavailable as reason:
+                reasons.append(str(reason))
+        else:
+            raise Unavailable("\n".join([advice, *(f"  - {reason}" for reason in reasons)]))
+        description = "\n".join([what, *(f"  because {reason}" for reason in reasons)])
+        say(f"{name}: {description}")
+        yield server, description
 
 
-def told(what: str, reasons: Sequence[str]) -> str:
-    """What was taken and, line by line, why not a way before it."""
-    return "\n".join([what, *(f"  because {reason}" for reason in reasons)])
-
-
-def say_aloud(line: str) -> None:
-    """Print now, also when the output goes to a file. Nobody left to read it is no reason to fail."""
+def print_line(line: str) -> None:
+    """Print at once, also into a file. A closed output is ignored."""
     with contextlib.suppress(OSError):
         print(line, flush=True)

@@ -7,6 +7,7 @@ restart; an answer withheld by `silent` is never published, but a repeated reque
 """
 
 import itertools
+import json
 import os
 import sqlite3
 import time
@@ -19,7 +20,6 @@ from flask import Flask, request
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import BadRequest
 
-from sandbox.siblings.http import parse_json
 from sandbox.siblings.kit import Handler, Service
 
 #: How long `reorder` holds an answer back, in seconds: longer than the time until the next one.
@@ -30,34 +30,28 @@ MAX_SECONDS = 86_400
 SENDING = ("silent", "delay", "duplicate", "reorder")
 
 
-class UnknownFault(ValueError):
-    """A fault that this service does not have, or an impossible value of one."""
-
-
 class Faults:
     """The faults of one service, off at first. One thread sets them, others read them."""
 
-    def __init__(self, deciding: Collection[str] = (), text: str = "") -> None:
-        """`deciding` names the service's own faults; `text` sets faults as the environment does."""
+    def __init__(self, deciding: Collection[str] = ()) -> None:
+        """`deciding` names the service's own faults."""
         self.known = [*deciding, *SENDING]
         self.active: Mapping[str, Any] = {}
         self._turns = itertools.count()
-        pairs = [part.strip().partition("=") for part in text.split(",") if part.strip()]
-        self.replace({name: _seconds(value) if sign else True for name, sign, value in pairs})
 
     def replace(self, wanted: object) -> None:
-        """Have these faults and no others. Raises UnknownFault and changes nothing if one of them is impossible."""
+        """Have these faults and no others. Raises ValueError and changes nothing if one of them is impossible."""
         if not isinstance(wanted, dict):
-            raise UnknownFault('faults must be a JSON object, such as {"delay": 2}')
+            raise ValueError('faults must be a JSON object, such as {"delay": 2}')
         for name, value in wanted.items():
             if name not in self.known:
-                raise UnknownFault(f"unknown fault {name}; known are {', '.join(self.known)}")
-            if not _is_possible(name, value):
-                must = f"a number of seconds up to {MAX_SECONDS}" if name == "delay" else "true or false"
-                raise UnknownFault(f"{name} must be {must}")
-        self.active = {
-            name: value if value is True else float(value) for name, value in wanted.items() if value is not False
-        }
+                raise ValueError(f"unknown fault {name}; known are {', '.join(self.known)}")
+            if name == "delay" and value is not False:
+                if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_SECONDS:
+                    raise ValueError(f"delay must be a number of seconds up to {MAX_SECONDS}")
+            elif not isinstance(value, bool):
+                raise ValueError(f"{name} must be true or false")
+        self.active = {name: value for name, value in wanted.items() if value is not False}
 
     def copies(self) -> Iterator[tuple[str, float]]:
         """The message id and the due time of each copy of one answer."""
@@ -72,26 +66,15 @@ class Faults:
             yield message_id, due_at
 
 
-def _is_possible(name: str, value: object) -> bool:
-    if isinstance(value, bool):
-        return name != "delay" or not value
-    return name == "delay" and isinstance(value, int | float) and 0 < value <= MAX_SECONDS
-
-
-def _seconds(text: str) -> object:
-    """The number after `delay=`, or the text itself, which `replace` then refuses with the name of the fault."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
 def from_environment(name: str, deciding: Collection[str]) -> Faults:
-    """The faults that the variable sets. Exits with the variable's name if it sets impossible ones."""
+    """The faults that the variable sets, such as delay=2,duplicate. Exits with its name if it sets impossible ones."""
+    parts = [part.strip().partition("=") for part in os.environ.get(name, "").split(",") if part.strip()]
+    faults = Faults(deciding)
     try:
-        return Faults(deciding, os.environ.get(name, ""))
-    except UnknownFault as error:
+        faults.replace({fault: float(value) if sign else True for fault, sign, value in parts})
+    except ValueError as error:
         raise SystemExit(f"{name}: {error}") from None
+    return faults
 
 
 class FaultyService(Service):
@@ -118,7 +101,7 @@ def add_routes(app: Flask, faults: Faults) -> None:
     @app.put("/faults")
     def replace_faults() -> ResponseReturnValue:
         try:
-            faults.replace(parse_json(request.get_data()))
-        except ValueError as error:
+            faults.replace(json.loads(request.get_data()))
+        except (ValueError, RecursionError) as error:
             raise BadRequest(str(error)) from None
         return show_faults()

@@ -5,17 +5,16 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from flask import Flask, request
 from flask.typing import ResponseReturnValue
 from pydantic import BaseModel, Field, ValidationError
 from werkzeug.exceptions import HTTPException, NotFound
-from werkzeug.serving import WSGIRequestHandler, make_server
+from werkzeug.serving import make_server
 
 from sandbox.siblings.kit import Service
 
@@ -42,10 +41,7 @@ def json_number(amount: str) -> int | float:
 
 
 def json_app(name: str, service: Service | None = None) -> Flask:
-    """An application whose responses are JSON, errors included, with /healthz.
-
-    It is healthy without the broker: HTTP is answered, and events wait in the outbox.
-    """
+    """An application whose responses are JSON, errors included. It is healthy without the broker."""
     app = Flask(name, static_folder=None)
 
     @app.get("/healthz")
@@ -64,19 +60,11 @@ def json_app(name: str, service: Service | None = None) -> Flask:
     return app
 
 
-def parse_json(body: bytes) -> Any:
-    """The JSON value. Raises ValueError for anything else, including a value that is nested too deeply."""
-    try:
-        return json.loads(body)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-
-
 def read_body(model: type[Body]) -> Body:
     """The body of the request. A body that is not JSON, or does not match the model, is answered with 400."""
     value = None
-    with suppress(ValueError):
-        value = parse_json(request.get_data())
+    with suppress(ValueError, RecursionError):
+        value = json.loads(request.get_data())
     return model.model_validate(value)
 
 
@@ -91,27 +79,19 @@ def database_path(name: str) -> Path:
     return Path(os.environ.get("SANDBOX_DIR", "var/sandbox")) / name
 
 
-class QuietHandler(WSGIRequestHandler):
-    """Does not log requests, of which there may be hundreds a second."""
-
-    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        pass
-
-
 def serve(app: Flask, port: int, service: Service | None = None) -> None:
     """Answer HTTP, and serve the broker in a thread of its own, until SIGTERM or SIGINT."""
     level = os.environ.get("LOG_LEVEL", "INFO").upper()
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(message)s")
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # not every request
     # Blocked before the first thread starts, so that sigwait below receives them.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     host = os.environ.get("HOST", "127.0.0.1")
-    server = make_server(host, port, app, threaded=True, request_handler=QuietHandler)
+    server = make_server(host, port, app, threaded=True)
     stopping = threading.Event()
-    targets: list[Callable[[], None]] = [server.serve_forever]
+    threads = [threading.Thread(target=server.serve_forever, daemon=True)]
     if service:
-        targets.append(lambda: service.run(stopping))
-    threads = [threading.Thread(target=target, daemon=True) for target in targets]
+        threads.append(threading.Thread(target=service.run, args=[stopping], daemon=True))
     for thread in threads:
         thread.start()
     log.info("%s: serving http://%s:%d", app.name, host, port)

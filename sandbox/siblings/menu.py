@@ -144,23 +144,12 @@ def stock_release_requested(db: sqlite3.Connection, data: dict[str, Any]) -> Eve
     return "StockReleased", {"order_id": request.order_id, "release_id": request.release_id}
 
 
-def find_menu(db: sqlite3.Connection, menu_id: int) -> sqlite3.Row | None:
-    menu: sqlite3.Row | None = db.execute("SELECT * FROM menus WHERE id = ?", [menu_id]).fetchone()
-    return menu
+def find_menu(db: sqlite3.Connection, menu_id: int) -> Any:
+    return db.execute("SELECT * FROM menus WHERE id = ?", [menu_id]).fetchone()
 
 
 def as_json(menu: sqlite3.Row) -> dict[str, Any]:
     return dict(menu) | {"price": json_number(menu["price"])}
-
-
-def sell(db: sqlite3.Connection, menu_id: int, quantity: int) -> int:
-    """Take sold portions from the stock, outside any order. Returns what remains."""
-    menu = found(find_menu(db, menu_id), UNKNOWN_MENU)
-    if quantity < 1:
-        raise BadRequest("Invalid quantity.")
-    if menu["stock"] < quantity:
-        raise BadRequest("Stok tersedia tidak mencukupi.")
-    return int(take(db, menu_id, quantity)["stock"])
 
 
 def create_app(service: FaultyService) -> Flask:
@@ -189,7 +178,12 @@ def create_app(service: FaultyService) -> Flask:
     def update_stock(menu_id: int) -> ResponseReturnValue:
         quantity = read_body(Sale).sold_quantity
         with closing(connect(service.database)) as db, transaction(db):
-            return {"message": "Stok berhasil diperbarui.", "stock": sell(db, menu_id, quantity)}
+            menu = found(find_menu(db, menu_id), UNKNOWN_MENU)
+            if quantity < 1:
+                raise BadRequest("Invalid quantity.")
+            if menu["stock"] < quantity:
+                raise BadRequest("Stok tersedia tidak mencukupi.")
+            return {"message": "Stok berhasil diperbarui.", "stock": take(db, menu_id, quantity)["stock"]}
 
     return app
 

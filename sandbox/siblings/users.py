@@ -31,9 +31,7 @@ class NewUser(BaseModel):
 class PaymentStatus(BaseModel):
     """The field has either name."""
 
-    status: Annotated[
-        Literal["pending", "paid", "failed"], Field(validation_alias=AliasChoices("payment_status", "status"))
-    ]
+    status: Literal["pending", "paid", "failed"] = Field(validation_alias=AliasChoices("payment_status", "status"))
 
 
 def create_app(database: Path) -> Flask:

@@ -27,7 +27,7 @@ requires_rabbitmq_server = pytest.mark.skipif(
 
 
 @contextlib.contextmanager
-def no_docker(say: Say) -> Iterator[broker.Address]:
+def no_docker(say: Say) -> Iterator[tuple[broker.Address, str]]:
     raise Unavailable("no Docker in this test")
     yield
 
@@ -63,11 +63,11 @@ def test_private_node_answers_and_is_gone_afterwards(
         with broker.fresh_vhost(found, "test") as vhost_url:
             assert broker.refusal(vhost_url) is None
         assert broker.refusal(vhost_url) is not None
-        assert lifeline_processes(tmp_path)
+        assert processes_below(tmp_path)
 
     assert refuses(port_of(found.amqp_url))
     assert refuses(port_of(found.management_url))
-    eventually(lambda: not lifeline_processes(tmp_path), "the node and its name server to be gone")
+    eventually(lambda: not processes_below(tmp_path), "the node and its name server to be gone")
     assert said[-1] == f"RabbitMQ: {found.how}"
 
 
@@ -100,10 +100,10 @@ def test_private_node_does_not_outlive_a_killed_parent(tmp_path: Path, eventuall
         parent.kill()
 
     eventually(lambda: refuses(port), "the node to stop listening")
-    eventually(lambda: not lifeline_processes(tmp_path), "its processes to be gone")
+    eventually(lambda: not processes_below(tmp_path), "its processes to be gone")
 
 
-def lifeline_processes(directory: Path) -> list[str]:
+def processes_below(directory: Path) -> list[str]:
     """The processes that were started with their data below the directory, zombies apart."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
@@ -197,7 +197,7 @@ def test_without_root_or_sudo_nothing_is_installed(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
 
     with pytest.raises(Unavailable, match="sudo apt-get install rabbitmq-server"):
-        apt.install("rabbitmq-server", service="rabbitmq-server", say=print)
+        apt.install("rabbitmq-server", say=print)
 
 
 def test_a_server_that_ends_is_reported_with_the_end_of_its_log(tmp_path: Path) -> None:
