@@ -9,7 +9,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -34,7 +34,7 @@ API = f"http://localhost:{PORTS['api']}"
 MENU = f"http://localhost:{PORTS['menu']}"
 
 RETRY = """
-What to do: the logs of all processes are in var/demo/*.log. Run `make demo` again, or `make run` to look around
+The logs of all processes are in var/demo/*.log. Run `make demo` again, or `make run` to look around
 while everything stays up."""
 
 
@@ -82,11 +82,9 @@ order-service.menu and order-service.payment in the console.""")
 
 def _tails(running: Processes) -> str:
     """The ends of the logs, longer for a process that has ended."""
-    ends = []
-    for name, process in running.items():
-        log, lines = DEMO_DIR / f"{name}.log", 5 if process.poll() is None else 40
-        ends.append(f"The end of {log.relative_to(PROJECT_DIR)}:\n{process_group.tail(log, lines)}")
-    return "\n".join(ends)
+    lines = {name: 5 if process.poll() is None else 40 for name, process in running.items()}
+    tails = {name: process_group.tail(DEMO_DIR / f"{name}.log", count) for name, count in lines.items()}
+    return "\n".join(f"The end of var/demo/{name}.log:\n{tail}" for name, tail in tails.items())
 
 
 def _follow_order(amqp_url: str, running: Processes) -> None:
@@ -108,8 +106,11 @@ def _follow_order(amqp_url: str, running: Processes) -> None:
                 seen = event["type"]
                 show(seen, _describe(seen, event["data"]))
             if not order_id and posted.done():
-                order_id = _accepted(posted.result())
-                show(f"answer {posted.result().status}", _priced(posted.result().body))
+                answer = posted.result()
+                if answer.status not in (201, 202):
+                    raise Trouble(f"POST /orders answered {answer.status}: {json.dumps(answer.body)}")
+                order_id = answer.body["id"]
+                show(f"answer {answer.status}", _priced(answer.body))
     order = http_client.call("GET", f"{API}/orders/{order_id}").body
     show("GET", _priced(order))
     if (order["status"], order["total_price"]) != ("paid", TOTAL):
@@ -128,29 +129,22 @@ def _listening(amqp_url: str) -> Iterator[Iterator[dict[str, Any] | None]]:
         yield (json.loads(body) if body else None for _, _, body in messages)
 
 
+#: What to show of the data of each event on the way to a paid order.
+DETAILS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "OrderCreated": lambda data: f"order {data['order_id']} is pending; the menu is asked for {data['menu_ids']}",
+    "MenuReserved": lambda data: (
+        "reserved: " + ", ".join(f"{item['name']} {item['price']} ({item['stock']} left)" for item in data["items"])
+    ),
+    "PaymentRequested": lambda data: f"total {data['amount']}",
+    "PaymentCompleted": lambda data: f"payment {data['payment_id']} of {data['amount']}",
+    "OrderPaid": lambda data: f"order {data['order_id']} is paid",
+}
+
+
 def _describe(event_type: str, data: dict[str, Any]) -> str:
-    """What an event says. Raises Trouble for an event that does not belong to a paid order."""
-    match event_type:
-        case "OrderCreated":
-            return f"order {data['order_id']} is pending; the menu is asked for {data['menu_ids']}"
-        case "MenuReserved":
-            return "reserved: " + ", ".join(f"{i['name']} {i['price']} ({i['stock']} left)" for i in data["items"])
-        case "PaymentRequested":
-            return f"total {data['amount']}"
-        case "PaymentCompleted":
-            return f"payment {data['payment_id']} of {data['amount']}"
-        case "OrderPaid":
-            return f"order {data['order_id']} is paid"
-        case _:
-            raise Trouble(f"{event_type}, which should not happen here: {json.dumps(data)}")
-
-
-def _accepted(answer: http_client.Answer) -> int:
-    """The id of the order. Raises Trouble if POST did not accept it."""
-    if answer.status not in (201, 202):
-        raise Trouble(f"POST /orders answered {answer.status}: {json.dumps(answer.body)}")
-    order_id: int = answer.body["id"]
-    return order_id
+    if event_type not in DETAILS:
+        raise Trouble(f"{event_type}, which should not happen here: {json.dumps(data)}")
+    return DETAILS[event_type](data)
 
 
 def _priced(order: dict[str, Any]) -> str:

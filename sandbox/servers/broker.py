@@ -60,9 +60,8 @@ def running(
 ) -> Iterator[Broker]:
     """A broker for the length of the block. Raises Unavailable, with advice, if there is none.
 
-    `docker` is how to use Docker; by default, the compose file. Without `keep`, a broker started here is empty and on
-    free ports; with it, its data outlives the block (in data_dir, or a Docker volume), and it has the default ports if
-    they are free. A running broker without the management API is passed over if `needs_management`.
+    `docker` replaces the compose file. Without `keep`, a broker started here is empty and on free ports; with it, its
+    data is kept (in data_dir, or a Docker volume), and it has the default ports if they are free.
     """
     docker = docker or (lambda say: compose_rabbitmq(data_dir.parent.name, keep=keep, say=say))
     sources: list[Source[Address]] = [

@@ -86,7 +86,7 @@ def _private(data_dir: Path, *, fsync: bool, say: Say) -> Iterator[tuple[str, st
     if bin_dir is None:
         raise Unavailable("PostgreSQL's programs were not found after the install")
     say("Starting a private PostgreSQL cluster, which takes about 5 seconds ...")
-    with _cluster_dir() as directory:
+    with _cluster_dir(data_dir) as directory:
         password, [port] = _create_cluster(bin_dir, directory), ports.free_ports(0)
         url = f"postgresql://postgres:{password}@localhost:{port}/postgres"
         options = {
@@ -113,10 +113,15 @@ def programs() -> Path | None:
 
 
 @contextlib.contextmanager
-def _cluster_dir() -> Iterator[Path]:
-    """An empty directory below /tmp: the checkout may be in a home directory that the server's user may not enter."""
-    with tempfile.TemporaryDirectory(prefix="order-service-postgres-", ignore_cleanup_errors=True) as name:
-        if user := _user():
+def _cluster_dir(data_dir: Path) -> Iterator[Path]:
+    """An empty directory; for root, below /tmp: the checkout may be in a home directory that others may not enter."""
+    shutil.rmtree(data_dir, ignore_errors=True)
+    data_dir.mkdir(parents=True)
+    user = _user()
+    with tempfile.TemporaryDirectory(
+        prefix="order-service-postgres-", dir=None if user else data_dir, ignore_cleanup_errors=True
+    ) as name:
+        if user:
             shutil.chown(name, user)
         yield Path(name)
 

@@ -13,14 +13,13 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from flask import Flask, request
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import BadRequest
 
-from sandbox.siblings.kit import Handler, Service
+from sandbox.siblings.kit import Event, Service
 
 #: How long `reorder` holds an answer back, in seconds: longer than the time until the next one.
 REORDER_SECONDS = 1.0
@@ -80,15 +79,13 @@ def from_environment(name: str, deciding: Collection[str]) -> Faults:
 class FaultyService(Service):
     """A service that publishes its answers as its faults say."""
 
-    def __init__(
-        self, name: str, database: Path, schema: str, handlers: Mapping[str, Handler], *, faults: Faults
-    ) -> None:
-        super().__init__(name, database, schema, handlers)
+    def __init__(self, faults: Faults, *service: Any) -> None:
+        super().__init__(*service)
         self.faults = faults
 
-    def enqueue(self, db: sqlite3.Connection, event_type: str, data: dict[str, Any], **more: Any) -> None:
+    def enqueue(self, db: sqlite3.Connection, answer: Event, trace: str | None = None, *_: Any) -> None:
         for message_id, due_at in self.faults.copies():
-            super().enqueue(db, event_type, data, **more | {"message_id": message_id, "due_at": due_at})
+            super().enqueue(db, answer, trace, message_id, due_at)
 
 
 def add_routes(app: Flask, faults: Faults) -> None:

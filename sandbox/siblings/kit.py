@@ -48,8 +48,6 @@ log = logging.getLogger(__name__)
 Event = tuple[str, dict[str, Any]]
 #: Reads the data of an event, changes rows in the caller's transaction, and returns the answer, if there is one.
 Handler = Callable[[sqlite3.Connection, dict[str, Any]], Event | None]
-#: Properties and body of a message.
-Message = tuple[pika.BasicProperties, bytes]
 
 
 class Service:
@@ -83,11 +81,10 @@ class Service:
         parameters = pika.URLParameters(self.amqp_url)
         parameters.heartbeat = parameters.blocked_connection_timeout = 30
         parameters.client_properties = {"connection_name": self.name}
+        deliveries: list[tuple[Any, ...]] = []
         with pika.BlockingConnection(parameters) as connection:
             channel = connection.channel()
-            deliveries: list[tuple[Any, ...]] = []
             self._declare(channel)
-            channel.basic_qos(prefetch_count=PREFETCH)
             channel.basic_consume(self.queue, lambda *delivery: deliveries.append(delivery))
             self.connected = True
             log.info("%s: consuming", self.name)
@@ -103,6 +100,7 @@ class Service:
 
     def _declare(self, channel: BlockingChannel) -> None:
         channel.confirm_delivery()
+        channel.basic_qos(prefetch_count=PREFETCH)
         channel.exchange_declare(EXCHANGE, "topic", durable=True)
         # RabbitMQ 4 drops a message after 20 deliveries, unless the queue says otherwise.
         arguments = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000}
@@ -110,11 +108,10 @@ class Service:
         for event_type in self.handlers:
             channel.queue_bind(self.queue, EXCHANGE, ROUTING_KEYS[event_type])
 
-    def answer(self, db: sqlite3.Connection, messages: Sequence[Message]) -> None:
-        """Handle the messages in one transaction, with the answers in the outbox.
+    def answer(self, db: sqlite3.Connection, messages: Sequence[tuple[pika.BasicProperties, bytes]]) -> None:
+        """Handle the messages in one transaction. One that cannot be handled changes nothing and is dropped.
 
-        A message that cannot be handled changes nothing, is logged and dropped. An error of the database rolls all of
-        them back and is raised.
+        An error of the database rolls all of them back and is raised.
         """
         with transaction(db):
             for properties, body in messages:
@@ -123,7 +120,7 @@ class Service:
                     event = json.loads(body)
                     if answer := self.handlers[event["type"]](db, event["data"]):
                         trace = (properties.headers or {}).get("traceparent")
-                        self.enqueue(db, *answer, traceparent=trace if isinstance(trace, str) else None)
+                        self.enqueue(db, answer, trace if isinstance(trace, str) else None)
                 except sqlite3.Error:
                     raise
                 except Exception as error:
@@ -132,16 +129,10 @@ class Service:
                 db.execute("RELEASE message")
 
     def enqueue(
-        self,
-        db: sqlite3.Connection,
-        event_type: str,
-        data: dict[str, Any],
-        *,
-        traceparent: str | None = None,
-        message_id: str = "",
-        due_at: float = 0,
+        self, db: sqlite3.Connection, answer: Event, trace: str | None = None, message_id: str = "", due_at: float = 0
     ) -> None:
         """Put an event into the outbox, in the caller's transaction. It is published at `due_at` (Unix time)."""
+        event_type, data = answer
         message_id, order_id = message_id or str(uuid.uuid4()), data["order_id"]
         event = {
             "specversion": "1.0",
@@ -156,12 +147,12 @@ class Service:
         }
         db.execute(
             "INSERT INTO outbox (message_id, type, order_id, body, traceparent, due_at) VALUES (?, ?, ?, ?, ?, ?)",
-            [message_id, event_type, order_id, json.dumps(event), traceparent, due_at],
+            [message_id, event_type, order_id, json.dumps(event), trace, due_at],
         )
 
     def _publish_outbox(self, db: sqlite3.Connection, channel: BlockingChannel) -> None:
         """Publish what is due. A row is deleted after its confirm; without a queue for it, it is published later."""
-        now, changes = time.time(), []
+        now, changes = time.time(), list[tuple[str, list[Any]]]()
         query = "SELECT * FROM outbox WHERE due_at <= ? ORDER BY seq LIMIT ?"
         for row in db.execute(query, [now, 2 * PREFETCH]).fetchall():
             properties = pika.BasicProperties(

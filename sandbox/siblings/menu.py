@@ -80,7 +80,7 @@ def create_service(database: Path, faults: Faults | None = None) -> FaultyServic
         "OrderCreated": partial(order_created, faults),
         "StockReleaseRequested": stock_release_requested,
     }
-    return FaultyService("menu-service", database, SCHEMA, handlers, faults=faults)
+    return FaultyService(faults, "menu-service", database, SCHEMA, handlers)
 
 
 def order_created(faults: Faults, db: sqlite3.Connection, data: dict[str, Any]) -> Event | None:

@@ -64,7 +64,7 @@ def create_service(database: Path, mode: str = "auto", faults: Faults | None = N
         "PaymentRequested": partial(payment_requested, faults, mode),
         "RefundRequested": refund_requested,
     }
-    return FaultyService("payment-service", database, SCHEMA, handlers, faults=faults)
+    return FaultyService(faults, "payment-service", database, SCHEMA, handlers)
 
 
 def payment_requested(faults: Faults, mode: str, db: sqlite3.Connection, data: dict[str, Any]) -> Event | None:
@@ -124,9 +124,9 @@ def create_app(service: FaultyService) -> Flask:
     def add_payment() -> ResponseReturnValue:
         new = read_body(NewPayment)
         with closing(connect(service.database)) as db, transaction(db):
-            event_type, data = pay(db, new)
-            service.enqueue(db, event_type, data, traceparent=request.headers.get("traceparent"))
-        return {"message": "Pembayaran diproses", "payment_id": data["payment_id"]}, 201
+            event = pay(db, new)
+            service.enqueue(db, event, request.headers.get("traceparent"))
+        return {"message": "Pembayaran diproses", "payment_id": event[1]["payment_id"]}, 201
 
     @app.get("/payments")
     def list_payments() -> ResponseReturnValue:
