@@ -23,7 +23,7 @@ from benchmarks.results import Result
 from benchmarks.runs import MEASURE_NAMES, Plan
 from benchmarks.systems import MISSING, SYSTEMS
 from sandbox.processes import interrupt_once
-from sandbox.ways import Unavailable
+from sandbox.servers.sources import Unavailable
 
 OUT = PROJECT_DIR / "var" / "benchmarks"
 

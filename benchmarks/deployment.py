@@ -22,8 +22,9 @@ from benchmarks.ours import PROJECT_DIR
 from benchmarks.servers import Servers
 from benchmarks.system import STUB_QUEUES, Message, System
 from benchmarks.usage import Usage
-from sandbox import broker, lifeline
-from sandbox.lifeline import Command
+from sandbox.servers import broker
+from sandbox.servers import process_group as lifeline
+from sandbox.servers.process_group import Command
 
 #: Orders that are processed before a measure begins, to fill caches, open connections and prepare statements.
 WARM_UP_ORDERS = 100

@@ -11,7 +11,7 @@ from typing import Any
 
 import psycopg
 
-from sandbox import broker, postgres
+from sandbox.servers import broker, postgres
 
 SQLITE = "sqlite:///"
 

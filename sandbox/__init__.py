@@ -1,1 +1,1 @@
-"""What an Order Service needs around it to be tried out: small real siblings, and servers to stand on."""
+"""What it takes to try an Order Service: small sibling services, and the servers that they need."""

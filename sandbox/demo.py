@@ -1,7 +1,7 @@
 """`make demo`: one order, from POST to paid, through real processes and a real broker.
 
-Everything is fresh each time, below var/demo, and nothing is left running. What passes through the broker is shown as
-it passes: the demo listens in with a queue of its own.
+Its files are below var/demo, replaced each time, and nothing is left running. A queue of the demo's own shows every
+event as it passes the broker.
 """
 
 import contextlib
@@ -9,31 +9,32 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pika
 
-from sandbox import broker, lifeline, processes, web
-from sandbox.management import console
-from sandbox.processes import PORTS, PROJECT_DIR, Started, Trouble
-from sandbox.ways import Unavailable, say_aloud
+from sandbox import processes
+from sandbox.processes import PORTS, PROJECT_DIR, Processes, Trouble
+from sandbox.servers import broker, http_client, process_group
+from sandbox.servers.management import console
+from sandbox.servers.sources import Unavailable, print_line
 
 DEMO_DIR = PROJECT_DIR / "var" / "demo"
 EXCHANGE = "restaurant.events"
-#: The order of the client's own documents, and what must come of it.
+#: The order of the client's documents, and its result.
 ORDER = {"user_id": 1, "menu_ids": [1, 2]}
 TOTAL = 38000
 STOCK_AFTER = {1: 14, 2: 6}
-#: Seconds for the whole journey; it takes less than one.
-JOURNEY_SECONDS = 30
+#: Seconds until the order is paid; it takes less than one.
+PAID_SECONDS = 30
 
 API = f"http://localhost:{PORTS['api']}"
 MENU = f"http://localhost:{PORTS['menu']}"
 
 RETRY = """
-What to do: the logs of all processes are in var/demo/*.log. Run `make demo` again, or `make run` to look around
+The logs of all processes are in var/demo/*.log. Run `make demo` again, or `make run` to look around
 while everything stays up."""
 
 
@@ -46,7 +47,7 @@ def main() -> int:
         with broker.running(DEMO_DIR / "broker") as found, broker.fresh_vhost(found, "order-service-demo") as amqp_url:
             _demo(found, amqp_url)
     except KeyboardInterrupt:
-        say_aloud("Stopped.")
+        print_line("Stopped.")
         return 130
     except (Trouble, Unavailable) as trouble:
         print(f"\n{trouble}", file=sys.stderr)
@@ -63,63 +64,63 @@ def _demo(found: broker.Broker, amqp_url: str) -> None:
         USER_SERVICE_URL=f"http://localhost:{PORTS['users']}",
         HOST="127.0.0.1",
     )
-    say_aloud("Preparing the database and the broker ...")
     processes.prepare(env)
     with processes.started(env, DEMO_DIR) as running:
-        say_aloud(f"Starting {', '.join(each.name for each in running)} ...")
+        print_line(f"Starting {', '.join(running)} ...")
         try:
-            processes.wait_healthy(lambda: processes.require_alive(running))
-            _journey(amqp_url, running)
-            _stock()
-        except (Trouble, web.NoAnswer) as trouble:
+            processes.wait_healthy(running)
+            _follow_order(amqp_url, running)
+            _check_stock()
+        except (Trouble, http_client.NoAnswer) as trouble:
             raise Trouble(f"{trouble}\n{_tails(running)}\n{RETRY}") from trouble
-    say_aloud(f"""
+    print_line(f"""
 The order is paid. All of it was real: the messages went through this broker, whose console shows queues and messages:
   {console(found.management_url)}
-Whatever the demo started is stopped again. `make run` keeps everything up: post orders, and watch the queues
+Everything that the demo started is stopped again. `make run` keeps everything up: post orders, and watch the queues
 order-service.menu and order-service.payment in the console.""")
 
 
-def _tails(running: list[Started]) -> str:
-    """The ends of the logs, longer for a process that is gone."""
-    ends = []
-    for each in running:
-        log, lines = DEMO_DIR / f"{each.name}.log", 5 if each.process.poll() is None else 40
-        ends.append(f"The end of {log.relative_to(PROJECT_DIR)}:\n{lifeline.tail(log, lines)}")
-    return "\n".join(ends)
+def _tails(running: Processes) -> str:
+    """The ends of the logs, longer for a process that has ended."""
+    lines = {name: 5 if process.poll() is None else 40 for name, process in running.items()}
+    tails = {name: process_group.tail(DEMO_DIR / f"{name}.log", count) for name, count in lines.items()}
+    return "\n".join(f"The end of var/demo/{name}.log:\n{tail}" for name, tail in tails.items())
 
 
-def _journey(amqp_url: str, running: list[Started]) -> None:
-    """Post the order, and show every message about it until it is paid. Raises Trouble if it does not get there."""
+def _follow_order(amqp_url: str, running: Processes) -> None:
+    """Post the order, and show every event until it is paid. Raises Trouble if it is not."""
     start = time.monotonic()
 
     def show(what: str, detail: str) -> None:
-        say_aloud(f"  {time.monotonic() - start:5.2f} s  {what:<18}{detail}")
+        print_line(f"  {time.monotonic() - start:5.2f} s  {what:<18}{detail}")
 
     with _listening(amqp_url) as events, ThreadPoolExecutor(1) as pool:
-        say_aloud(f"\nPOST {API}/orders  {json.dumps(ORDER)}")
-        posted = pool.submit(web.post, f"{API}/orders", ORDER)
+        print_line(f"\nPOST {API}/orders  {json.dumps(ORDER)}")
+        posted = pool.submit(http_client.call, "POST", f"{API}/orders", ORDER)
         order_id, seen = 0, ""
         while not (order_id and seen == "OrderPaid"):
             processes.require_alive(running)
-            if time.monotonic() - start > JOURNEY_SECONDS:
-                raise Trouble(f"The order was not paid within {JOURNEY_SECONDS} s.")
+            if time.monotonic() - start > PAID_SECONDS:
+                raise Trouble(f"The order was not paid within {PAID_SECONDS} s.")
             if event := next(events):
                 seen = event["type"]
-                show(seen, _told(seen, event["data"]))
+                show(seen, _describe(seen, event["data"]))
             if not order_id and posted.done():
-                order_id = _accepted(posted.result())
-                show(f"answer {posted.result().status}", _priced(posted.result().body))
-    order = web.get(f"{API}/orders/{order_id}").body
+                answer = posted.result()
+                if answer.status not in (201, 202):
+                    raise Trouble(f"POST /orders answered {answer.status}: {json.dumps(answer.body)}")
+                order_id = answer.body["id"]
+                show(f"answer {answer.status}", _priced(answer.body))
+    order = http_client.call("GET", f"{API}/orders/{order_id}").body
     show("GET", _priced(order))
     if (order["status"], order["total_price"]) != ("paid", TOTAL):
         raise Trouble(f"The order should be paid, with total_price {TOTAL}. It is: {order}")
-    say_aloud(f"\nGET {API}/orders/{order_id}\n{json.dumps(order, indent=2)}")
+    print_line(f"\nGET {API}/orders/{order_id}\n{json.dumps(order, indent=2)}")
 
 
 @contextlib.contextmanager
 def _listening(amqp_url: str) -> Iterator[Iterator[dict[str, Any] | None]]:
-    """Every event as it passes the broker, with None in between when nothing passed for a moment."""
+    """Every event as it passes the broker, and None whenever none passes for a moment."""
     with contextlib.closing(pika.BlockingConnection(pika.URLParameters(amqp_url))) as connection:
         channel = connection.channel()
         queue = channel.queue_declare("", exclusive=True).method.queue
@@ -128,41 +129,34 @@ def _listening(amqp_url: str) -> Iterator[Iterator[dict[str, Any] | None]]:
         yield (json.loads(body) if body else None for _, _, body in messages)
 
 
-def _told(event_type: str, data: dict[str, Any]) -> str:
-    """What an event says, for a person. Raises Trouble at one that ends the order otherwise than paid."""
-    match event_type:
-        case "OrderCreated":
-            return f"order {data['order_id']} is pending; the menu is asked for {data['menu_ids']}"
-        case "MenuReserved":
-            return "reserved: " + ", ".join(f"{i['name']} {i['price']} ({i['stock']} left)" for i in data["items"])
-        case "PaymentRequested":
-            return f"total {data['amount']}"
-        case "PaymentCompleted":
-            return f"payment {data['payment_id']} of {data['amount']}"
-        case "OrderPaid":
-            return f"order {data['order_id']} is paid"
-        case _:
-            raise Trouble(f"{event_type}, which should not happen here: {json.dumps(data)}")
+#: What to show of the data of each event on the way to a paid order.
+DETAILS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "OrderCreated": lambda data: f"order {data['order_id']} is pending; the menu is asked for {data['menu_ids']}",
+    "MenuReserved": lambda data: (
+        "reserved: " + ", ".join(f"{item['name']} {item['price']} ({item['stock']} left)" for item in data["items"])
+    ),
+    "PaymentRequested": lambda data: f"total {data['amount']}",
+    "PaymentCompleted": lambda data: f"payment {data['payment_id']} of {data['amount']}",
+    "OrderPaid": lambda data: f"order {data['order_id']} is paid",
+}
 
 
-def _accepted(answer: web.Answer) -> int:
-    """The id of the order; raises Trouble when POST did not take it."""
-    if answer.status not in (201, 202):
-        raise Trouble(f"POST /orders answered {answer.status}: {json.dumps(answer.body)}")
-    order_id: int = answer.body["id"]
-    return order_id
+def _describe(event_type: str, data: dict[str, Any]) -> str:
+    if event_type not in DETAILS:
+        raise Trouble(f"{event_type}, which should not happen here: {json.dumps(data)}")
+    return DETAILS[event_type](data)
 
 
 def _priced(order: dict[str, Any]) -> str:
     return f"order {order['id']}: status {order['status']}, total_price {order['total_price']}"
 
 
-def _stock() -> None:
-    """Read the stock back from the Menu Service. Raises Trouble when it is not what the order leaves."""
-    say_aloud(f"\nStock at the Menu Service, {MENU}/menus")
+def _check_stock() -> None:
+    """Show the stock at the Menu Service. Raises Trouble if it is not what the order leaves."""
+    print_line(f"\nStock at the Menu Service, {MENU}/menus")
     for menu_id, expected in STOCK_AFTER.items():
-        menu = web.get(f"{MENU}/menus/{menu_id}").body
-        say_aloud(f"  {menu['name']:<18}{menu['stock']}")
+        menu = http_client.call("GET", f"{MENU}/menus/{menu_id}").body
+        print_line(f"  {menu['name']:<18}{menu['stock']}")
         if menu["stock"] != expected:
             raise Trouble(f"The stock of menu {menu_id} should be {expected}.")
 

@@ -1,21 +1,19 @@
-"""`make run`: everything, with one prefixed log per process, until Ctrl-C. The data stays for the next time.
-
-Each process hangs on a lifeline of its own, so that none is left behind however this ends: by Ctrl-C, by a closed
-terminal, by the death of whatever read the output, or by `kill -9`.
-"""
+"""`make run`: all processes, with their output prefixed by their names, until Ctrl-C. The data is kept."""
 
 import itertools
+import subprocess
 import sys
 import threading
 from collections.abc import Mapping
 
-from sandbox import broker, processes
-from sandbox.management import console
-from sandbox.processes import PORTS, PROJECT_DIR, Started, Trouble
-from sandbox.ways import Unavailable, say_aloud
+from sandbox import processes
+from sandbox.processes import PORTS, PROJECT_DIR, Trouble
+from sandbox.servers import broker
+from sandbox.servers.management import console
+from sandbox.servers.sources import Unavailable, print_line
 
 VAR = PROJECT_DIR / "var"
-#: Of the processes' names, one each: ANSI's cyan, yellow, green, magenta, blue, red.
+#: ANSI's cyan, yellow, green, magenta, blue, red, for the names of the processes.
 COLOURS = (36, 33, 32, 35, 34, 31)
 
 READY = """
@@ -41,11 +39,10 @@ def main() -> int:
         VAR.mkdir(exist_ok=True)
         with broker.running(VAR / "run" / "broker", needs_management=False, keep=True) as found:
             env = processes.environment(found, found.amqp_url)
-            say_aloud("Preparing the database and the broker ...")
             processes.prepare(env)
             _run(found, env)
     except KeyboardInterrupt:
-        say_aloud("Stopped.")
+        print_line("Stopped.")
     except (Trouble, Unavailable) as trouble:
         print(trouble, file=sys.stderr)
         return 1
@@ -53,26 +50,25 @@ def main() -> int:
 
 
 def _run(found: broker.Broker, env: Mapping[str, str]) -> None:
-    """Show what the processes write until one of them ends, which raises Trouble, or somebody interrupts."""
+    """Print the output of the processes until one of them ends, which raises Trouble."""
     ended = threading.Event()
     with processes.started(env, log_dir=None) as running:
-        for each, colour in zip(running, itertools.cycle(COLOURS), strict=False):
-            threading.Thread(target=_show, args=[each, colour, ended], daemon=True).start()
-        processes.wait_healthy(lambda: processes.require_alive(running))
+        for (name, process), colour in zip(running.items(), itertools.cycle(COLOURS), strict=False):
+            threading.Thread(target=_print_output, args=[name, process, colour, ended], daemon=True).start()
+        processes.wait_healthy(running)
         addresses = {name: str(port) for name, port in PORTS.items()}
-        say_aloud(READY.format(**addresses, console=console(found.management_url), amqp_url=found.amqp_url))
+        print_line(READY.format(**addresses, console=console(found.management_url), amqp_url=found.amqp_url))
         ended.wait()
         processes.require_alive(running)
 
 
-def _show(started: Started, colour: int, ended: threading.Event) -> None:
-    """Print the lines of one process under its name until it ends."""
-    prefix = f"{started.name:<10} |"
+def _print_output(name: str, process: subprocess.Popen[bytes], colour: int, ended: threading.Event) -> None:
+    prefix = f"{name:<10} |"
     if sys.stdout.isatty():
         prefix = f"\033[{colour}m{prefix}\033[0m"
-    for line in started.process.stdout or ():
-        say_aloud(f"{prefix} {line.decode(errors='replace').rstrip()}")
-    started.process.wait()
+    for line in process.stdout or ():
+        print_line(f"{prefix} {line.decode(errors='replace').rstrip()}")
+    process.wait()
     ended.set()
 
 

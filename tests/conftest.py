@@ -11,9 +11,9 @@ from urllib.parse import unquote, urlsplit
 import pika
 import pytest
 
-from sandbox.broker import Broker, fresh_vhost
-from sandbox.management import Management
-from sandbox.postgres import Server, fresh_database
+from sandbox.servers.broker import Broker, fresh_vhost
+from sandbox.servers.management import Management
+from sandbox.servers.postgres import Server, fresh_database
 from tests import servers
 from tests.databases import ReusableDatabase
 from tests.polling import wait_until

@@ -6,7 +6,7 @@ from typing import LiteralString
 import psycopg
 from psycopg import sql
 
-from sandbox.postgres import fresh_database
+from sandbox.servers.postgres import fresh_database
 
 #: Tables and indexes with their columns: a test that changes them leaves a database that cannot be reused.
 SCHEMA: LiteralString = """

@@ -19,8 +19,9 @@ from typing import TypeVar
 
 import pytest
 
-from sandbox import broker, containers, postgres
-from sandbox.ways import Say, Unavailable
+from sandbox.servers import broker, postgres
+from sandbox.servers import docker as containers
+from sandbox.servers.sources import Say, Unavailable
 
 #: Tells the workers the socket of the controller and its password.
 ADDRESS_VARIABLE = "ORDER_TEST_SERVERS"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import rabbitmq_node
-from sandbox.broker import refusal
+from sandbox.servers import rabbitmq_node
+from sandbox.servers.broker import refusal
 from tests.e2e.client import RESPOND_ASYNC, order_of
 from tests.e2e.deployment import ON_SQLITE, Deployment
 from tests.e2e.proxy import TcpProxy

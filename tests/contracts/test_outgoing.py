@@ -75,12 +75,12 @@ def readable(body: bytes) -> str:
     return json.dumps(json.loads(body), indent=2, ensure_ascii=False) + "\n"
 
 
-def test_every_outgoing_event_has_a_golden_sample():
+def test_every_outgoing_event_has_a_golden_sample() -> None:
     assert SENT.keys() == events.OUTGOING.keys()
 
 
 @pytest.mark.parametrize("event_type", SENT)
-def test_an_outgoing_event_is_its_golden_sample(event_type: str):
+def test_an_outgoing_event_is_its_golden_sample(event_type: str) -> None:
     golden = (HERE / f"{event_type}.json").read_text(encoding="utf-8")
 
     body = SENT[event_type]()
@@ -90,17 +90,17 @@ def test_an_outgoing_event_is_its_golden_sample(event_type: str):
 
 
 @pytest.mark.parametrize("event_type", SENT)
-def test_a_repeated_event_is_identical(event_type: str):
+def test_a_repeated_event_is_identical(event_type: str) -> None:
     assert SENT[event_type]() == SENT[event_type]()
 
 
-def test_no_two_events_share_an_id():
+def test_no_two_events_share_an_id() -> None:
     ids = {json.loads(build())["id"] for build in SENT.values()}
 
     assert len(ids) == len(SENT)
 
 
-def test_an_id_is_the_uuid_of_its_name_within_the_order():
+def test_an_id_is_the_uuid_of_its_name_within_the_order() -> None:
     order = new_order()
 
     assert order.event_id("OrderPaid") == str(uuid5(order.key, "OrderPaid"))
@@ -108,13 +108,13 @@ def test_an_id_is_the_uuid_of_its_name_within_the_order():
         assert order.compensation_id(REFUND, subject) == str(uuid5(order.key, f"{REFUND} {subject}"))
 
 
-def test_events_of_one_transition_share_their_sequence():
+def test_events_of_one_transition_share_their_sequence() -> None:
     release, refund = (json.loads(SENT[name]())["sequence"] for name in (RELEASE, REFUND))
 
     assert release == refund == 3
 
 
-def test_a_payment_without_an_id_is_null_on_the_wire():
+def test_a_payment_without_an_id_is_null_on_the_wire() -> None:
     paid = json.loads(sent(*order_with_effect("OrderPaid", reserved("R1"), PUT_PAID)))
     refund = json.loads(sent(*order_with_effect(REFUND, PUT_PAID, CANCEL)))
 
@@ -122,13 +122,13 @@ def test_a_payment_without_an_id_is_null_on_the_wire():
     assert (refund["data"]["payment_id"], refund["data"]["amount"]) == (None, None)
 
 
-def test_a_reservation_without_an_id_is_null_on_the_wire():
+def test_a_reservation_without_an_id_is_null_on_the_wire() -> None:
     release = json.loads(sent(*order_with_effect(RELEASE, reserved(None), CANCEL)))
 
     assert release["data"]["reservation_id"] is None
 
 
-def test_reply_by_includes_the_remaining_reminders():
+def test_reply_by_includes_the_remaining_reminders() -> None:
     created = json.loads(SENT["OrderCreated"]())
 
     assert created["data"]["reply_by"] == "2025-03-01T12:02:00Z"  # 30 s, and three reminders of 30 s each

@@ -52,33 +52,33 @@ DATA = {
 }
 
 
-def test_there_is_one_exchange():
+def test_there_is_one_exchange() -> None:
     assert topology.EXCHANGE == "restaurant.events"
 
 
-def test_every_event_has_its_routing_key():
+def test_every_event_has_its_routing_key() -> None:
     assert {name: model.routing_key for name, model in events.OUTGOING.items()} == ROUTING_KEYS_OUT
     assert {name: model.routing_key for name, model in events.INCOMING.items()} == ROUTING_KEYS_IN
 
 
-def test_the_events_that_need_no_subscriber_are_not_mandatory():
+def test_the_events_that_need_no_subscriber_are_not_mandatory() -> None:
     assert {name for name, model in events.OUTGOING.items() if not model.mandatory} == NOT_MANDATORY
 
 
-def test_the_queues_are_bound_to_the_incoming_events():
+def test_the_queues_are_bound_to_the_incoming_events() -> None:
     assert {queue.name: set(queue.routing_keys) for queue in topology.QUEUES} == BINDINGS
 
 
-def test_each_queue_accepts_the_events_it_is_bound_to():
+def test_each_queue_accepts_the_events_it_is_bound_to() -> None:
     assert {queue.name: queue.accepts for queue in (*topology.QUEUES, topology.MENU_HTTP)} == ACCEPTED
 
 
-def test_every_queue_has_a_dead_letter_queue():
+def test_every_queue_has_a_dead_letter_queue() -> None:
     assert [queue.dead_letters for queue in topology.QUEUES] == ["order-service.menu.dlq", "order-service.payment.dlq"]
 
 
 @pytest.mark.parametrize("queue", topology.QUEUES, ids=lambda queue: queue.name)
-def test_a_queue_is_a_quorum_queue_with_dead_lettering(queue: topology.Queue):
+def test_a_queue_is_a_quorum_queue_with_dead_lettering(queue: topology.Queue) -> None:
     arguments = queue.arguments
 
     assert arguments["x-queue-type"] == "quorum"
@@ -86,7 +86,7 @@ def test_a_queue_is_a_quorum_queue_with_dead_lettering(queue: topology.Queue):
 
 
 @pytest.mark.parametrize("event_type", DATA)
-def test_the_data_of_an_event_has_these_fields(event_type: str):
+def test_the_data_of_an_event_has_these_fields(event_type: str) -> None:
     fields = events.EVENTS[event_type].model_fields
 
     listed = " ".join(name if field.is_required() else f"[{name}]" for name, field in fields.items())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import lifeline
+from sandbox.servers import process_group as lifeline
 
 PROJECT_DIR = Path(__file__).parents[2]
 #: The command line of each process by its name.

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from sandbox.broker import Broker
+from sandbox.servers.broker import Broker
 from tests.e2e.deployment import ON_SQLITE, Deployment
 from tests.e2e.process import PROJECT_DIR
 from tests.polling import wait_until

@@ -13,12 +13,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from sandbox import broker, containers, debian, lifeline, rabbitmq_node
-from sandbox.broker import Broker
-from sandbox.management import Management, ManagementError
-from sandbox.ways import Say, Unavailable
+from sandbox.servers import apt, broker, docker, process_group, rabbitmq_node
+from sandbox.servers.broker import Broker
+from sandbox.servers.management import Management, ManagementError
+from sandbox.servers.sources import Say, Unavailable
 
-#: An address where nothing listens: port 1 is reserved, and we do not run as its service.
+#: An address where nothing listens: port 1 is reserved.
 NOWHERE = "amqp://guest:guest@127.0.0.1:1/"
 
 requires_rabbitmq_server = pytest.mark.skipif(
@@ -27,7 +27,7 @@ requires_rabbitmq_server = pytest.mark.skipif(
 
 
 @contextlib.contextmanager
-def no_docker(say: Say) -> Iterator[broker.Address]:
+def no_docker(say: Say) -> Iterator[tuple[broker.Address, str]]:
     raise Unavailable("no Docker in this test")
     yield
 
@@ -36,15 +36,25 @@ def finding(data_dir: Path, said: list[str], **more: Any) -> AbstractContextMana
     return broker.running(data_dir, docker=no_docker, say=said.append, **more)
 
 
-def port_of(url: str) -> int:
-    port = urlsplit(url).port
-    assert port
-    return port
-
-
-def refuses(port: int) -> bool:
+def refuses(port: int | None) -> bool:
     with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
+        return probe.connect_ex(("127.0.0.1", port or 0)) != 0
+
+
+@pytest.fixture
+def configured(broker: Broker, amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a running broker that the settings name."""
+    assert broker.management_url
+    monkeypatch.setenv("RABBITMQ_URL", amqp_url)
+    monkeypatch.setenv("RABBITMQ_MANAGEMENT_URL", broker.management_url)
+    return amqp_url
+
+
+@pytest.fixture
+def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RABBITMQ_URL", NOWHERE)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(rabbitmq_node, "DEBIAN_SCRIPT", "/nonexistent/*")
 
 
 @requires_rabbitmq_server
@@ -63,11 +73,11 @@ def test_private_node_answers_and_is_gone_afterwards(
         with broker.fresh_vhost(found, "test") as vhost_url:
             assert broker.refusal(vhost_url) is None
         assert broker.refusal(vhost_url) is not None
-        assert lifeline_processes(tmp_path)
+        assert processes_below(tmp_path)
 
-    assert refuses(port_of(found.amqp_url))
-    assert refuses(port_of(found.management_url))
-    eventually(lambda: not lifeline_processes(tmp_path), "the node and its name server to be gone")
+    assert refuses(urlsplit(found.amqp_url).port)
+    assert refuses(urlsplit(found.management_url).port)
+    eventually(lambda: not processes_below(tmp_path), "the node and its name server to be gone")
     assert said[-1] == f"RabbitMQ: {found.how}"
 
 
@@ -88,7 +98,7 @@ def test_data_of_a_kept_node_outlives_it(tmp_path: Path, monkeypatch: pytest.Mon
 @requires_rabbitmq_server
 def test_private_node_does_not_outlive_a_killed_parent(tmp_path: Path, eventually: Callable[..., Any]) -> None:
     program = (
-        "import sys, pathlib; from sandbox import rabbitmq_node as node\n"
+        "import sys, pathlib; from sandbox.servers import rabbitmq_node as node\n"
         "ports = node.free_ports()\n"
         "with node.running(pathlib.Path(sys.argv[1]), ports, keep=False): print(ports.amqp, flush=True); input()"
     )
@@ -100,10 +110,10 @@ def test_private_node_does_not_outlive_a_killed_parent(tmp_path: Path, eventuall
         parent.kill()
 
     eventually(lambda: refuses(port), "the node to stop listening")
-    eventually(lambda: not lifeline_processes(tmp_path), "its processes to be gone")
+    eventually(lambda: not processes_below(tmp_path), "its processes to be gone")
 
 
-def lifeline_processes(directory: Path) -> list[str]:
+def processes_below(directory: Path) -> list[str]:
     """The processes that were started with their data below the directory, zombies apart."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
@@ -114,70 +124,49 @@ def lifeline_processes(directory: Path) -> list[str]:
     return found
 
 
-def test_a_broker_that_answers_is_taken_and_never_emptied(
-    broker: Broker, amqp_url: str, management: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert broker.management_url
+def test_a_running_broker_is_used_and_never_emptied(configured: str, management: Any, tmp_path: Path) -> None:
     management.api.call("PUT", "queues", management.vhost, "theirs", body={"durable": True})
-    monkeypatch.setenv("RABBITMQ_URL", amqp_url)
-    monkeypatch.setenv("RABBITMQ_MANAGEMENT_URL", broker.management_url)
     said: list[str] = []
 
     with finding(tmp_path, said) as found:
-        assert found.amqp_url == amqp_url
+        assert found.amqp_url == configured
         assert found.how.startswith("RABBITMQ_URL amqp://")
 
     assert "theirs" in management.queues()
-    assert urlsplit(amqp_url).password not in said[-1].partition("@")[0].split(":")
+    assert urlsplit(configured).password not in said[-1].partition("@")[0].split(":")
 
 
-def test_of_several_addresses_the_first_that_answers_is_taken(
-    broker: Broker, amqp_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_of_several_addresses_the_first_that_answers_is_used(
+    configured: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert broker.management_url
-    monkeypatch.setenv("RABBITMQ_URL", f"{NOWHERE}, {amqp_url}")
-    monkeypatch.setenv("RABBITMQ_MANAGEMENT_URL", broker.management_url)
+    monkeypatch.setenv("RABBITMQ_URL", f"{NOWHERE}, {configured}")
 
     with finding(tmp_path, []) as found:
-        assert found.amqp_url == amqp_url
+        assert found.amqp_url == configured
 
 
 def test_a_broker_without_management_api_is_passed_over_when_a_fresh_vhost_is_needed(
-    amqp_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nothing_installed: None, configured: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RABBITMQ_URL", amqp_url)
     monkeypatch.setenv("RABBITMQ_MANAGEMENT_URL", "http://guest:guest@127.0.0.1:1")
-    nothing_installed(monkeypatch)
 
     with pytest.raises(Unavailable, match="its management API, which makes the fresh vhosts, does not"):
         finding(tmp_path, []).__enter__()
 
     with finding(tmp_path, [], needs_management=False) as found:
-        assert (found.amqp_url, found.management_url) == (amqp_url, None)
+        assert (found.amqp_url, found.management_url) == (configured, None)
         with pytest.raises(Unavailable, match="fresh vhost"):
-            fresh_vhost(found).__enter__()
+            broker.fresh_vhost(found, "test").__enter__()
 
 
-def fresh_vhost(found: Broker) -> AbstractContextManager[str]:
-    return broker.fresh_vhost(found, "test")
-
-
-def test_nothing_available_names_the_three_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RABBITMQ_URL", NOWHERE)
-    nothing_installed(monkeypatch)
-
+def test_advice_names_the_three_sources_when_none_is_available(nothing_installed: None, tmp_path: Path) -> None:
     with pytest.raises(Unavailable) as refused:
         broker.running(tmp_path, say=print).__enter__()
 
     message = str(refused.value)
-    for way in ("export RABBITMQ_URL=", "Docker is not installed", "apt-get install rabbitmq-server"):
-        assert way in message
+    for source in ("export RABBITMQ_URL=", "Docker is not installed", "apt-get install rabbitmq-server"):
+        assert source in message
     assert "guest:guest@127" not in message
-
-
-def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(rabbitmq_node, "DEBIAN_SCRIPT", "/nonexistent/*")
 
 
 def test_an_engine_that_does_not_answer_is_no_docker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -187,7 +176,7 @@ def test_an_engine_that_does_not_answer_is_no_docker(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PATH", str(tmp_path) + os.pathsep + os.environ["PATH"])
 
     with pytest.raises(Unavailable, match="no running engine"):
-        containers.require_image("rabbitmq:4-management", print)
+        docker.require_image("rabbitmq:4-management", print)
 
 
 def test_without_root_or_sudo_nothing_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -197,15 +186,15 @@ def test_without_root_or_sudo_nothing_is_installed(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
 
     with pytest.raises(Unavailable, match="sudo apt-get install rabbitmq-server"):
-        debian.install("rabbitmq-server", service="rabbitmq-server", say=print)
+        apt.install("rabbitmq-server", say=print)
 
 
 def test_a_server_that_ends_is_reported_with_the_end_of_its_log(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
-    command = lifeline.Command(["/bin/sh", "-c", "echo a reason; exit 3"], os.environ, log)
+    command = process_group.Command(["/bin/sh", "-c", "echo a reason; exit 3"], os.environ, log)
 
-    with lifeline.serving(command) as process, pytest.raises(Unavailable, match=r"(?s)status 3.*a reason"):
-        lifeline.wait_ready(process, log, lambda: False, seconds=10)
+    with process_group.serving(command) as process, pytest.raises(Unavailable, match=r"(?s)status 3.*a reason"):
+        process_group.wait_ready(process, log, lambda: False, seconds=10)
 
 
 def test_an_unreachable_management_api_is_said_with_the_call() -> None:

@@ -50,7 +50,7 @@ def test_database_that_comes_back_is_used_again(service: Service) -> None:
     service.post(headers=RESPOND_ASYNC)
 
     # when
-    with core.database_away(service.database.url):
+    with core.database_unreachable(service.database.url):
         refused = [service.get("/orders/1"), service.post(headers=RESPOND_ASYNC), service.get("/readyz")]
 
     # then
@@ -66,7 +66,7 @@ def test_recorded_order_is_202_also_when_the_database_goes_while_the_post_waits(
     order_id, future = service.post_waiting(headers={"Prefer": "wait=1"})
 
     # when
-    with core.database_away(service.database.url):
+    with core.database_unreachable(service.database.url):
         answer = future.result(ANSWER_SECONDS)
 
     # then: after "please try again" the client would order twice

@@ -1,7 +1,8 @@
-"""The sandbox's fault switches: each drives our real consumers, relay and clock to what the decision table says."""
+"""The sandbox's faults: with each, our real consumers, relay and deadlines do what the decision table says."""
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from decimal import Decimal
@@ -9,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flask import Flask
+from flask.testing import FlaskClient
 
 from order_service import handlers
-from order_service.process import utc_now
 from order_service.storage.database import Database
 from order_service.storage.tables import order_history
+from order_service.unit_of_work import unit_of_work
 from publishers.deadlines import Deadlines
 from publishers.relay import Relay
-from sandbox import faults, menu, payment
-from sandbox.faults import Faults, UnknownFault
-from sandbox.sibling.consumer import Service
-from sandbox.sibling.process import workers
-from sandbox.sibling.store import connect, create
+from sandbox.siblings import faults, menu, payment
+from sandbox.siblings.faults import Faults
+from sandbox.siblings.kit import Service, connect
 from tests.integration import core
 
 Eventually = Callable[..., Any]
@@ -36,26 +37,22 @@ class Restaurant:
         self.settings = core.settings(
             amqp_url, database.url, menu_reply_seconds=1, menu_reminders=2, compensation_seconds=0.5
         )
-        self.menu, self.payment = Faults(menu.DECIDING), Faults(payment.DECIDING)
-        create(directory / "menu.db", menu.SCHEMA)
-        create(directory / "payment.db", payment.SCHEMA)
-        self._menus = stack.enter_context(closing(connect(directory / "menu.db")))
-        self._payments = stack.enter_context(closing(connect(directory / "payment.db")))
-        for service in (
-            menu.service(directory / "menu.db", self.menu),
-            payment.service(directory / "payment.db", "auto", self.payment),
-        ):
-            stack.enter_context(serving(service, amqp_url))
+        menus = menu.create_service(directory / "menu.db")
+        payments = payment.create_service(directory / "payment.db")
+        self.menu, self.payment = menus.faults, payments.faults
+        self._menus = stack.enter_context(closing(connect(menus.database)))
+        self._payments = stack.enter_context(closing(connect(payments.database)))
+        for service in (menus, payments):
+            stack.enter_context(serving(service))
         stack.enter_context(core.running(core.worker(self.settings, database)))
         stack.enter_context(core.running(lambda stop: Relay(self.settings, database, stop)))
         stack.enter_context(core.running(lambda stop: Deadlines(self.settings, database, stop)))
 
     def place(self, expected_total: Decimal | None = None) -> int:
         """An order of one portion of each dish, placed now."""
-        clock = core.clock(utc_now(), reply_seconds=self.settings.menu_reply_seconds)
         placement = handlers.Placement(user_id=1, menu_ids=(1, 2), expected_total=expected_total)
-        with self.database.writing() as connection:
-            [placed] = handlers.place_orders(connection, [placement], clock, reminders=self.settings.menu_reminders)
+        with unit_of_work(self.database, self.settings.policy) as work:
+            [placed] = handlers.place_orders(work, [placement])
             return placed.id
 
     def state(self, order_id: int) -> tuple[str, str | None]:
@@ -67,7 +64,7 @@ class Restaurant:
 
     def confirmed(self) -> list[str]:
         """What was given back and confirmed; empty while anything is not."""
-        rows = core.given_back(self.database)
+        rows = core.compensation_rows(self.database)
         return [row.type for row in rows] if all(row.confirmed_at for row in rows) else []
 
     def stock(self) -> dict[int, int]:
@@ -78,23 +75,22 @@ class Restaurant:
 
 
 @contextlib.contextmanager
-def serving(service: Service, amqp_url: str) -> Iterator[None]:
-    both = workers(service, amqp_url)
-    threads = [threading.Thread(target=each.run, daemon=True) for each in both]
-    for thread in threads:
-        thread.start()
+def serving(service: Service) -> Iterator[None]:
+    stopping = threading.Event()
+    thread = threading.Thread(target=service.run, args=[stopping], daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        for each in both:
-            each.stop()
-        for thread in threads:
-            thread.join(5)
-        both[1]._loop.close()  # as the end of its process would
+        stopping.set()
+        thread.join(5)
 
 
 @pytest.fixture
-def restaurant(amqp_url: str, migrated_sqlite: Path, tmp_path: Path) -> Iterator[Restaurant]:
+def restaurant(
+    amqp_url: str, migrated_sqlite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Restaurant]:
+    monkeypatch.setenv("RABBITMQ_URL", amqp_url)
     core.Wire(amqp_url).declare()
     with closing(connect(migrated_sqlite)) as template, closing(connect(tmp_path / "orders.db")) as copy:
         template.backup(copy)
@@ -102,51 +98,55 @@ def restaurant(amqp_url: str, migrated_sqlite: Path, tmp_path: Path) -> Iterator
         yield Restaurant(stack, amqp_url, database, tmp_path)
 
 
-def test_rejecting_menu_holds_nothing_and_stays_with_its_answer(restaurant: Restaurant, eventually: Eventually) -> None:
-    restaurant.menu.switch({"reject": True})
-
-    order_id = restaurant.place()
-
-    eventually(lambda: restaurant.state(order_id) == ("failed", "out_of_stock"), "the order to fail")
-    assert restaurant.stock() == FULL
-    assert restaurant.confirmed() == restaurant.payments() == []
+RELEASE, REFUND = "StockReleaseRequested", "RefundRequested"
 
 
-def test_rejecting_payment_takes_nothing_and_the_stock_is_given_back(
-    restaurant: Restaurant, eventually: Eventually
+@pytest.mark.parametrize(
+    ("menu_faults", "payment_faults", "reason", "confirmed", "payments"),
+    [
+        ({"reject": True}, {}, "out_of_stock", [], []),
+        ({}, {"reject": True}, "payment_failed", [RELEASE], []),
+        ({}, {"wrong_amount": True}, "amount_mismatch", [REFUND, RELEASE], [("38001", "refunded")]),
+        (
+            {"delay": 0.3, "duplicate": True, "reorder": True},
+            {"duplicate": True, "wrong_amount": True},
+            "amount_mismatch",
+            [REFUND, RELEASE],
+            [("38001", "refunded")],
+        ),
+    ],
+    ids=["the menu rejects", "the payment is rejected", "the amount is wrong", "faults are combined"],
+)
+def test_order_fails_and_what_was_taken_for_it_is_given_back(
+    restaurant: Restaurant,
+    eventually: Eventually,
+    menu_faults: dict[str, object],
+    payment_faults: dict[str, object],
+    reason: str,
+    confirmed: list[str],
+    payments: list[tuple[str, str]],
 ) -> None:
-    restaurant.payment.switch({"reject": True})
+    restaurant.menu.replace(menu_faults)
+    restaurant.payment.replace(payment_faults)
 
     order_id = restaurant.place()
 
-    eventually(lambda: restaurant.state(order_id) == ("failed", "payment_failed"), "the order to fail")
-    eventually(lambda: restaurant.confirmed() == ["StockReleaseRequested"], "the release to be confirmed")
-    assert restaurant.stock() == FULL
-    assert restaurant.payments() == []
-
-
-def test_wrong_amount_fails_the_order_and_all_of_it_is_refunded(restaurant: Restaurant, eventually: Eventually) -> None:
-    restaurant.payment.switch({"wrong_amount": True})
-
-    order_id = restaurant.place()
-
-    eventually(lambda: restaurant.state(order_id) == ("failed", "amount_mismatch"), "the order to fail")
-    both = ["RefundRequested", "StockReleaseRequested"]
-    eventually(lambda: sorted(restaurant.confirmed()) == both, "refund and release to be confirmed")
-    assert restaurant.payments() == [("38001", "refunded")]
+    eventually(lambda: restaurant.state(order_id) == ("failed", reason), "the order to fail")
+    eventually(lambda: sorted(restaurant.confirmed()) == confirmed, "compensations to be confirmed")
+    assert restaurant.payments() == payments
     assert restaurant.stock() == FULL
 
 
 def test_changed_price_fails_the_order_that_expected_another_before_any_payment(
     restaurant: Restaurant, eventually: Eventually
 ) -> None:
-    restaurant.menu.switch({"price": True})
+    restaurant.menu.replace({"price": True})
 
     expecting, trusting = restaurant.place(Decimal(38000)), restaurant.place()
 
     eventually(lambda: restaurant.state(expecting) == ("failed", "price_changed"), "the expecting order to fail")
     eventually(lambda: restaurant.state(trusting)[0] == "paid", "the other one to be paid")
-    eventually(lambda: restaurant.confirmed() == ["StockReleaseRequested"], "the release to be confirmed")
+    eventually(lambda: restaurant.confirmed() == [RELEASE], "the release to be confirmed")
     assert restaurant.payments() == [("40000", "paid")]
     assert restaurant.stock() == TAKEN
 
@@ -154,24 +154,24 @@ def test_changed_price_fails_the_order_that_expected_another_before_any_payment(
 def test_silent_menu_is_reminded_then_the_order_expires_and_all_is_asked_back(
     restaurant: Restaurant, eventually: Eventually
 ) -> None:
-    restaurant.menu.switch({"silent": True})
+    restaurant.menu.replace({"silent": True})
 
     order_id = restaurant.place()
 
     eventually(lambda: restaurant.state(order_id) == ("failed", "expired"), "the order to expire")
     assert restaurant.history(order_id) == ["MenuReminder", "MenuReminder", "MenuDeadline"]
-    [release] = core.given_back(restaurant.database)
-    assert (release.type, release.subject) == ("StockReleaseRequested", None)
+    [release] = core.compensation_rows(restaurant.database)
+    assert (release.type, release.subject) == (RELEASE, None)
     eventually(lambda: restaurant.stock() == FULL, "the stock to be given back")
     assert restaurant.confirmed() == []
 
-    restaurant.menu.switch({})
-    eventually(lambda: restaurant.confirmed() == ["StockReleaseRequested"], "the release to be confirmed at a repeat")
+    restaurant.menu.replace({})
+    eventually(lambda: restaurant.confirmed() == [RELEASE], "the release to be confirmed at a repeat")
     assert restaurant.stock() == FULL
 
 
 def test_late_menu_is_reminded_and_takes_the_stock_once(restaurant: Restaurant, eventually: Eventually) -> None:
-    restaurant.menu.switch({"delay": 1.6})
+    restaurant.menu.replace({"delay": 1.6})
 
     order_id = restaurant.place()
 
@@ -182,13 +182,12 @@ def test_late_menu_is_reminded_and_takes_the_stock_once(restaurant: Restaurant, 
 
 
 def test_menu_later_than_its_deadline_gets_its_reservation_back(restaurant: Restaurant, eventually: Eventually) -> None:
-    restaurant.menu.switch({"delay": 4})
+    restaurant.menu.replace({"delay": 4})
 
     order_id = restaurant.place()
 
     eventually(lambda: restaurant.state(order_id) == ("failed", "expired"), "the order to expire")
-    both = ["StockReleaseRequested"] * 2
-    eventually(lambda: restaurant.confirmed() == both, "both releases to be confirmed")
+    eventually(lambda: restaurant.confirmed() == [RELEASE] * 2, "both releases to be confirmed")
     assert restaurant.stock() == FULL
 
 
@@ -196,8 +195,8 @@ def test_menu_later_than_its_deadline_gets_its_reservation_back(restaurant: Rest
 def test_answers_sent_twice_or_out_of_order_leave_every_order_paid_once(
     restaurant: Restaurant, eventually: Eventually, fault: str
 ) -> None:
-    restaurant.menu.switch({fault: True})
-    restaurant.payment.switch({fault: True})
+    restaurant.menu.replace({fault: True})
+    restaurant.payment.replace({fault: True})
 
     ids = [restaurant.place() for _ in range(4)]
 
@@ -208,73 +207,61 @@ def test_answers_sent_twice_or_out_of_order_leave_every_order_paid_once(
     assert restaurant.confirmed() == []
 
 
-def test_faults_can_be_combined(restaurant: Restaurant, eventually: Eventually) -> None:
-    restaurant.menu.switch({"delay": 0.3, "duplicate": True, "reorder": True})
-    restaurant.payment.switch({"duplicate": True, "wrong_amount": True})
+def test_copies_share_an_id_and_every_other_answer_is_held_back() -> None:
+    switched = Faults()
+    switched.replace({"duplicate": True, "reorder": True})
 
-    order_id = restaurant.place()
-
-    eventually(lambda: restaurant.state(order_id) == ("failed", "amount_mismatch"), "the order to fail")
-    eventually(lambda: len(restaurant.confirmed()) == 2, "refund and release to be confirmed")
-    assert restaurant.payments() == [("38001", "refunded")]
-    assert restaurant.stock() == FULL
-
-
-def test_copies_share_an_id_and_every_other_answer_waits() -> None:
-    switched = Faults((), "duplicate,reorder")
-
-    first, second = [list(switched.departures()) for _ in range(2)]
-
-    (id1, at1), (id2, at2) = first
+    (id1, at1), (id2, at2) = switched.copies()
     assert id1 == id2
-    assert at1 == at2 > 0
-    assert [at for _, at in second] == [0, 0]
-    assert not list(Faults((), "silent").departures())
+    assert at1 == at2 > time.time()
+    assert [at for _, at in switched.copies()] == [0, 0]
+    switched.replace({"silent": True})
+    assert not list(switched.copies())
 
 
-def test_environment_switches_faults_at_start() -> None:
-    assert faults.read("MENU_FAULTS", " delay=2 , duplicate,reject", menu.DECIDING).active == {
-        "delay": 2.0,
-        "duplicate": True,
-        "reject": True,
-    }
-    with pytest.raises(SystemExit, match="MENU_FAULTS: unknown fault wrong_amount; known are reject, price, silent"):
-        faults.read("MENU_FAULTS", "wrong_amount", menu.DECIDING)
+def test_environment_sets_faults_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MENU_FAULTS", " delay=2 , duplicate,reject")
+    active = faults.from_environment("MENU_FAULTS", menu.DECIDING).active
+    assert active == {"delay": 2.0, "duplicate": True, "reject": True}
 
 
 @pytest.mark.parametrize(
     ("wanted", "problem"),
     [
-        ("loud", "unknown fault loud"),
+        ("wrong_amount", "unknown fault wrong_amount; known are reject, price, silent"),
         ("delay", "delay must be a number of seconds"),
-        ("delay=soon", "delay must be a number of seconds"),
+        ("delay=soon", "could not convert string to float: 'soon'"),
         ("delay=nan", "delay must be a number of seconds"),
         ("delay=0", "delay must be a number of seconds"),
         ("silent=2", "silent must be true or false"),
     ],
 )
-def test_impossible_fault_in_the_environment_is_named(wanted: str, problem: str) -> None:
-    with pytest.raises(UnknownFault, match=problem):
-        Faults(menu.DECIDING, wanted)
+def test_impossible_fault_in_the_environment_is_named(
+    monkeypatch: pytest.MonkeyPatch, wanted: str, problem: str
+) -> None:
+    monkeypatch.setenv("MENU_FAULTS", wanted)
+    with pytest.raises(SystemExit, match=f"MENU_FAULTS: {problem}"):
+        faults.from_environment("MENU_FAULTS", menu.DECIDING)
 
 
-def apps(directory: Path) -> Iterator[Any]:
-    create(directory / "menu.db", menu.SCHEMA)
-    create(directory / "payment.db", payment.SCHEMA)
-    yield menu.create_app(directory / "menu.db").test_client()
-    yield payment.create_app(directory / "payment.db").test_client()
+@pytest.fixture(params=[menu, payment], ids=["menu", "payment"])
+def client(request: pytest.FixtureRequest, tmp_path: Path) -> FlaskClient:
+    app: Flask = request.param.create_app(request.param.create_service(tmp_path / "sibling.db"))
+    return app.test_client()
 
 
-def test_faults_are_switched_over_http(tmp_path: Path) -> None:
-    for client in apps(tmp_path):
-        assert client.get("/faults").json["active"] == {}
+def test_faults_are_replaced_over_http(client: FlaskClient) -> None:
+    def active() -> Any:
+        return (client.get("/faults").json or {})["active"]
 
-        put = client.put("/faults", data=b'{"delay": 2, "duplicate": true, "silent": false}')
+    assert active() == {}
 
-        assert put.status_code == 200
-        assert put.json == client.get("/faults").json
-        assert put.json["active"] == {"delay": 2, "duplicate": True}
-        assert client.put("/faults", data=b"{}").json["active"] == {}
+    put = client.put("/faults", data=b'{"delay": 2, "duplicate": true, "silent": false}')
+
+    assert (put.status_code, put.json) == (200, client.get("/faults").json)
+    assert active() == {"delay": 2, "duplicate": True}
+    client.put("/faults", data=b"{}")
+    assert active() == {}
 
 
 @pytest.mark.parametrize(
@@ -289,12 +276,11 @@ def test_faults_are_switched_over_http(tmp_path: Path) -> None:
         (b"\xff", "can't decode"),
     ],
 )
-def test_impossible_fault_is_400_and_switches_nothing(tmp_path: Path, body: bytes, problem: str) -> None:
-    for client in apps(tmp_path):
-        client.put("/faults", data=b'{"silent": true}')
+def test_impossible_fault_is_400_and_changes_nothing(client: FlaskClient, body: bytes, problem: str) -> None:
+    client.put("/faults", data=b'{"silent": true}')
 
-        refused = client.put("/faults", data=body)
+    refused = client.put("/faults", data=body)
 
-        assert refused.status_code == 400
-        assert problem in refused.json["message"]
-        assert client.get("/faults").json["active"] == {"silent": True}
+    assert refused.status_code == 400
+    assert problem in (refused.json or {})["message"]
+    assert (client.get("/faults").json or {})["active"] == {"silent": True}

@@ -92,7 +92,7 @@ def test_orders_that_arrive_during_a_transaction_share_the_next(
     assert sum(map(len, gate.begun)) == 20
     ids = [order.id for order in placed if isinstance(order, Order)]
     assert len(set(ids)) == core.count(database, orders) == 20
-    created = {event["data"]["order_id"] for event in core.leaving(database, "OrderCreated")}
+    created = {event["data"]["order_id"] for event in core.unsent_events(database, "OrderCreated")}
     assert created == set(ids)
 
 

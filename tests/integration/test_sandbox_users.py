@@ -1,30 +1,19 @@
-"""The sandbox's User Service: its REST, and its life as a process."""
+"""The sandbox's User Service over HTTP."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import httpx2
 import pytest
 from flask.testing import FlaskClient
 
-from sandbox.sibling.store import create
-from sandbox.users import SCHEMA, create_app
+from sandbox.siblings.users import create_app
 
 
 @pytest.fixture
 def client(tmp_path: Path) -> FlaskClient:
-    create(tmp_path / "users.db", SCHEMA)
     return create_app(tmp_path / "users.db").test_client()
 
 
-def test_user_1_is_there_from_the_start(client: FlaskClient) -> None:
+def test_user_1_exists_from_the_start(client: FlaskClient) -> None:
     answer = client.get("/users/1")
     assert (answer.status_code, answer.json) == (200, {"id": 1, "name": "Budi Santoso", "payment_status": "unpaid"})
 
@@ -53,42 +42,13 @@ def test_unknown_user_is_404_with_the_agreed_message(client: FlaskClient) -> Non
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"[" * 100_000, b"{}", b'{"name": ""}', b'{"name": 7}'])
-def test_unreadable_user_is_400(client: FlaskClient, body: bytes) -> None:
+def test_invalid_user_is_400(client: FlaskClient, body: bytes) -> None:
     answer = client.post("/users", data=body)
     assert answer.status_code == 400
     assert "message" in (answer.json or {})
 
 
-def test_database_made_twice_keeps_what_is_in_it(client: FlaskClient, tmp_path: Path) -> None:
+def test_database_created_twice_keeps_its_rows(client: FlaskClient, tmp_path: Path) -> None:
     client.put("/users/1/payment-status", json={"payment_status": "paid"})
-    create(tmp_path / "users.db", SCHEMA)
+    create_app(tmp_path / "users.db")
     assert (client.get("/users/1").json or {})["payment_status"] == "paid"
-
-
-@contextmanager
-def running(directory: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """The service as a process, on a free port."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    environment = os.environ | {"USERS_PORT": str(port), "SANDBOX_DIR": str(directory)}
-    with subprocess.Popen([sys.executable, "-m", "sandbox.users"], env=environment) as process:
-        try:
-            yield process, f"http://127.0.0.1:{port}"
-        finally:
-            process.kill()
-
-
-def is_well(url: str) -> bool:
-    try:
-        return bool(httpx2.get(f"{url}/healthz").json() == {"status": "ok"})
-    except httpx2.TransportError:
-        return False
-
-
-def test_process_answers_and_ends_on_sigterm(tmp_path: Path, eventually: Callable[..., Any]) -> None:
-    with running(tmp_path / "sandbox") as (process, url):
-        eventually(lambda: is_well(url), "the User Service to answer")
-        assert httpx2.get(f"{url}/users/1").status_code == 200
-
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=5) == 0

@@ -13,9 +13,7 @@ from typing import Any
 
 import pytest
 
-from order_service import handlers
 from order_service.contract import asyncapi, samples
-from order_service.domain.messages import Cancel
 from order_service.domain.order import State
 from order_service.storage.database import Database
 from publishers.relay import Relay
@@ -41,6 +39,12 @@ def javascript(function: Callable[..., None]) -> Callable[..., None]:
     for mark in NEEDS_NODE:
         function = mark(function)
     return function
+
+
+def test_the_page_prints_the_kit_that_the_sandbox_uses() -> None:
+    kit = (ROOT / "sandbox" / "siblings" / "kit.py").read_text(encoding="utf-8")
+
+    assert blocks("python")[0] == f"# kit.py\n{kit}"
 
 
 def blocks(language: str) -> list[str]:
@@ -118,12 +122,11 @@ def see_an_order_through(database: Database, wire: Wire, eventually: Eventually)
     eventually(lambda: core.states(database, ids) == {State.PAID}, "the orders to be paid")
 
     wire.send(completed(ids[0], "another payment"))
-    confirmed = lambda: [row.confirmed_at for row in core.given_back(database)]  # noqa: E731
+    confirmed = lambda: [row.confirmed_at for row in core.compensation_rows(database)]  # noqa: E731
     eventually(lambda: len(confirmed()) == 1 and all(confirmed()), "the refund to be confirmed")
 
     cancelled = core.place(database)
-    with database.writing() as connection:
-        handlers.change_order(connection, cancelled[0], Cancel(), core.changes())
+    core.cancel(database, cancelled[0])
     eventually(lambda: len(confirmed()) == 2 and all(confirmed()), "the release to be confirmed")
 
 

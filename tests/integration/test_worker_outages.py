@@ -13,8 +13,8 @@ from order_service.contract import topology
 from order_service.storage import migrate
 from order_service.storage.database import Database
 from order_service.storage.tables import order_history, outbox
-from sandbox.broker import Broker
-from sandbox.management import Management
+from sandbox.servers.broker import Broker
+from sandbox.servers.management import Management
 from tests.integration import core
 from tests.integration.core import Eventually, Log, Start, Wire, reserved
 

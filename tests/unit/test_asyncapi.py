@@ -53,7 +53,7 @@ def shape(value: Any) -> Any:
     return [shape(each) for each in value[:1]] if isinstance(value, list) else None
 
 
-def test_every_event_model_is_registered_under_its_name():
+def test_every_event_model_is_registered_under_its_name() -> None:
     models = {*EventData.__subclasses__(), *OrderEventData.__subclasses__(), *IncomingData.__subclasses__()}
 
     assert set(EVENTS.values()) == models - {OrderEventData, IncomingData}
@@ -61,7 +61,7 @@ def test_every_event_model_is_registered_under_its_name():
 
 
 @pytest.mark.parametrize("event_type", EVENTS)
-def test_every_event_has_its_channel_its_operation_and_its_message(event_type: str):
+def test_every_event_has_its_channel_its_operation_and_its_message(event_type: str) -> None:
     document = asyncapi.document()
     sent = event_type in OUTGOING
 
@@ -76,15 +76,15 @@ def test_every_event_has_its_channel_its_operation_and_its_message(event_type: s
 
 
 @pytest.mark.parametrize("event_type", OUTGOING)
-def test_an_event_is_mandatory_in_the_document_exactly_if_the_relay_publishes_it_so(event_type: str):
+def test_an_event_is_mandatory_in_the_document_exactly_if_the_relay_publishes_it_so(event_type: str) -> None:
     row = SimpleNamespace(exchange=topology.EXCHANGE, type=event_type)
 
     operation = asyncapi.document()["operations"][f"send{event_type}"]
 
-    assert operation["bindings"]["amqp"]["mandatory"] == is_mandatory(row)
+    assert operation["bindings"]["amqp"]["mandatory"] == is_mandatory(row)  # type: ignore[arg-type]
 
 
-def test_the_document_and_the_page_name_every_event_that_is_not_mandatory():
+def test_the_document_and_the_page_name_every_event_that_is_not_mandatory() -> None:
     [sentence] = re.findall(
         r"key\. ([^.]*) are not mandatory", " ".join(asyncapi.document()["info"]["description"].split())
     )
@@ -93,14 +93,14 @@ def test_the_document_and_the_page_name_every_event_that_is_not_mandatory():
     assert asyncapi.DELIVERY in event_tables.events_page()
 
 
-def test_each_queue_is_a_channel_with_the_messages_of_its_routing_keys():
+def test_each_queue_is_a_channel_with_the_messages_of_its_routing_keys() -> None:
     channels = asyncapi.document()["channels"]
 
     for queue in topology.QUEUES:
         assert {EVENTS[name].routing_key for name in channels[queue.name]["messages"]} == set(queue.routing_keys)
 
 
-def test_every_reference_can_be_resolved():
+def test_every_reference_can_be_resolved() -> None:
     document = asyncapi.document()
 
     references = [each["$ref"] for each in objects(document) if "$ref" in each]
@@ -110,14 +110,14 @@ def test_every_reference_can_be_resolved():
 
 
 @pytest.mark.parametrize("event_type", EVENTS)
-def test_a_schema_needs_no_other_document(event_type: str):
+def test_a_schema_needs_no_other_document(event_type: str) -> None:
     schema = data_schema(event_type)
 
     assert not [each for each in objects(schema) if {"$ref", "$defs", "discriminator"} & each.keys()]
 
 
 @pytest.mark.parametrize("event_type", EVENTS)
-def test_an_example_is_exactly_what_the_model_serializes(event_type: str):
+def test_an_example_is_exactly_what_the_model_serializes(event_type: str) -> None:
     data = samples.DATA[event_type]
 
     written = EVENTS[event_type].model_validate(data).model_dump(mode="json")
@@ -127,7 +127,7 @@ def test_an_example_is_exactly_what_the_model_serializes(event_type: str):
 
 
 @pytest.mark.parametrize("event_type", EVENTS)
-def test_an_example_has_the_shape_of_the_golden_sample(event_type: str):
+def test_an_example_has_the_shape_of_the_golden_sample(event_type: str) -> None:
     example = samples.event(event_type, id="1")
 
     expected = shape(GOLDEN[event_type])
@@ -137,7 +137,7 @@ def test_an_example_has_the_shape_of_the_golden_sample(event_type: str):
 
 
 @pytest.mark.parametrize("event_type", EVENTS)
-def test_the_schema_requires_only_fields_of_the_golden_sample(event_type: str):
+def test_the_schema_requires_only_fields_of_the_golden_sample(event_type: str) -> None:
     payload = event_schema(event_type)
 
     golden = GOLDEN[event_type]
@@ -146,7 +146,7 @@ def test_the_schema_requires_only_fields_of_the_golden_sample(event_type: str):
 
 
 @pytest.mark.parametrize("event_type", INCOMING)
-def test_an_example_of_an_incoming_event_is_decoded(event_type: str):
+def test_an_example_of_an_incoming_event_is_decoded(event_type: str) -> None:
     body = json.dumps(samples.event(event_type, id="m-1", order_id=12)).encode()
 
     reply = read(Delivery("", "", body))
@@ -154,7 +154,7 @@ def test_an_example_of_an_incoming_event_is_decoded(event_type: str):
     assert (reply.message_id, reply.type, reply.order_id) == ("m-1", event_type, 12)
 
 
-def test_the_committed_page_is_up_to_date():
+def test_the_committed_page_is_up_to_date() -> None:
     committed = (ROOT / "docs/events.md").read_text(encoding="utf-8")
 
     command = "python -m order_service events page > docs/events.md"
@@ -163,7 +163,7 @@ def test_the_committed_page_is_up_to_date():
     assert command in committed
 
 
-def test_the_api_serves_the_document_and_every_schema(client: FlaskClient):
+def test_the_api_serves_the_document_and_every_schema(client: FlaskClient) -> None:
     served = client.get("/asyncapi.json")
     schemas = {name: client.get(f"/schemas/{name}.json") for name in EVENTS}
 
@@ -175,14 +175,14 @@ def test_the_api_serves_the_document_and_every_schema(client: FlaskClient):
 
 
 @pytest.mark.parametrize("name", ["Unknown", "ordercreated", "..%2Fevents", "OrderCreated.json"])
-def test_an_unknown_schema_is_a_problem(client: FlaskClient, name: str):
+def test_an_unknown_schema_is_a_problem(client: FlaskClient, name: str) -> None:
     answer = client.get(f"/schemas/{name}.json")
 
     assert (answer.status_code, answer.mimetype) == (404, "application/problem+json")
     assert answer.get_json(force=True)["code"] == "not_found"
 
 
-def test_the_page_shows_every_event_and_queue_and_loads_nothing(client: FlaskClient):
+def test_the_page_shows_every_event_and_queue_and_loads_nothing(client: FlaskClient) -> None:
     page = client.get("/asyncapi").get_data(as_text=True)
 
     for model in EVENTS.values():
@@ -194,7 +194,7 @@ def test_the_page_shows_every_event_and_queue_and_loads_nothing(client: FlaskCli
 
 
 @pytest.mark.parametrize("event_type", EVENTS)
-def test_the_sample_command_prints_an_event_that_the_validate_command_accepts(event_type: str):
+def test_the_sample_command_prints_an_event_that_the_validate_command_accepts(event_type: str) -> None:
     sample = CliRunner().invoke(main, ["events", "sample", event_type.lower(), "--order", "12"])
     result = CliRunner().invoke(main, ["events", "validate", "-"], input=sample.output)
 
@@ -203,7 +203,7 @@ def test_the_sample_command_prints_an_event_that_the_validate_command_accepts(ev
 
 
 @pytest.mark.parametrize("option", [["--type", "OrderPaid"], ["--routing-key", "order.paid"]])
-def test_bare_data_is_validated_as_the_given_type(option: list[str]):
+def test_bare_data_is_validated_as_the_given_type(option: list[str]) -> None:
     body = json.dumps(samples.DATA["OrderPaid"])
 
     result = CliRunner().invoke(main, ["events", "validate", "-", *option], input=body)
@@ -226,7 +226,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_the_validate_command_reports_each_wrong_field(case: str):
+def test_the_validate_command_reports_each_wrong_field(case: str) -> None:
     body, event_type, expected = WRONG[case]
     options = ["--type", event_type] if event_type else []
 

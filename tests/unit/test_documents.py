@@ -9,8 +9,8 @@ import pytest
 from order_service.contract.events import EVENTS
 from order_service.web.problems import KINDS
 from order_service.web.routes import ROUTES
-from sandbox import menu, payment
-from sandbox.faults import Faults
+from sandbox.siblings import menu, payment
+from sandbox.siblings.faults import Faults
 
 ROOT = Path(__file__).parents[2]
 TWINS = ("README.md", "README.id.md")

@@ -1,7 +1,7 @@
-"""Runs a server that must not outlive us, and waits until it is ready.
+"""Run a server that must not outlive this process, and wait until it is ready.
 
-A signal handler cannot see `kill -9`, so the server hangs on a pipe instead: a small shell waits for the end of its
-standard input, which comes when we close it or when our process ends, however it ends, and then stops the server.
+A signal handler cannot see `kill -9`, so the server is tied to a pipe: a small shell waits for the end of its standard
+input, which comes when this process closes it or ends in any way, and then stops the server.
 """
 
 import contextlib
@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal
 
-from sandbox.ways import Unavailable
+from sandbox.servers.sources import Unavailable
 
-#: The shell's part; $0 is the signal that stops the server. The watcher reads the pipe; the server does not inherit it.
+#: $0 is the signal that stops the server. The watcher reads the pipe, which the server does not inherit.
 WATCH = """
 exec 3<&0
 "$@" </dev/null 3<&- & server=$!
@@ -25,13 +25,13 @@ wait $server; status=$?
 kill $watcher 2>/dev/null
 exit $status
 """
-#: Seconds between two looks at whether a server is ready.
+#: Seconds between two checks whether a server is ready.
 POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
 class Command:
-    """What to run, with its log (None: a pipe for us to read), as which OS user (None: as we are)."""
+    """A command with its log (None: a pipe for the caller to read) and OS user (None: the current one)."""
 
     arguments: Sequence[str]
     env: Mapping[str, str]
@@ -39,13 +39,13 @@ class Command:
     user: str | None = None
     cwd: Path | None = None
     stop_signal: Literal["TERM", "KILL"] = "TERM"
-    #: Seconds that the server gets to stop by itself before it is killed.
+    #: Seconds that the server gets to stop before it is killed.
     stop_seconds: float = field(default=20, kw_only=True)
 
 
 @contextlib.contextmanager
 def serving(command: Command) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the command for the length of the block, in its own process group, its output in its log."""
+    """Run the command for the length of the block, in its own process group, with its output in its log."""
     with contextlib.ExitStack() as stack:
         output: int | IO[bytes] = subprocess.PIPE
         if command.log:
@@ -69,15 +69,18 @@ def serving(command: Command) -> Iterator[subprocess.Popen[bytes]]:
         stop(process, seconds=command.stop_seconds)
 
 
-def let_go(process: subprocess.Popen[bytes]) -> None:
-    """Tell the server to stop, without waiting for it. May be repeated."""
+def request_stop(process: subprocess.Popen[bytes]) -> None:
+    """Have the server stopped, without waiting for it. May be repeated."""
     if process.stdin:
         process.stdin.close()
 
 
+let_go = request_stop  # the name in tests/e2e/house.py
+
+
 def stop(process: subprocess.Popen[bytes], *, seconds: float) -> None:
-    """Let go of the lifeline; after `seconds`, kill what is left of the process group. May be repeated."""
-    let_go(process)
+    """Stop the server; after `seconds`, kill what is left of the process group. May be repeated."""
+    request_stop(process)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(seconds)
     with contextlib.suppress(ProcessLookupError):
@@ -86,7 +89,7 @@ def stop(process: subprocess.Popen[bytes], *, seconds: float) -> None:
 
 
 def wait_ready(process: subprocess.Popen[bytes], log: Path, ready: Callable[[], bool], *, seconds: float) -> None:
-    """Return once `ready()` is true; raise Unavailable, with the end of the log, when that cannot come any more."""
+    """Return once `ready()` is true. Raises Unavailable, with the end of the log, if that does not happen in time."""
     deadline = time.monotonic() + seconds
     while not ready():
         if process.poll() is not None:
@@ -97,6 +100,6 @@ def wait_ready(process: subprocess.Popen[bytes], log: Path, ready: Callable[[], 
 
 
 def tail(log: Path, lines: int = 15) -> str:
-    """The last lines of a log, indented for showing under a message."""
+    """The last lines of a log, indented for display under a message."""
     text = log.read_text(errors="replace") if log.exists() else ""
     return "\n".join(f"    {line}" for line in text.splitlines()[-lines:])

@@ -1,7 +1,7 @@
-"""Finds a PostgreSQL server for the tests and benchmarks, or starts one; what it starts, it stops.
+"""Find a PostgreSQL server for the tests and benchmarks, or start one that stops with the block.
 
-The ways, in this order: the server at TEST_POSTGRES_URL; Docker, with testcontainers; a private cluster of the
-installed PostgreSQL, which is installed from Debian's package when it is missing and we may.
+Sources, in this order: the server at TEST_POSTGRES_URL; Docker, with testcontainers; a private cluster of the installed
+PostgreSQL, which is installed from Debian's package if need be and permissions allow.
 """
 
 import contextlib
@@ -10,7 +10,6 @@ import os
 import pwd
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -22,14 +21,15 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 from psycopg import sql
 
-from sandbox import containers, debian, lifeline
-from sandbox.broker import masked
-from sandbox.lifeline import Command
-from sandbox.ways import Say, Unavailable, Way, first, say_aloud, told
+from sandbox.servers import apt, ports, process_group
+from sandbox.servers.broker import masked
+from sandbox.servers.docker import throwaway_postgres
+from sandbox.servers.process_group import Command
+from sandbox.servers.sources import Say, Source, Unavailable, first_available, print_line
 
-#: Where Debian keeps the server's programs, which are not on PATH.
+#: The server's programs on Debian, which are not on PATH.
 DEBIAN_PROGRAMS = "/usr/lib/postgresql/*/bin"
-#: The OS user to run as when we are root, which PostgreSQL refuses to run as.
+#: The OS user that root runs the server as: PostgreSQL refuses to run as root.
 SERVER_USER = "postgres"
 START_SECONDS = 60
 #: Connections: the processes of a benchmark, or the test workers, each with a pool.
@@ -37,9 +37,9 @@ MAX_CONNECTIONS = 200
 
 UTF8_DATABASE: LiteralString = "CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C'"
 
-THREE_WAYS = """No PostgreSQL can be had. Any one of these three will do, then run the same command again:
+ADVICE = """No PostgreSQL is available. Provide one of these three, then run the same command again:
   1. a server that is already running:  export TEST_POSTGRES_URL=postgresql://user:password@host:5432/postgres
-     (of a user who may create databases)
+     (whose user may create databases)
   2. Docker:                            a running engine that has, or can pull, the image postgres:17
   3. a local PostgreSQL:                sudo apt-get install postgresql   (a private cluster is started here)
 What was tried:"""
@@ -47,32 +47,29 @@ What was tried:"""
 
 @dataclass(frozen=True)
 class Server:
-    """A PostgreSQL server that answers: its URL, and in words what it is and why it was taken."""
+    """A PostgreSQL server that answers: its URL, and in `how` what it is and why it was chosen."""
 
     url: str
     how: str
 
 
-#: What a way yields: the server's URL, and what it is.
-Address = tuple[str, str]
-
-
 @contextlib.contextmanager
-def running(data_dir: Path, *, fsync: bool = True, docker_only: bool = False, say: Say = say_aloud) -> Iterator[Server]:
-    """A server for the length of the block; raises Unavailable with the three ways when there is none.
+def running(
+    data_dir: Path, *, fsync: bool = True, docker_only: bool = False, say: Say = print_line
+) -> Iterator[Server]:
+    """A server for the length of the block. Raises Unavailable, with advice, if there is none.
 
-    A private cluster starts empty and goes with the block. `fsync=False` is for tests that do not cut the power.
+    A private cluster is empty, and deleted after the block. `fsync=False` is for tests, which need not survive a power
+    failure.
     """
-    ways: list[Way[Address]] = [_found, _container, lambda say: _private(data_dir, fsync=fsync, say=say)]
-    with contextlib.ExitStack() as stack:
-        (url, what), reasons = first([_container] if docker_only else ways, stack, say=say, message=THREE_WAYS)
-        server = Server(url, told(what, reasons))
-        say(f"PostgreSQL: {server.how}")
-        yield server
+    sources: list[Source[str]] = [_configured, throwaway_postgres, lambda say: _private(data_dir, fsync=fsync, say=say)]
+    chosen = [throwaway_postgres] if docker_only else sources
+    with first_available("PostgreSQL", chosen, advice=ADVICE, say=say) as (url, how):
+        yield Server(url, how)
 
 
 @contextlib.contextmanager
-def _found(say: Say) -> Iterator[Address]:
+def _configured(_: Say) -> Iterator[tuple[str, str]]:
     url = os.environ.get("TEST_POSTGRES_URL")
     if not url:
         raise Unavailable("TEST_POSTGRES_URL is not set")
@@ -82,21 +79,15 @@ def _found(say: Say) -> Iterator[Address]:
 
 
 @contextlib.contextmanager
-def _container(say: Say) -> Iterator[Address]:
-    with containers.throwaway_postgres(say) as url:
-        yield url, f"Docker, {containers.POSTGRES_IMAGE} by testcontainers"
-
-
-@contextlib.contextmanager
-def _private(data_dir: Path, *, fsync: bool, say: Say) -> Iterator[Address]:
+def _private(data_dir: Path, *, fsync: bool, say: Say) -> Iterator[tuple[str, str]]:
     if programs() is None:
-        debian.install("postgresql", service="postgresql", say=say)
+        apt.install("postgresql", say=say)
     bin_dir = programs()
     if bin_dir is None:
         raise Unavailable("PostgreSQL's programs were not found after the install")
     say("Starting a private PostgreSQL cluster, which takes about 5 seconds ...")
     with _cluster_dir(data_dir) as directory:
-        password, port = _create_cluster(bin_dir, directory), _free_port()
+        password, [port] = _create_cluster(bin_dir, directory), ports.free_ports(0)
         url = f"postgresql://postgres:{password}@localhost:{port}/postgres"
         options = {
             "listen_addresses": "127.0.0.1",
@@ -109,8 +100,8 @@ def _private(data_dir: Path, *, fsync: bool, say: Say) -> Iterator[Address]:
         arguments += [text for name, value in options.items() for text in ("-c", f"{name}={value}")]
         log = data_dir / "postgres.log"
         server = Command(arguments, _environment(), log, _user(), directory)
-        with lifeline.serving(server) as process:
-            lifeline.wait_ready(process, log, lambda: refusal(url) is None, seconds=START_SECONDS)
+        with process_group.serving(server) as process:
+            process_group.wait_ready(process, log, lambda: refusal(url) is None, seconds=START_SECONDS)
             yield url, f"a private cluster on port {port}, data in {directory}"
 
 
@@ -123,18 +114,15 @@ def programs() -> Path | None:
 
 @contextlib.contextmanager
 def _cluster_dir(data_dir: Path) -> Iterator[Path]:
-    """A fresh directory that the server's user may enter: our own, or one under /tmp when we are root.
-
-    As root the checkout may lie below a home directory that no other user may enter.
-    """
+    """An empty directory; for root, below /tmp: the checkout may be in a home directory that others may not enter."""
     shutil.rmtree(data_dir, ignore_errors=True)
     data_dir.mkdir(parents=True)
     user = _user()
-    if user is None:
-        yield data_dir
-        return
-    with tempfile.TemporaryDirectory(prefix="order-service-postgres-", ignore_cleanup_errors=True) as name:
-        shutil.chown(name, user)
+    with tempfile.TemporaryDirectory(
+        prefix="order-service-postgres-", dir=None if user else data_dir, ignore_cleanup_errors=True
+    ) as name:
+        if user:
+            shutil.chown(name, user)
         yield Path(name)
 
 
@@ -164,29 +152,22 @@ def _create_cluster(bin_dir: Path, directory: Path) -> str:
 
 
 def _user() -> str | None:
-    """The OS user to run the server as; None: as we are."""
+    """The OS user to run the server as; None: the current one."""
     if os.geteuid() != 0:
         return None
     try:
         return pwd.getpwnam(SERVER_USER).pw_name
     except KeyError:
-        raise Unavailable(f"we are root, and there is no OS user {SERVER_USER} to run PostgreSQL as") from None
+        raise Unavailable(f"PostgreSQL does not run as root, and there is no OS user {SERVER_USER}") from None
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without whatever PG* is set outside."""
+    """The environment of this process without PG*."""
     return {key: value for key, value in os.environ.items() if not key.startswith("PG")}
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
 def refusal(url: str) -> str | None:
-    """Why the server at this URL cannot be used; None when it answers and lets us in."""
+    """Why the server at this URL cannot be used; None if it accepts a connection."""
     try:
         psycopg.connect(url, connect_timeout=5).close()
     except psycopg.Error as error:
@@ -196,9 +177,9 @@ def refusal(url: str) -> str | None:
 
 @contextlib.contextmanager
 def fresh_database(server_url: str, name: str, *, template: str | None = None) -> Iterator[str]:
-    """The URL of a new database, which is dropped after the block. Its name gets a random end.
+    """The URL of a new database, which is dropped after the block. A random suffix makes its name unique.
 
-    It is a copy of the template, or else empty and in UTF-8, whatever the server's own default is.
+    It is a copy of the template, or else empty and in UTF-8, independent of the server's default.
     """
     database = f"{name}_{secrets.token_hex(4)}"
     create = sql.SQL("CREATE DATABASE {} TEMPLATE {}" if template else UTF8_DATABASE)

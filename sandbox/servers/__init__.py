@@ -1,0 +1,1 @@
+"""Find RabbitMQ and PostgreSQL on this machine, or start them."""

@@ -1,0 +1,146 @@
+"""RabbitMQ and PostgreSQL from Docker: by the project's compose file for demo and run, by testcontainers in tests.
+
+Without an engine, the image, or a registry to pull it from, Unavailable is raised within a bounded time.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import textwrap
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from sandbox.servers import ports
+from sandbox.servers.management import Management, ManagementError
+from sandbox.servers.process_group import POLL_SECONDS
+from sandbox.servers.sources import Say, Unavailable
+
+RABBITMQ_IMAGE = "rabbitmq:4-management"
+POSTGRES_IMAGE = "postgres:17"
+#: Seconds for a question to the engine.
+ENGINE_SECONDS = 15
+#: Seconds for pulling an image of about 100 MB. On a slower line, Debian's packages are quicker.
+PULL_SECONDS = 180
+#: Seconds for a container to be ready.
+START_SECONDS = 90
+COMPOSE_FILE = Path(__file__).parents[2] / "docker-compose.yml"
+
+#: The URLs of AMQP and of the management API, and a description.
+RabbitMQ = tuple[tuple[str, str | None], str]
+
+
+def require_image(image: str, say: Say) -> None:
+    """Pull the image if the engine does not have it. Raises Unavailable if that is not possible."""
+    docker = shutil.which("docker")
+    if docker is None:
+        raise Unavailable("Docker is not installed")
+    if not _succeeds([docker, "version", "--format", "{{.Server.Version}}"]):
+        raise Unavailable("Docker has no running engine (or we may not use it)")
+    if _succeeds([docker, "image", "inspect", image]):
+        return
+    say(f"Docker does not have the image {image} yet: pulling it (for {PULL_SECONDS} s at most) ...")
+    if not _succeeds([docker, "pull", image], seconds=PULL_SECONDS, capture_output=False):
+        raise Unavailable(f"Docker could not pull {image} within {PULL_SECONDS} s")
+
+
+def _succeeds(command: list[str], *, seconds: float = ENGINE_SECONDS, capture_output: bool = True) -> bool:
+    with contextlib.suppress(subprocess.TimeoutExpired, OSError):
+        done = subprocess.run(command, capture_output=capture_output, timeout=seconds, check=False)  # noqa: S603
+        return done.returncode == 0
+    return False
+
+
+@contextlib.contextmanager
+def compose_rabbitmq(name: str, *, keep: bool, say: Say) -> Iterator[RabbitMQ]:
+    """The compose file's RabbitMQ, in a compose project of its own; with `keep`, its volume outlives the block."""
+    require_image(RABBITMQ_IMAGE, say)
+    program = next(
+        (each for each in (["docker", "compose"], ["docker-compose"]) if _succeeds([*each, "version"])), None
+    )
+    if program is None:
+        raise Unavailable("Docker is installed, but neither `docker compose` nor `docker-compose` is")
+    compose = [*program, "--project-name", f"order-service-{name}", "--file", COMPOSE_FILE.name]
+    amqp, management = ports.free_ports(5672, 15672)
+    user, password = (os.environ.get(f"RABBITMQ_{each}", "order_service") for each in ("USER", "PASSWORD"))
+    env = os.environ | {"RABBITMQ_PORT": str(amqp), "RABBITMQ_CONSOLE_PORT": str(management)}
+    say(f"Starting RabbitMQ with `{' '.join(compose)} up`, which takes 10 to 20 seconds ...")
+    try:
+        _compose([*compose, "up", "--detach", "rabbitmq"], env)
+        console = f"http://{user}:{password}@localhost:{management}"
+        _wait_management(console)
+        yield (f"amqp://{user}:{password}@localhost:{amqp}/", console), f"Docker, {RABBITMQ_IMAGE} by compose"
+    finally:
+        with contextlib.suppress(Unavailable):
+            _compose([*compose, "down", "--timeout", "20", *([] if keep else ["--volumes"])], env)
+
+
+def _compose(command: list[str], env: dict[str, str]) -> None:
+    done = subprocess.run(  # noqa: S603
+        command, cwd=COMPOSE_FILE.parent, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise Unavailable(f"`{' '.join(command)}` failed: {textwrap.shorten(done.stderr[-400:], 300)}")
+
+
+def _wait_management(url: str) -> None:
+    """Return once the management API answers, which is the last thing to start."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            Management(url).call("GET", "whoami")
+            return
+        except ManagementError as error:
+            if time.monotonic() > deadline:
+                raise Unavailable(f"RabbitMQ in Docker was not ready after {START_SECONDS} s: {error}") from error
+            time.sleep(POLL_SECONDS)
+
+
+@contextlib.contextmanager
+def throwaway_rabbitmq(say: Say) -> Iterator[RabbitMQ]:
+    """RabbitMQ in a container of testcontainers (a development requirement), on free ports."""
+    require_image(RABBITMQ_IMAGE, say)
+    say(f"Starting {RABBITMQ_IMAGE} with testcontainers, which takes about 10 seconds ...")
+    with contextlib.ExitStack() as stack:
+        with _translated_errors():
+            from testcontainers.community.rabbitmq import RabbitMqContainer
+
+            container = RabbitMqContainer(RABBITMQ_IMAGE, username="guest", password="guest", vhost="/")  # noqa: S106
+            stack.enter_context(container.with_exposed_ports(15672))
+            login = f"guest:guest@{container.get_container_host_ip()}"
+            amqp, management = container.get_exposed_port(5672), container.get_exposed_port(15672)
+        console = f"http://{login}:{management}"
+        _wait_management(console)
+        yield (f"amqp://{login}:{amqp}/", console), f"Docker, {RABBITMQ_IMAGE} by testcontainers"
+
+
+@contextlib.contextmanager
+def throwaway_postgres(say: Say) -> Iterator[tuple[str, str]]:
+    """PostgreSQL in a container of testcontainers: the URL of its server, and a description."""
+    require_image(POSTGRES_IMAGE, say)
+    say(f"Starting {POSTGRES_IMAGE} with testcontainers, which takes about 5 seconds ...")
+    with contextlib.ExitStack() as stack:
+        with _translated_errors():
+            from testcontainers.community.postgres import PostgresContainer
+
+            container = PostgresContainer(POSTGRES_IMAGE, username="postgres", password="postgres")  # noqa: S106
+            stack.enter_context(container)
+            url = container.get_connection_url(driver=None)
+        yield url, f"Docker, {POSTGRES_IMAGE} by testcontainers"
+
+
+@contextlib.contextmanager
+def _translated_errors() -> Iterator[None]:
+    """Raise the errors of testcontainers as Unavailable, and ignore its deprecation warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            import docker.errors  # type: ignore[import-untyped]
+
+            yield
+        except ImportError as error:
+            raise Unavailable(f"testcontainers is not installed ({error})") from error
+        except (docker.errors.DockerException, OSError, RuntimeError) as error:
+            raise Unavailable(f"Docker could not start the container: {textwrap.shorten(str(error), 200)}") from error

@@ -1,0 +1,49 @@
+"""The calls of RabbitMQ's management API that the sandbox and the tests make."""
+
+from typing import Any
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from sandbox.servers import http_client
+
+
+class ManagementError(Exception):
+    """The management API is unreachable, or refused a call."""
+
+
+class Management:
+    """A client of the API at `url`, which includes user and password: http://guest:guest@localhost:15672."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self.user = parts.username or "guest"
+        self._login = f"{self.user}:{parts.password or 'guest'}"
+        self._base = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+
+    def call(self, method: str, *path: str, body: object = None) -> Any:
+        """One call; the path segments are quoted here (the default vhost is `/`). Returns the decoded JSON, or None."""
+        url = "/".join([self._base, "api", *(quote(segment, safe="") for segment in path)])
+        try:
+            answer = http_client.call(method, url, body, login=self._login)
+        except http_client.NoAnswer as error:
+            raise ManagementError(str(error)) from error
+        if answer.status >= 400:
+            raise ManagementError(f"{method} {url}: {answer.status} {answer.body}")
+        return answer.body
+
+    def create_vhost(self, name: str) -> None:
+        """Create a vhost with full permissions for its creator. May be repeated."""
+        self.call("PUT", "vhosts", name, body={})
+        self.call("PUT", "permissions", name, self.user, body={"configure": ".*", "write": ".*", "read": ".*"})
+
+    def delete_vhost(self, name: str) -> None:
+        """Delete a vhost with everything in it; its connections are closed."""
+        self.call("DELETE", "vhosts", name)
+
+
+def console(url: str | None) -> str:
+    """The console's address and login, for display."""
+    if url is None:
+        return "not reachable (the broker's management plugin is off, or elsewhere)"
+    parts = urlsplit(url)
+    address = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return f"{address}  (login {parts.username}, password {parts.password})"

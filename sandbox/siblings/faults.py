@@ -1,0 +1,104 @@
+"""Faults that a sibling shows on demand, to see how the Order Service deals with them.
+
+docs/siblings.md lists them. They are set at the start (MENU_FAULTS="delay=2,duplicate") and over HTTP (PUT /faults).
+The service's own rows stay right: they hold what was decided and taken, and what is asked back is given back. An order
+once reserved, rejected or paid stays so when the faults change. A delayed answer is published at its time, also after a
+restart; an answer withheld by `silent` is never published, but a repeated request is answered again.
+"""
+
+import itertools
+import json
+import os
+import sqlite3
+import time
+import uuid
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from flask import Flask, request
+from flask.typing import ResponseReturnValue
+from werkzeug.exceptions import BadRequest
+
+from sandbox.siblings.kit import Event, Service
+
+#: How long `reorder` holds an answer back, in seconds: longer than the time until the next one.
+REORDER_SECONDS = 1.0
+#: The longest `delay`, in seconds.
+MAX_SECONDS = 86_400
+#: Faults in what is sent, which every sibling has. The others are faults in what is decided.
+SENDING = ("silent", "delay", "duplicate", "reorder")
+
+
+class Faults:
+    """The faults of one service, off at first. One thread sets them, others read them."""
+
+    def __init__(self, deciding: Collection[str] = ()) -> None:
+        """`deciding` names the service's own faults."""
+        self.known = [*deciding, *SENDING]
+        self.active: Mapping[str, Any] = {}
+        self._turns = itertools.count()
+
+    def replace(self, wanted: object) -> None:
+        """Have these faults and no others. Raises ValueError and changes nothing if one of them is impossible."""
+        if not isinstance(wanted, dict):
+            raise ValueError('faults must be a JSON object, such as {"delay": 2}')
+        for name, value in wanted.items():
+            if name not in self.known:
+                raise ValueError(f"unknown fault {name}; known are {', '.join(self.known)}")
+            if name == "delay" and value is not False:
+                if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_SECONDS:
+                    raise ValueError(f"delay must be a number of seconds up to {MAX_SECONDS}")
+            elif not isinstance(value, bool):
+                raise ValueError(f"{name} must be true or false")
+        self.active = {name: value for name, value in wanted.items() if value is not False}
+
+    def copies(self) -> Iterator[tuple[str, float]]:
+        """The message id and the due time of each copy of one answer."""
+        active = self.active
+        if "silent" in active:
+            return
+        due_at = time.time() + active["delay"] if "delay" in active else 0.0
+        if "reorder" in active and next(self._turns) % 2 == 0:
+            due_at = max(due_at, time.time()) + REORDER_SECONDS
+        message_id = str(uuid.uuid4())
+        for _ in range(2 if "duplicate" in active else 1):
+            yield message_id, due_at
+
+
+def from_environment(name: str, deciding: Collection[str]) -> Faults:
+    """The faults that the variable sets, such as delay=2,duplicate. Exits with its name if it sets impossible ones."""
+    parts = [part.strip().partition("=") for part in os.environ.get(name, "").split(",") if part.strip()]
+    faults = Faults(deciding)
+    try:
+        faults.replace({fault: float(value) if sign else True for fault, sign, value in parts})
+    except ValueError as error:
+        raise SystemExit(f"{name}: {error}") from None
+    return faults
+
+
+class FaultyService(Service):
+    """A service that publishes its answers as its faults say."""
+
+    def __init__(self, faults: Faults, *service: Any) -> None:
+        super().__init__(*service)
+        self.faults = faults
+
+    def enqueue(self, db: sqlite3.Connection, answer: Event, trace: str | None = None, *_: Any) -> None:
+        for message_id, due_at in self.faults.copies():
+            super().enqueue(db, answer, trace, message_id, due_at)
+
+
+def add_routes(app: Flask, faults: Faults) -> None:
+    """GET and PUT /faults."""
+
+    @app.get("/faults")
+    def show_faults() -> ResponseReturnValue:
+        return {"active": dict(faults.active), "known": faults.known}
+
+    @app.put("/faults")
+    def replace_faults() -> ResponseReturnValue:
+        try:
+            faults.replace(json.loads(request.get_data()))
+        except (ValueError, RecursionError) as error:
+            raise BadRequest(str(error)) from None
+        return show_faults()

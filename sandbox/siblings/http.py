@@ -1,0 +1,102 @@
+"""JSON over HTTP, and the process around it: settings, threads, an orderly end on SIGTERM."""
+
+import json
+import logging
+import os
+import signal
+import threading
+from contextlib import suppress
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from flask import Flask, request
+from flask.typing import ResponseReturnValue
+from pydantic import BaseModel, Field, ValidationError
+from werkzeug.exceptions import HTTPException, NotFound
+from werkzeug.serving import make_server
+
+from sandbox.siblings.kit import Service
+
+STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+#: Seconds that a thread gets to finish after a signal.
+STOP_SECONDS = 3.0
+
+#: Ids and numbers of the contract.
+Id = Annotated[int, Field(ge=1, le=2**31 - 1)]
+#: An id that another service chose, returned as it came.
+Reference = Annotated[str, Field(max_length=100)] | int
+#: A JSON number keeps 15 digits in every language (RFC 8259, section 6).
+Amount = Annotated[Decimal, Field(ge=0, max_digits=15)]
+
+Body = TypeVar("Body", bound=BaseModel)
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+def json_number(amount: str) -> int | float:
+    """A stored amount as JSON writes it: 18000, not 18000.0. A float keeps 15 digits exactly."""
+    number = Decimal(amount)
+    return int(number) if number == number.to_integral_value() else float(number)
+
+
+def json_app(name: str, service: Service | None = None) -> Flask:
+    """An application whose responses are JSON, errors included. It is healthy without the broker."""
+    app = Flask(name, static_folder=None)
+
+    @app.get("/healthz")
+    def healthz() -> ResponseReturnValue:
+        return {"status": "ok"} | ({"broker": "connected" if service.connected else "absent"} if service else {})
+
+    @app.errorhandler(HTTPException)
+    def show_error(error: HTTPException) -> ResponseReturnValue:
+        return {"message": error.description}, error.code or 500
+
+    @app.errorhandler(ValidationError)
+    def show_invalid_fields(error: ValidationError) -> ResponseReturnValue:
+        fields = sorted({str(part["loc"][0]) if part["loc"] else "body" for part in error.errors()})
+        return {"message": f"Data tidak valid: {', '.join(fields)}."}, 400
+
+    return app
+
+
+def read_body(model: type[Body]) -> Body:
+    """The body of the request. A body that is not JSON, or does not match the model, is answered with 400."""
+    value = None
+    with suppress(ValueError, RecursionError):
+        value = json.loads(request.get_data())
+    return model.model_validate(value)
+
+
+def found(value: T | None, message: str) -> T:
+    """The value; without one, the request is answered with 404."""
+    if value is None:
+        raise NotFound(message)
+    return value
+
+
+def database_path(name: str) -> Path:
+    return Path(os.environ.get("SANDBOX_DIR", "var/sandbox")) / name
+
+
+def serve(app: Flask, port: int, service: Service | None = None) -> None:
+    """Answer HTTP, and serve the broker in a thread of its own, until SIGTERM or SIGINT."""
+    level = os.environ.get("LOG_LEVEL", "INFO").upper()
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(message)s")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # not every request
+    # Blocked before the first thread starts, so that sigwait below receives them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    host = os.environ.get("HOST", "127.0.0.1")
+    server = make_server(host, port, app, threaded=True)
+    stopping = threading.Event()
+    threads = [threading.Thread(target=server.serve_forever, daemon=True)]
+    if service:
+        threads.append(threading.Thread(target=service.run, args=[stopping], daemon=True))
+    for thread in threads:
+        thread.start()
+    log.info("%s: serving http://%s:%d", app.name, host, port)
+    signal.sigwait(STOP_SIGNALS)
+    stopping.set()
+    server.shutdown()
+    for thread in threads:
+        thread.join(STOP_SECONDS)

@@ -1,0 +1,214 @@
+"""The broker's side of a service: a transaction per batch of messages, an outbox, publishing with confirms."""
+
+import json
+import logging
+import os
+import random
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pika
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import AMQPError, UnroutableError
+
+EXCHANGE = "restaurant.events"
+ROUTING_KEYS = {
+    "OrderCreated": "order.created",
+    "StockReleaseRequested": "menu.release_requested",
+    "MenuReserved": "menu.reserved",
+    "MenuRejected": "menu.rejected",
+    "StockReleased": "menu.released",
+    "PaymentRequested": "payment.requested",
+    "RefundRequested": "payment.refund_requested",
+    "PaymentCompleted": "payment.completed",
+    "PaymentFailed": "payment.failed",
+    "PaymentRefunded": "payment.refunded",
+}
+OUTBOX = """
+CREATE TABLE IF NOT EXISTS outbox (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, message_id TEXT NOT NULL, type TEXT NOT NULL, order_id INTEGER NOT NULL,
+    body TEXT NOT NULL, traceparent TEXT, attempts INTEGER NOT NULL DEFAULT 0, due_at REAL NOT NULL DEFAULT 0
+);
+"""
+#: Unacknowledged messages, and so the most in one transaction.
+PREFETCH = 100
+#: Seconds between two looks at the outbox. A delivery ends the wait at once.
+POLL_SECONDS = 0.2
+
+log = logging.getLogger(__name__)
+
+#: The type and the data of an answer.
+Event = tuple[str, dict[str, Any]]
+#: Reads the data of an event, changes rows in the caller's transaction, and returns the answer, if there is one.
+Handler = Callable[[sqlite3.Connection, dict[str, Any]], Event | None]
+
+
+class Service:
+    """Consumes the queue `<name>.orders` and publishes the outbox, with one connection in one thread."""
+
+    def __init__(self, name: str, database: Path, schema: str, handlers: Mapping[str, Handler]) -> None:
+        self.name, self.database, self.handlers = name, database, handlers
+        self.queue = f"{name}.orders"
+        self.amqp_url = os.environ.get("RABBITMQ_URL", "amqp://guest:guest@localhost:5672/")
+        self.connected = False
+        create(database, OUTBOX + schema)
+
+    def run(self, stopping: threading.Event | None = None) -> None:
+        """Serve until stopped. After a failure, connect again: what was not acknowledged is delivered again."""
+        stopping = stopping or threading.Event()
+        logging.getLogger("pika").setLevel(logging.CRITICAL)  # it logs every failed attempt; here the first is logged
+        failures = 0
+        with closing(connect(self.database)) as db:
+            while not stopping.is_set():
+                try:
+                    self._serve(db, stopping)
+                except Exception as error:
+                    failures = 1 if self.connected else failures + 1
+                    expected = isinstance(error, AMQPError | OSError | sqlite3.Error)
+                    if failures == 1 or not expected:
+                        log.warning("%s: not consuming, trying again: %r", self.name, error, exc_info=not expected)
+                    self.connected = False
+                    stopping.wait(backoff_seconds(failures))
+
+    def _serve(self, db: sqlite3.Connection, stopping: threading.Event) -> None:
+        parameters = pika.URLParameters(self.amqp_url)
+        parameters.heartbeat = parameters.blocked_connection_timeout = 30
+        parameters.client_properties = {"connection_name": self.name}
+        deliveries: list[tuple[Any, ...]] = []
+        with pika.BlockingConnection(parameters) as connection:
+            channel = connection.channel()
+            self._declare(channel)
+            channel.basic_consume(self.queue, lambda *delivery: deliveries.append(delivery))
+            self.connected = True
+            log.info("%s: consuming", self.name)
+            while not stopping.is_set():
+                connection.process_data_events(time_limit=POLL_SECONDS)
+                if deliveries:
+                    self.answer(db, [(properties, body) for _, _, properties, body in deliveries])
+                    channel.basic_ack(deliveries[-1][1].delivery_tag, multiple=True)  # a crash before this: a repeat
+                    deliveries.clear()
+                self._publish_outbox(db, channel)
+                if not channel.consumer_tags:
+                    raise ConnectionError("the broker cancelled the consumer")  # its queue was deleted, for example
+
+    def _declare(self, channel: BlockingChannel) -> None:
+        channel.confirm_delivery()
+        channel.basic_qos(prefetch_count=PREFETCH)
+        channel.exchange_declare(EXCHANGE, "topic", durable=True)
+        # RabbitMQ 4 drops a message after 20 deliveries, unless the queue says otherwise.
+        arguments = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000}
+        channel.queue_declare(self.queue, durable=True, arguments=arguments)
+        for event_type in self.handlers:
+            channel.queue_bind(self.queue, EXCHANGE, ROUTING_KEYS[event_type])
+
+    def answer(self, db: sqlite3.Connection, messages: Sequence[tuple[pika.BasicProperties, bytes]]) -> None:
+        """Handle the messages in one transaction. One that cannot be handled changes nothing and is dropped.
+
+        An error of the database rolls all of them back and is raised.
+        """
+        with transaction(db):
+            for properties, body in messages:
+                db.execute("SAVEPOINT message")
+                try:
+                    event = json.loads(body)
+                    if answer := self.handlers[event["type"]](db, event["data"]):
+                        trace = (properties.headers or {}).get("traceparent")
+                        self.enqueue(db, answer, trace if isinstance(trace, str) else None)
+                except sqlite3.Error:
+                    raise
+                except Exception as error:
+                    db.execute("ROLLBACK TO message")
+                    log.warning("%s: message dropped: %r: %r", self.name, body[:200], error)
+                db.execute("RELEASE message")
+
+    def enqueue(
+        self, db: sqlite3.Connection, answer: Event, trace: str | None = None, message_id: str = "", due_at: float = 0
+    ) -> None:
+        """Put an event into the outbox, in the caller's transaction. It is published at `due_at` (Unix time)."""
+        event_type, data = answer
+        message_id, order_id = message_id or str(uuid.uuid4()), data["order_id"]
+        event = {
+            "specversion": "1.0",
+            "id": message_id,
+            "source": f"/{self.name}",
+            "type": event_type,
+            "subject": str(order_id),
+            "time": datetime.now(UTC).isoformat(),
+            "datacontenttype": "application/json",
+            "correlationid": str(order_id),
+            "data": data,
+        }
+        db.execute(
+            "INSERT INTO outbox (message_id, type, order_id, body, traceparent, due_at) VALUES (?, ?, ?, ?, ?, ?)",
+            [message_id, event_type, order_id, json.dumps(event), trace, due_at],
+        )
+
+    def _publish_outbox(self, db: sqlite3.Connection, channel: BlockingChannel) -> None:
+        """Publish what is due. A row is deleted after its confirm; without a queue for it, it is published later."""
+        now, changes = time.time(), list[tuple[str, list[Any]]]()
+        query = "SELECT * FROM outbox WHERE due_at <= ? ORDER BY seq LIMIT ?"
+        for row in db.execute(query, [now, 2 * PREFETCH]).fetchall():
+            properties = pika.BasicProperties(
+                type=row["type"],
+                message_id=row["message_id"],
+                correlation_id=str(row["order_id"]),
+                app_id=self.name,
+                timestamp=int(now),
+                content_type="application/cloudevents+json",
+                delivery_mode=2,
+                headers={"traceparent": row["traceparent"]} if row["traceparent"] else None,
+            )
+            key = ROUTING_KEYS[row["type"]]
+            try:
+                channel.basic_publish(EXCHANGE, key, row["body"].encode(), properties, mandatory=True)
+                changes.append(("DELETE FROM outbox WHERE seq = ?", [row["seq"]]))
+            except UnroutableError:
+                if row["attempts"] == 0:
+                    log.warning("%s: no queue is bound to %s, trying again", self.name, key)
+                later = [now + backoff_seconds(row["attempts"] + 1), row["seq"]]
+                changes.append(("UPDATE outbox SET attempts = attempts + 1, due_at = ? WHERE seq = ?", later))
+        if changes:
+            with transaction(db):
+                for statement, values in changes:
+                    db.execute(statement, values)
+
+
+def backoff_seconds(attempts: int) -> float:
+    """The time to wait after so many failed attempts: growing up to 5 s, and random, so that services spread out."""
+    return random.uniform(0.1, min(5.0, 0.1 * 2 ** min(attempts, 10)))  # noqa: S311
+
+
+def connect(database: Path) -> sqlite3.Connection:
+    """A connection for one thread. A commit is on disk when it returns."""
+    db = sqlite3.connect(database, timeout=10, isolation_level=None)
+    db.row_factory = sqlite3.Row
+    db.execute("PRAGMA synchronous = FULL")
+    return db
+
+
+def create(database: Path, schema: str) -> None:
+    """Create the file and its tables. May be repeated."""
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with closing(connect(database)) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.executescript(schema)
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """Commit the block, or roll it back. IMMEDIATE: a read before a write would fail if another writer came between."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise

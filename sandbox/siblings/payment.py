@@ -1,0 +1,154 @@
+"""The Payment Service: takes payments and refunds them.
+
+With PAYMENT_MODE=auto it pays every request, once per order. With PAYMENT_MODE=manual only POST /payments pays. Each
+POST is a payment, also a second one for the same order: the Order Service has that one refunded. It ignores `pay_by`:
+the Order Service judges whether a payment is late. After a refund of everything, a PaymentRequested for the order is
+neither paid nor answered: the order has ended, so nothing waits for an answer.
+"""
+
+import os
+import sqlite3
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flask import Flask, request
+from flask.typing import ResponseReturnValue
+from pydantic import BaseModel
+
+from sandbox.siblings import faults
+from sandbox.siblings.faults import Faults, FaultyService
+from sandbox.siblings.http import Amount, Id, Reference, database_path, found, json_app, json_number, read_body, serve
+from sandbox.siblings.kit import Event, Handler, connect, transaction
+
+#: `closed_orders`: orders whose payments were all refunded, and for which nothing is paid any more.
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS payments (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, order_id INTEGER NOT NULL, user_id INTEGER NOT NULL,
+    amount TEXT NOT NULL,
+    status TEXT NOT NULL DEFAULT 'paid' CHECK (status IN ('paid', 'refunded'))
+);
+CREATE INDEX IF NOT EXISTS payments_by_order ON payments (order_id);
+CREATE TABLE IF NOT EXISTS closed_orders (order_id INTEGER PRIMARY KEY);
+"""
+#: The service's own faults, in automatic mode. In manual mode, the person who pays decides.
+DECIDING = ("reject", "wrong_amount")
+UNKNOWN_PAYMENT = "Pembayaran tidak ditemukan."
+
+
+class NewPayment(BaseModel):
+    """What PaymentRequested and POST /payments have in common."""
+
+    order_id: Id
+    user_id: Id
+    amount: Amount
+
+
+class Search(BaseModel):
+    order_id: Id | None = None
+
+
+class RefundRequested(BaseModel):
+    """`payment_id` is required: null refunds everything."""
+
+    order_id: Id
+    refund_id: Reference
+    payment_id: Reference | None
+
+
+def create_service(database: Path, mode: str = "auto", faults: Faults | None = None) -> FaultyService:
+    """The service as the broker knows it."""
+    faults = faults or Faults(DECIDING if mode == "auto" else ())
+    handlers: dict[str, Handler] = {
+        "PaymentRequested": partial(payment_requested, faults, mode),
+        "RefundRequested": refund_requested,
+    }
+    return FaultyService(faults, "payment-service", database, SCHEMA, handlers)
+
+
+def payment_requested(faults: Faults, mode: str, db: sqlite3.Connection, data: dict[str, Any]) -> Event | None:
+    """Pay once for the order, unless in manual mode. A repeated request gets the same payment as its answer."""
+    wanted = NewPayment.model_validate(data)
+    query = "SELECT * FROM payments WHERE order_id = ? ORDER BY status, id"  # those not refunded first
+    known = db.execute(query, [wanted.order_id]).fetchone()
+    if known and known["status"] == "paid":
+        return completed(known)
+    is_closed = db.execute("SELECT 1 FROM closed_orders WHERE order_id = ?", [wanted.order_id]).fetchone()
+    if known or is_closed or mode == "manual":
+        return None
+    if "reject" in faults.active:
+        return "PaymentFailed", {"order_id": wanted.order_id, "reason": "the fault `reject` is on"}
+    if "wrong_amount" in faults.active:
+        wanted = wanted.model_copy(update={"amount": wanted.amount + 1})
+    return pay(db, wanted)
+
+
+def pay(db: sqlite3.Connection, new: NewPayment) -> Event:
+    """Record the payment. Returns its event."""
+    insert = "INSERT INTO payments (order_id, user_id, amount) VALUES (?, ?, ?) RETURNING *"
+    return completed(db.execute(insert, [new.order_id, new.user_id, str(new.amount)]).fetchone())
+
+
+def completed(payment: sqlite3.Row) -> Event:
+    amount = json_number(payment["amount"])
+    return "PaymentCompleted", {"order_id": payment["order_id"], "payment_id": payment["id"], "amount": amount}
+
+
+def refund_requested(db: sqlite3.Connection, data: dict[str, Any]) -> Event:
+    """Refund the payment, once, and confirm in any case.
+
+    Null means every payment of the order, and that nothing is paid for it later, even if it is unknown yet.
+    """
+    refund = RefundRequested.model_validate(data)
+    payment_id = None if refund.payment_id is None else str(refund.payment_id)
+    if payment_id is None:
+        db.execute("INSERT OR IGNORE INTO closed_orders VALUES (?)", [refund.order_id])
+    db.execute(
+        "UPDATE payments SET status = 'refunded' WHERE order_id = ? AND CAST(id AS TEXT) = coalesce(?, id)",
+        [refund.order_id, payment_id],
+    )
+    return "PaymentRefunded", {"order_id": refund.order_id, "refund_id": refund.refund_id}
+
+
+def as_json(payment: sqlite3.Row) -> dict[str, Any]:
+    return dict(payment) | {"amount": json_number(payment["amount"])}
+
+
+def create_app(service: FaultyService) -> Flask:
+    """The service over HTTP, with a connection per request: each request runs in a thread of its own."""
+    app = json_app(service.name, service)
+    faults.add_routes(app, service.faults)
+
+    @app.post("/payments")
+    def add_payment() -> ResponseReturnValue:
+        new = read_body(NewPayment)
+        with closing(connect(service.database)) as db, transaction(db):
+            event = pay(db, new)
+            service.enqueue(db, event, request.headers.get("traceparent"))
+        return {"message": "Pembayaran diproses", "payment_id": event[1]["payment_id"]}, 201
+
+    @app.get("/payments")
+    def list_payments() -> ResponseReturnValue:
+        order_id = Search.model_validate(request.args.to_dict()).order_id
+        query = "SELECT * FROM payments WHERE order_id = coalesce(?, order_id) ORDER BY id"
+        with closing(connect(service.database)) as db:
+            return [as_json(row) for row in db.execute(query, [order_id])]
+
+    @app.get("/payments/<int(max=2147483647):payment_id>")
+    def show_payment(payment_id: int) -> ResponseReturnValue:
+        with closing(connect(service.database)) as db:
+            row = db.execute("SELECT * FROM payments WHERE id = ?", [payment_id]).fetchone()
+            return as_json(found(row, UNKNOWN_PAYMENT))
+
+    return app
+
+
+def main() -> None:
+    """Serve HTTP and the broker until SIGTERM."""
+    mode = os.environ.get("PAYMENT_MODE", "auto")
+    if mode not in ("auto", "manual"):
+        raise SystemExit(f"PAYMENT_MODE is {mode}, neither auto nor manual")
+    switched = faults.from_environment("PAYMENT_FAULTS", DECIDING if mode == "auto" else ())
+    service = create_service(database_path("payment.db"), mode, switched)
+    serve(create_app(service), int(os.environ.get("PAYMENT_PORT", "5004")), service)
