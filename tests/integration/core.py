@@ -1,22 +1,27 @@
-"""What the tests of the messaging core share: orders and replies as they need them, the broker's side, threads."""
+"""What the tests of the messaging core share: orders and replies, what the database holds, the broker, threads."""
 
 import contextlib
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pika
 import psycopg
+import pytest
 import sqlalchemy as sa
 from pika.adapters.blocking_connection import BlockingChannel
 from structlog.testing import CapturingLogger
 
 from consumers.worker import Worker
 from order_service import handlers
+from order_service import unit_of_work as service
 from order_service.config import Settings
 from order_service.contract import topology
 from order_service.contract.envelope import Rejection, Reply
@@ -24,32 +29,38 @@ from order_service.contract.outgoing import Outgoing
 from order_service.domain import messages
 from order_service.domain.messages import Item
 from order_service.domain.order import Order
-from order_service.domain.saga import Policy
-from order_service.storage import bulk
+from order_service.domain.saga import Decision, Policy
+from order_service.storage import bulk, history
 from order_service.storage import orders as order_rows
-from order_service.storage import outbox as outbox_module
+from order_service.storage import outbox as outbox_rows
 from order_service.storage.database import Database
 from order_service.storage.tables import compensations, outbox
 from order_service.unit_of_work import UnitOfWork
-from order_service.unit_of_work import unit_of_work as service_unit_of_work
 from tests import builders
 
-#: When the tests' orders are placed: long ago, so that whatever they wait for is due for a running process.
+#: When the tests' orders are placed: long ago, so that everything they wait for is due for a running process.
 NOW = datetime(2025, 1, 2, 3, 4, 5, 678900, tzinfo=UTC)
 #: When everything they wait for is due.
 LATER = NOW + timedelta(hours=1)
 TRACE = builders.TRACE
 SOTO, RENDANG = Item(1, "Soto", Decimal("18000"), 15), Item(2, "Rendang", Decimal("20000.5"), 7)
 TOTAL = Decimal("38000.5")
+#: A broker that cannot be reached.
+UNREACHABLE_BROKER = "amqp://guest:guest@127.0.0.1:1/"
+#: Marks for what exists on one kind of database only, or does not depend on the database.
+POSTGRESQL_ONLY = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+SQLITE_ONLY = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 Eventually = Callable[..., Any]
-
 data, event, policy = builders.event_data, builders.event, builders.policy
+
+
+# Orders and replies.
 
 
 @contextlib.contextmanager
 def unit_of_work(database: Database, *, now: datetime = NOW, policy: Policy | None = None) -> Iterator[UnitOfWork]:
-    with service_unit_of_work(database, policy or builders.policy(), now=now) as work:
+    with service.unit_of_work(database, policy or builders.policy(), now=now) as work:
         yield work
 
 
@@ -66,14 +77,16 @@ def opened(url: str, *, pool_size: int = 5) -> Iterator[Database]:
         database.dispose()
 
 
-def place(database: Database, count: int = 1, *, reminders: int = 3, now: datetime = NOW) -> list[int]:
+def place(
+    database: Database, count: int = 1, *, reminders: int = 3, now: datetime = NOW, **placement: Any
+) -> list[int]:
     """Orders of one Soto and one Rendang each."""
     with unit_of_work(database, now=now, policy=policy(reminders=reminders)) as work:
-        return [order.id for order in handlers.place_orders(work, [builders.placement()] * count)]
+        return [order.id for order in handlers.place_orders(work, [builders.placement(**placement)] * count)]
 
 
 def place_sent(database: Database, count: int = 1, **more: Any) -> list[int]:
-    """Orders as `place`, whose events have left."""
+    """Orders as `place`, whose events were published."""
     ids = place(database, count, **more)
     clear_outbox(database)
     return ids
@@ -89,9 +102,19 @@ def apply(database: Database, *replies: Reply, now: datetime = NOW) -> list[Reje
         return handlers.apply_replies(work, replies)
 
 
+def cancel(database: Database, order_id: int, *, now: datetime = NOW) -> Decision:
+    with unit_of_work(database, now=now) as work:
+        return handlers.change_order(work, order_id, messages.Cancel())[1]
+
+
+def pass_deadlines(database: Database, now: datetime = LATER, *, limit: int = 100) -> int:
+    with unit_of_work(database, now=now) as work:
+        return handlers.pass_deadlines(work, limit=limit)
+
+
 def add_to_outbox(database: Database, messages: Sequence[Outgoing], now: datetime = NOW) -> None:
     with database.writing() as connection:
-        for part in outbox_module.inserts(messages, now):
+        for part in outbox_rows.inserts(messages, now):
             bulk.write(connection, part)
 
 
@@ -115,6 +138,9 @@ def refunded(order_id: int, refund_id: str, *, id: str = "refunded-1") -> Reply:
     return builders.reply(order_id, messages.PaymentRefunded(refund_id), id=id)
 
 
+# What the database holds.
+
+
 def get(database: Database, order_id: int) -> Order:
     with database.reading() as connection:
         return order_rows.read_orders(connection, [order_id])[order_id]
@@ -135,15 +161,24 @@ def count(database: Database, table: sa.Table) -> int:
         return int(connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one())
 
 
-def leaving(database: Database, *types: str) -> list[dict[str, Any]]:
+def history_of(database: Database, order_id: int) -> list[tuple[str, str | None]]:
+    """Type and message id of each entry in the order's history, without the placing."""
+    with database.reading() as connection:
+        order = order_rows.read_orders(connection, [order_id])[order_id]
+        return [(entry.type, entry.message_id) for entry in history.read_history(connection, order)][1:]
+
+
+def unsent_events(database: Database, *types: str) -> list[dict[str, Any]]:
     """The events in the outbox, dead letters apart, of these types or of all."""
     found = rows(database, outbox, outbox.c.exchange != "")
     return [json.loads(row.body) for row in found if not types or row.type in types]
 
 
-def given_back(database: Database) -> list[sa.Row[Any]]:
+def compensation_rows(database: Database) -> list[sa.Row[Any]]:
     return rows(database, compensations)
 
+
+# The broker.
 
 ROUTING_KEYS = {
     "MenuReserved": "menu.reserved",
@@ -165,6 +200,12 @@ class Message(NamedTuple):
         return found
 
 
+class RawHeader(NamedTuple):
+    """The value of a message header as AMQP bytes, which clients in other languages may send."""
+
+    encoded: bytes
+
+
 class Wire:
     """The siblings' and the operator's side of the broker. A connection for each call: tests cut them all off."""
 
@@ -183,15 +224,15 @@ class Wire:
             topology.declare(channel)
 
     def listen(self, *routing_keys: str, queue: str = "listener", **arguments: Any) -> None:
-        """A sibling's queue."""
+        """Declare a sibling's queue and bind it."""
         with self.channel() as channel:
             channel.queue_declare(queue, durable=True, arguments=arguments)
             for routing_key in routing_keys:
                 channel.queue_bind(queue, topology.EXCHANGE, routing_key)
 
     def take(self, queue: str = "listener") -> list[Message]:
-        """Everything that waits in the queue now."""
-        found = []
+        """Remove all messages from the queue."""
+        found: list[Message] = []
         with self.channel() as channel:
             while True:
                 method, properties, body = channel.basic_get(queue, auto_ack=True)
@@ -200,30 +241,38 @@ class Wire:
                 found.append(Message(str(method.routing_key), properties, body))
 
     def send(self, *replies: Reply) -> None:
-        """Publish replies as events, each confirmed: a busy broker may forget what it did not confirm."""
+        """Publish replies as events, each confirmed."""
         with self.channel() as channel:
             for reply in replies:
                 properties = pika.BasicProperties(type=reply.type, message_id=reply.message_id, delivery_mode=2)
                 channel.basic_publish(topology.EXCHANGE, ROUTING_KEYS[reply.type], event(reply), properties)
 
+    def depth(self, *queues: topology.Queue) -> int:
+        """Messages ready in these queues, or in all of the service's."""
+        with self.channel() as channel:
+            found = [channel.queue_declare(queue.name, passive=True) for queue in queues or topology.QUEUES]
+            return sum(queue.method.message_count for queue in found)
+
     def send_raw(self, routing_key: str, body: bytes, **properties: Any) -> None:
-        """Publish anything at all to the exchange."""
+        """Publish any bytes to the exchange; they must be routed to a queue."""
         with self.channel() as channel:
             made = pika.BasicProperties(**properties)
             channel.basic_publish(topology.EXCHANGE, routing_key, body, made, mandatory=True)
 
 
-class Running:
-    """Something with a `run` method, in a thread of its own."""
+# Threads.
 
-    def __init__(self, runnable: Any, stop: threading.Event) -> None:
+
+class Running:
+    """A function that runs in a thread."""
+
+    def __init__(self, run: Callable[[], object], stop: threading.Event) -> None:
         self.error: BaseException | None = None
-        self.stopped = stop
-        self._run = runnable.run
-        self._thread = threading.Thread(target=self._guarded, name=type(runnable).__name__, daemon=True)
+        self._run, self._stop = run, stop
+        self._thread = threading.Thread(target=self._keep_error, daemon=True)
         self._thread.start()
 
-    def _guarded(self) -> None:
+    def _keep_error(self) -> None:
         try:
             self._run()
         except BaseException as error:
@@ -234,61 +283,90 @@ class Running:
         return self._thread.is_alive()
 
     def stop(self, *, seconds: float = 15) -> None:
-        """Ask it to end, wait for it, and raise what it raised."""
-        self.stopped.set()
+        """Set the stop event, wait for the end, and raise what `run` raised."""
+        self._stop.set()
         self._thread.join(seconds)
-        assert not self._thread.is_alive(), f"{self._thread.name} did not stop within {seconds} s"
+        assert not self._thread.is_alive(), f"{self._run} did not stop within {seconds} s"
         if self.error:
             raise self.error
 
     def ended(self) -> BaseException | None:
-        """What it ended with, once it has ended by itself."""
+        """What it ended with, once it has ended without being stopped."""
         return None if self._thread.is_alive() else self.error
 
 
 @contextlib.contextmanager
 def running(make: Callable[[threading.Event], Any]) -> Iterator[Running]:
     """Run `make(stop)` in a thread for the length of the block, at whose end it must stop without an error."""
-    stop = threading.Event()
-    process = Running(make(stop), stop)
+    process = started(make)
     try:
         yield process
     except BaseException:
-        stop.set()
-        process._thread.join(15)
+        with contextlib.suppress(BaseException):
+            process.stop()
         raise
     process.stop()
+
+
+def started(make: Callable[[threading.Event], Any]) -> Running:
+    """Run `make(stop)` in a thread that is expected to end by itself."""
+    stop = threading.Event()
+    return Running(make(stop).run, stop)
+
+
+#: `with start(batch_size=10):` runs a process with these settings for the length of the block.
+Start = Callable[..., AbstractContextManager[Running]]
 
 
 def worker(settings: Settings, database: Database) -> Callable[[threading.Event], Worker]:
     return lambda stop: Worker(settings, database, topology.QUEUES, stop)
 
 
-def recorded(module: str, monkeypatch: Any) -> CapturingLogger:
-    """What a module logs from now on."""
-    log = CapturingLogger()
-    monkeypatch.setattr(f"{module}.log", log)
-    return log
+def run_in_threads(*runs: Callable[[], object]) -> None:
+    """Run all of these at the same time, and raise the first error."""
+    threads = [Running(run, threading.Event()) for run in runs]
+    for thread in threads:
+        thread.stop(seconds=60)
 
 
-def said(log: CapturingLogger, text: str) -> int:
-    """How often this was logged."""
-    return sum(call.args[:1] == (text,) for call in log.calls)
+# What is logged.
 
 
-def be_impatient(monkeypatch: Any) -> None:
-    """A locked SQLite file shows within a moment, for databases opened from now on."""
+class Log(CapturingLogger):
+    """Log records in memory."""
+
+    def count(self, message: str) -> int:
+        """How often this was logged."""
+        return sum(call.args[:1] == (message,) for call in self.calls)
+
+    def errors(self) -> list[dict[str, Any]]:
+        """The fields of each record of level error, with its message as `event`."""
+        return [{"event": call.args[0], **call.kwargs} for call in self.calls if call.method_name == "error"]
+
+
+#: The modules whose records the fixture `log` captures.
+LOGGING = (
+    "consumers.worker", "consumers.menu_http.reservation", "publishers.relay", "publishers.pipeline",
+    "publishers.deadlines", "order_service.process",
+)  # fmt: skip
+
+
+# Faults and costs of the database.
+
+
+def shorten_lock_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a transaction fail soon on a locked SQLite file, for databases opened from now on."""
     monkeypatch.setattr("order_service.storage.database.SQLITE_BUSY_MS", 100)
 
 
 @contextlib.contextmanager
-def database_away(url: str) -> Iterator[None]:
-    """PostgreSQL lets nobody in; SQLite's file is locked by somebody who takes long."""
+def database_unreachable(url: str) -> Iterator[None]:
+    """PostgreSQL refuses all connections; SQLite's file is locked by another writer."""
     if url.startswith("sqlite"):
-        with contextlib.closing(sqlite3.connect(str(sa.make_url(url).database), isolation_level=None)) as somebody:
-            somebody.execute("BEGIN IMMEDIATE")
+        with contextlib.closing(sqlite3.connect(str(sa.make_url(url).database), isolation_level=None)) as writer:
+            writer.execute("BEGIN IMMEDIATE")
             yield
-            somebody.execute("ROLLBACK")
+            writer.execute("ROLLBACK")
         return
     _allow_connections(url, "false")
     end_connections(url)
@@ -299,7 +377,7 @@ def database_away(url: str) -> Iterator[None]:
 
 
 def end_connections(url: str) -> None:
-    """Cut off every client of a PostgreSQL database."""
+    """End every client's connection to a PostgreSQL database."""
     sessions = "select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = %s"
     with _administrator(url) as administrator:
         administrator.execute(sessions, [sa.make_url(url).database])
@@ -313,3 +391,23 @@ def _allow_connections(url: str, allowed: str) -> None:
 def _administrator(url: str) -> psycopg.Connection[Any]:
     elsewhere = sa.make_url(url).set(drivername="postgresql", database="postgres")
     return psycopg.connect(elsewhere.render_as_string(hide_password=False), autocommit=True)
+
+
+class RoundTrips:
+    """Counts how often clients waited for PostgreSQL, BEGIN and COMMIT included, by libpq's trace."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+
+    def trace(self, connection: psycopg.Connection[Any]) -> None:
+        connection.pgconn.trace(self._file)
+
+    def count(self) -> int:
+        """The round trips since the last call: each ends with the server's ReadyForQuery."""
+        lines = self._path.read_text().splitlines()
+        os.truncate(self._path, 0)
+        return sum("ReadyForQuery" in line for line in lines)
+
+    def close(self) -> None:
+        os.close(self._file)

@@ -1,4 +1,4 @@
-"""A Menu Service as the client's original one: HTTP only, prices as floats, no way to give stock back."""
+"""A Menu Service like the client's original one: HTTP only, prices as floats, no way to return stock."""
 
 import json
 import threading
@@ -8,19 +8,19 @@ from typing import Any
 
 
 class OldMenu:
-    """Serves on a port of its own from `start` to `stop`; tests change `dishes` and look at `puts`."""
+    """Serves on its own port from `start` to `stop`; tests change `dishes` and read `puts`."""
 
     def __init__(self) -> None:
         self.dishes: dict[int, dict[str, Any]] = {
             1: {"id": 1, "name": "Nasi Ayam Bakar", "price": 18000.0, "stock": 15},
             2: {"id": 2, "name": "Kwetiau Goreng", "price": 20000.0, "stock": 7},
         }
-        #: (menu id, quantity) of every PUT that arrived, carried out or not.
+        #: (menu id, quantity) of every PUT received, carried out or not.
         self.puts: list[tuple[int, int]] = []
         #: Called with a PUT's menu id before it is carried out.
         self.before_put: Callable[[int], None] = lambda menu_id: None
-        #: By menu id, what goes wrong with its PUTs: drop_before, drop_after, error_after; or with its GETs: broken.
-        self.trouble: dict[int, str] = {}
+        #: Faults by menu id: drop_before, drop_after and error_after of a PUT, or broken, an error for each GET.
+        self.faults: dict[int, str] = {}
         self.port = 0
         self._lock = threading.Lock()
 
@@ -33,7 +33,7 @@ class OldMenu:
         return {menu_id: dish["stock"] for menu_id, dish in self.dishes.items()}
 
     def start(self) -> None:
-        """Serve; on the same port as before, if there was one."""
+        """Serve; after `stop` on the same port again."""
         handler = type("Handler", (_Handler,), {"menu": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
         self.port = self._server.server_port
@@ -62,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         menu_id = int(self.path.split("/")[2])
         dish = self.menu.dishes.get(menu_id)
-        if self.menu.trouble.get(menu_id) == "broken":
+        if self.menu.faults.get(menu_id) == "broken":
             self._answer(500, {"message": "Internal Server Error"})
         else:
             self._answer(200 if dish else 404, dish or {"message": "Menu tidak ditemukan."})
@@ -73,14 +73,14 @@ class _Handler(BaseHTTPRequestHandler):
         quantity = json.loads(body)["sold_quantity"]
         self.menu.puts.append((menu_id, quantity))
         self.menu.before_put(menu_id)
-        trouble = self.menu.trouble.get(menu_id)
-        if trouble == "drop_before":
+        fault = self.menu.faults.get(menu_id)
+        if fault == "drop_before":
             self.close_connection = True
             return
         status, answer = self.menu.sell(menu_id, quantity)
-        if trouble == "drop_after":
+        if fault == "drop_after":
             self.close_connection = True
-        elif trouble == "error_after":
+        elif fault == "error_after":
             self._answer(500, {"message": "Internal Server Error"})
         else:
             self._answer(status, answer)

@@ -1,87 +1,66 @@
-"""Transactions on PostgreSQL: what their end says about them."""
+"""Transactions on PostgreSQL: how they end when a connection is lost, a client hangs or a server is dead."""
 
 import contextlib
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from order_service import handlers
-from order_service.storage import database as db
+from order_service.storage import database as database_module
 from order_service.storage.database import Database
 from order_service.storage.tables import orders
+from order_service.unit_of_work import UnitOfWork
+from tests import builders
 from tests.integration import core
 
-pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+pytestmark = core.POSTGRESQL_ONLY
 
 
-def place(database: Database, *, between: Any = None) -> None:
-    with database.writing() as connection:
-        handlers.place_orders(connection, [handlers.Placement(7, (1, 2))], core.clock(), reminders=3)
-        if between:
-            between(connection)
+def test_idle_transaction_is_ended_and_its_locks_are_freed(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given
+    placement = builders.placement(request={"idempotency_key": "held", "request_hash": "hash"})
+    monkeypatch.setattr(database_module, "IDLE_TRANSACTION_MS", 300)
+    with core.opened(database.url) as hanging, hanging.engine.connect() as connection:
+        handlers.place_orders(UnitOfWork(connection, core.policy(), core.NOW), [placement])
 
+        # when
+        with core.unit_of_work(database) as other:
+            handlers.place_orders(other, [placement])
 
-def test_wake_up_that_fails_does_not_undo_what_is_committed(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(db, "CHANNEL", f"outbox, '{'too long' * 2000}'")
-
-        place(database)
-
-    place(database)
-    assert core.count(database, orders) == 2
-
-
-def test_transaction_that_had_failed_before_its_end_is_no_success(database: Database) -> None:
-    def fail(connection: sa.Connection) -> None:
-        with contextlib.suppress(sa.exc.DBAPIError):
-            connection.exec_driver_sql("SELECT 1 / 0")
-
-    with pytest.raises(sa.exc.DBAPIError):
-        place(database, between=fail)
-
-    place(database)
-    assert core.count(database, orders) == 1
-
-
-def test_process_that_stands_still_in_a_transaction_loses_what_it_holds(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    held = handlers.Placement(7, (1, 2), request={"idempotency_key": "held", "request_hash": "hash"})
-    monkeypatch.setattr(db, "FROZEN_CLIENT_MS", 300)
-    with core.opened(database.url) as frozen, frozen.engine.connect() as connection:
-        handlers.place_orders(connection, [held], core.clock(), reminders=3)
-
-        with database.writing() as another:
-            handlers.place_orders(another, [held], core.clock(), reminders=3)
-
+        # then
         with pytest.raises(sa.exc.InternalError):
             connection.commit()
     assert core.count(database, orders) == 1
 
 
-def test_server_notices_a_client_that_vanishes_and_is_more_patient_with_the_relay(database: Database) -> None:
-    settings = ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count")
-    relays = Database(database.url, durable=False)
-    for each, idle in (database, "10s"), (relays, "1min"):
+def test_server_ends_vanished_clients_and_lets_the_relay_be_idle_longer(database: Database) -> None:
+    keepalives = {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "5", "tcp_keepalives_count": "3"}
+    relay_database = Database(database.url, durable=False)
+    for each, idle in (database, "10s"), (relay_database, "1min"):
         with each.reading() as connection:
-            found = {name: connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in settings}
-            # Over TCP only; a server on the same machine sees a client's end anyway.
+            found = {name: connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in keepalives}
+            # Only TCP has keepalives; through a local socket the server sees the client's end.
             if connection.exec_driver_sql("SELECT inet_server_port()").scalar_one():
-                assert found == dict(zip(settings, ("10", "5", "3"), strict=True))
+                assert found == keepalives
             assert connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar_one() == idle
-    relays.dispose()
+    relay_database.dispose()
 
 
-def test_connection_that_is_lost_before_the_end_is_an_error_and_is_replaced(database: Database) -> None:
+def place_and_lose_the_connection(database: Database) -> None:
+    with database.writing() as connection:
+        work = UnitOfWork(connection, core.policy(), core.NOW)
+        handlers.place_orders(work, [builders.placement()])
+        work.write()
+        core.end_connections(database.url)
+
+
+def test_connection_lost_before_the_commit_is_an_error_and_is_replaced(database: Database) -> None:
     with pytest.raises(sa.exc.DBAPIError) as lost:
-        place(database, between=lambda _: core.end_connections(database.url))
+        place_and_lose_the_connection(database)
 
-    assert not db.was_undone(lost.value)
-    with contextlib.suppress(sa.exc.DBAPIError):  # one that was idle meanwhile
-        place(database)
+    assert not database_module.is_rolled_back(lost.value)
+    with contextlib.suppress(sa.exc.DBAPIError):  # a pooled connection that was ended too
+        core.place(database)
     before = core.count(database, orders)
-    place(database)
+    core.place(database)
     assert core.count(database, orders) == before + 1

@@ -1,52 +1,49 @@
-"""What time alone decides, on both databases: reminders, expiry, moved deadlines, repeated compensations."""
+"""What time decides, on both databases: reminders, expiry, postponed deadlines, repeated compensations."""
 
+import contextlib
 from collections import Counter
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from structlog.testing import CapturingLogger
 
 from order_service import handlers
-from order_service.contract.envelope import Delivery, unreadable
-from order_service.domain import order
-from order_service.domain.messages import Cancel
-from order_service.domain.order import State
-from order_service.storage import history
-from order_service.storage import orders as order_rows
+from order_service.contract.envelope import Delivery, Reply, rejection
+from order_service.contract.outgoing import dead_letter
+from order_service.contract.topology import MENU
+from order_service.domain.order import REFUND, State
 from order_service.storage.database import Database
-from order_service.storage.outbox import add, dead_letter_rows
-from order_service.storage.tables import orders, outbox
+from order_service.storage.tables import compensations, orders, outbox
 from publishers import deadlines
 from publishers.deadlines import Deadlines
 from tests.integration import core
-from tests.integration.core import LATER, NOW, Eventually, completed, rejected, reserved
+from tests.integration.core import LATER, NOW, Eventually, Log, completed, rejected, reserved
 
 REPLY, PAY = timedelta(seconds=30), timedelta(seconds=900)
-
-
-@pytest.fixture(autouse=True)
-def log(monkeypatch: pytest.MonkeyPatch) -> CapturingLogger:
-    """What the deadlines' loop says."""
-    return core.recorded("publishers.deadlines", monkeypatch)
+MOMENT = timedelta(microseconds=1)
 
 
 def pass_at(database: Database, now: datetime) -> list[dict[str, Any]]:
-    """What leaves when the deadlines are passed at this moment; it is gone from the outbox afterwards."""
-    with database.writing() as connection:
-        handlers.pass_deadlines(connection, core.changes(now), limit=100)
-    sent = core.leaving(database)
+    """The events of the deadlines passed at this moment; they are removed from the outbox."""
+    core.pass_deadlines(database, now)
+    sent = core.unsent_events(database)
     core.clear_outbox(database)
     return sent
 
 
+def repeat(database: Database, now: datetime) -> list[dict[str, Any]]:
+    """The events in the outbox after compensations were repeated at this moment."""
+    with core.unit_of_work(database, now=now) as work:
+        handlers.repeat_compensations(work, limit=100)
+    return core.unsent_events(database)
+
+
 def repeat_at(database: Database, now: datetime) -> list[str]:
-    """The ids that are asked for again at this moment; they have left afterwards."""
-    with database.writing() as connection:
-        handlers.repeat_compensations(connection, core.clock(now), first_pause=REPLY, limit=100)
-    sent = [event["id"] for event in core.leaving(database)]
+    """The ids of the compensations repeated at this moment; their events are removed from the outbox."""
+    sent = [event["id"] for event in repeat(database, now)]
     core.clear_outbox(database)
     return sent
 
@@ -55,26 +52,28 @@ def types(events: list[dict[str, Any]]) -> list[str]:
     return [event["type"] for event in events]
 
 
-def story(database: Database, order_id: int) -> list[str]:
-    with database.reading() as connection:
-        return [
-            entry.type
-            for entry in history.of_order(connection, order_rows.read_orders(connection, [order_id])[order_id])
-        ]
+def history_types(database: Database, order_id: int) -> list[str]:
+    return [type for type, _ in core.history_of(database, order_id)]
 
 
-def cancel(database: Database, order_id: int, now: datetime = NOW) -> None:
-    with database.writing() as connection:
-        handlers.change_order(connection, order_id, Cancel(), core.changes(now))
+def place_cancelled(database: Database, *, reminders: int) -> int:
+    [order_id] = core.place(database, reminders=reminders)
+    core.cancel(database, order_id)
     core.clear_outbox(database)
+    return order_id
+
+
+# Reminders and expiry.
 
 
 def test_menu_is_reminded_under_the_same_id_until_the_order_expires_with_a_null_release(database: Database) -> None:
+    # given
     [order_id] = core.place(database, reminders=2)
-    [created] = core.leaving(database)
+    [created] = core.unsent_events(database)
     core.clear_outbox(database)
+    assert pass_at(database, NOW + REPLY - MOMENT) == []
 
-    assert pass_at(database, NOW + REPLY - timedelta(microseconds=1)) == []
+    # when
     for turn in (1, 2):
         [reminder] = pass_at(database, NOW + turn * REPLY)
         assert (reminder["id"], reminder["type"], reminder["sequence"]) == (created["id"], "OrderCreated", 1)
@@ -82,30 +81,29 @@ def test_menu_is_reminded_under_the_same_id_until_the_order_expires_with_a_null_
         assert pass_at(database, NOW + turn * REPLY) == []
     failed, release = pass_at(database, NOW + 3 * REPLY)
 
+    # then
     assert (failed["type"], failed["data"]["reason"], failed["sequence"]) == ("OrderFailed", "expired", 2)
     assert (release["type"], release["data"]["reservation_id"]) == ("StockReleaseRequested", None)
     assert release["sequence"] == 2
     assert core.get(database, order_id).due_at is None
     assert pass_at(database, LATER) == []
-    assert story(database, order_id) == ["OrderPlaced", "MenuReminder", "MenuReminder", "MenuDeadline"]
+    assert history_types(database, order_id) == ["MenuReminder", "MenuReminder", "MenuDeadline"]
 
 
-def test_prepaid_order_that_expires_gives_the_payment_back(database: Database) -> None:
+def test_payment_of_an_order_that_expires_unanswered_is_refunded(database: Database) -> None:
     [order_id] = core.place_sent(database, reminders=0)
     core.apply(database, completed(order_id))
 
     sent = pass_at(database, LATER)
 
     assert types(sent) == ["OrderFailed", "RefundRequested", "StockReleaseRequested"]
-    assert {(row.type, row.subject) for row in core.given_back(database)} == {
-        ("StockReleaseRequested", None),
-        ("RefundRequested", "p1"),
-    }
+    assert {(row.type, row.subject) for row in core.compensation_rows(database)} == {
+        ("StockReleaseRequested", None), ("RefundRequested", "p1"),
+    }  # fmt: skip
 
 
-def test_after_an_end_reminders_stop_but_the_null_release_goes_out_in_time(database: Database) -> None:
-    [order_id] = core.place_sent(database, reminders=2)
-    cancel(database, order_id)
+def test_cancelled_order_sends_no_reminders_but_its_null_release_in_time(database: Database) -> None:
+    order_id = place_cancelled(database, reminders=2)
 
     assert pass_at(database, NOW + REPLY) == []
     assert pass_at(database, NOW + 2 * REPLY) == []
@@ -118,99 +116,96 @@ def test_after_an_end_reminders_stop_but_the_null_release_goes_out_in_time(datab
 
 
 @pytest.mark.parametrize("answer", [reserved, rejected])
-def test_answer_after_an_end_disarms_the_null_release(answer: Any, database: Database) -> None:
-    [order_id] = core.place_sent(database, reminders=0)
-    cancel(database, order_id)
+def test_answer_for_a_cancelled_order_prevents_the_null_release(
+    answer: Callable[[int], Reply], database: Database
+) -> None:
+    order_id = place_cancelled(database, reminders=0)
     core.apply(database, answer(order_id))
     core.clear_outbox(database)
 
     assert pass_at(database, LATER) == []
 
 
-def test_order_that_was_not_paid_in_time_expires_and_releases_its_reservation(database: Database) -> None:
+def test_order_that_is_not_paid_in_time_expires_and_its_reservation_is_released(database: Database) -> None:
     [order_id] = core.place_sent(database)
     core.apply(database, reserved(order_id))
     core.clear_outbox(database)
 
-    assert pass_at(database, NOW + PAY - timedelta(microseconds=1)) == []
+    assert pass_at(database, NOW + PAY - MOMENT) == []
     failed, release = pass_at(database, NOW + PAY)
 
     assert (failed["type"], failed["data"]["reason"]) == ("OrderFailed", "expired")
     assert (release["type"], release["data"]["reservation_id"]) == ("StockReleaseRequested", "r1")
-    assert story(database, order_id)[-1] == "PaymentDeadline"
+    assert history_types(database, order_id)[-1] == "PaymentDeadline"
     assert pass_at(database, LATER + PAY) == []
 
 
-def test_menu_deadline_moves_and_renews_its_event_while_that_has_not_left(database: Database) -> None:
+def test_one_transaction_passes_at_most_the_limit(database: Database) -> None:
+    core.place_sent(database, 250, reminders=0)
+
+    assert [core.pass_deadlines(database, limit=100) for _ in range(3)] == [100, 100, 50]
+
+    assert len(core.unsent_events(database, "OrderFailed")) == 250
+
+
+# Deadlines whose own event is still in the outbox.
+
+
+def test_menu_deadline_is_postponed_with_its_event_while_that_is_unsent(database: Database) -> None:
     [order_id] = core.place(database, reminders=3)
 
-    with database.writing() as connection:
-        handlers.pass_deadlines(connection, core.changes(LATER), limit=100)
+    core.pass_deadlines(database, LATER)
 
-    [waiting] = core.leaving(database)
-    assert (waiting["type"], waiting["sequence"]) == ("OrderCreated", 1)
-    assert datetime.fromisoformat(waiting["data"]["reply_by"]) == LATER + 4 * REPLY
-    moved = core.get(database, order_id)
-    assert (moved.due_at, moved.reminders_left, moved.state) == (LATER + REPLY, 3, State.AWAITING_MENU)
-    assert story(database, order_id) == ["OrderPlaced"]
+    [unsent] = core.unsent_events(database)
+    assert (unsent["type"], unsent["sequence"]) == ("OrderCreated", 1)
+    assert datetime.fromisoformat(unsent["data"]["reply_by"]) == LATER + 4 * REPLY
+    postponed = core.get(database, order_id)
+    assert (postponed.due_at, postponed.reminders_left) == (LATER + REPLY, 3)
+    assert postponed.state is State.AWAITING_MENU
+    assert history_types(database, order_id) == []
 
 
-def test_payment_deadline_moves_and_renews_its_event_while_that_has_not_left(database: Database) -> None:
+def test_payment_deadline_is_postponed_with_its_event_while_that_is_unsent(database: Database) -> None:
     [order_id] = core.place_sent(database)
     core.apply(database, reserved(order_id))
-    [requested] = core.leaving(database)
+    [requested] = core.unsent_events(database)
 
-    with database.writing() as connection:
-        handlers.pass_deadlines(connection, core.changes(LATER), limit=100)
+    core.pass_deadlines(database, LATER)
 
-    [waiting] = core.leaving(database)
-    assert (waiting["id"], waiting["sequence"]) == (requested["id"], 2)
-    assert datetime.fromisoformat(waiting["data"]["pay_by"]) == LATER + PAY == core.get(database, order_id).due_at
+    [unsent] = core.unsent_events(database)
+    assert (unsent["id"], unsent["sequence"]) == (requested["id"], 2)
+    assert datetime.fromisoformat(unsent["data"]["pay_by"]) == LATER + PAY == core.get(database, order_id).due_at
     core.clear_outbox(database)
     assert types(pass_at(database, LATER + PAY)) == ["OrderFailed", "StockReleaseRequested"]
 
 
-def test_renewed_event_keeps_its_sequence_when_the_order_has_changed_since(database: Database) -> None:
+def test_postponed_event_keeps_its_sequence_after_the_order_has_changed(database: Database) -> None:
     [order_id] = core.place_sent(database)
     core.apply(database, reserved(order_id), reserved(order_id, "r2", id="menu-2"))
 
-    with database.writing() as connection:
-        handlers.pass_deadlines(connection, core.changes(LATER), limit=100)
+    core.pass_deadlines(database, LATER)
 
-    sequences = {event["type"]: event["sequence"] for event in core.leaving(database)}
+    sequences = {event["type"]: event["sequence"] for event in core.unsent_events(database)}
     assert sequences == {"PaymentRequested": 2, "StockReleaseRequested": 3}
 
 
-def test_renewing_an_event_leaves_a_dead_letter_of_the_same_message_id_as_it_came(database: Database) -> None:
+def test_postponing_leaves_a_dead_letter_with_the_event_id_unchanged(database: Database) -> None:
     [order_id] = core.place(database)
-    why = unreadable("malformed", "body", "is not JSON")
-    why.message_id = core.get(database, order_id).event_id("OrderCreated")
-    with database.writing() as connection:
-        add(connection, dead_letter_rows(Delivery("order-service.menu", "menu.reserved", b"{"), why, NOW))
+    event_id = core.get(database, order_id).event_id("OrderCreated")
+    delivery = Delivery(MENU.name, "menu.reserved", b"{", {"message_id": event_id})
+    core.add_to_outbox(database, [dead_letter(rejection(delivery, "malformed", "body", "is not JSON"))])
 
-    with database.writing() as connection:
-        handlers.pass_deadlines(connection, core.changes(LATER), limit=100)
+    core.pass_deadlines(database, LATER)
 
     [letter] = core.rows(database, outbox, outbox.c.exchange == "")
     assert letter.body == b"{"
 
 
-def test_more_orders_are_due_than_one_transaction_takes(database: Database) -> None:
-    core.place_sent(database, 250, reminders=0)
-
-    passed = []
-    with database.writing() as connection:
-        passed.append(handlers.pass_deadlines(connection, core.changes(LATER), limit=100))
-    while passed[-1] == 100:
-        with database.writing() as connection:
-            passed.append(handlers.pass_deadlines(connection, core.changes(LATER), limit=100))
-
-    assert passed == [100, 100, 50]
-    assert len(core.leaving(database, "OrderFailed")) == 250
+# Compensations.
 
 
 def failed_with_refund(database: Database, count: int = 1) -> list[int]:
-    """Orders that failed with one payment to give back, asked for at NOW."""
+    """Failed orders, each with a refund requested at NOW."""
     ids = core.place_sent(database, count)
     core.apply(database, *[reply for id in ids for reply in (completed(id), rejected(id))])
     core.clear_outbox(database)
@@ -218,124 +213,117 @@ def failed_with_refund(database: Database, count: int = 1) -> list[int]:
 
 
 def test_compensation_is_repeated_under_its_id_with_growing_pauses_until_confirmed(database: Database) -> None:
+    # given
     [order_id] = failed_with_refund(database)
-    [refund] = core.given_back(database)
-    assert repeat_at(database, refund.due_at - timedelta(microseconds=1)) == []
+    [refund] = core.compensation_rows(database)
+    assert repeat_at(database, refund.due_at - MOMENT) == []
 
+    # when
     pauses, before = [], NOW
     for attempt in range(2, 10):
-        [row] = core.given_back(database)
+        [row] = core.compensation_rows(database)
         pauses.append((row.due_at - before).total_seconds())
         before = row.due_at
         assert repeat_at(database, before) == [refund.id]
         assert repeat_at(database, before) == []
-        assert core.given_back(database)[0].attempts == attempt
+        assert core.compensation_rows(database)[0].attempts == attempt
 
-    # Each pause counts from the attempt before it.
+    # then: each pause counts from the attempt before it
     assert pauses == [30, 60, 120, 240, 480, 960, 1920, 3600]
     core.apply(database, core.refunded(order_id, refund.id))
     assert repeat_at(database, before + timedelta(days=1)) == []
 
 
-def test_repeated_compensation_says_what_it_said_first(database: Database) -> None:
+def test_repeated_compensation_has_the_same_data_and_sequence(database: Database) -> None:
     [order_id] = core.place_sent(database)
     core.apply(database, reserved(order_id), completed(order_id, amount=Decimal("1.5")))
-    first = {event["id"]: event for event in core.leaving(database, "RefundRequested", "StockReleaseRequested")}
-    # The order goes on: its version rises.
+    first = {event["id"]: event for event in core.unsent_events(database, "RefundRequested", "StockReleaseRequested")}
+    # The version of the order rises.
     core.apply(database, completed(order_id, "p2", id="pay-2"))
     core.clear_outbox(database)
 
-    with database.writing() as connection:
-        handlers.repeat_compensations(connection, core.clock(LATER), first_pause=REPLY, limit=100)
+    repeated = {event["id"]: event for event in repeat(database, LATER)}
 
-    again = {event["id"]: event for event in core.leaving(database)}
-    assert len(again) == 3
+    assert len(repeated) == 3
     for id, event in first.items():
-        assert (again[id]["data"], again[id]["sequence"]) == (event["data"], event["sequence"])
+        assert (repeated[id]["data"], repeated[id]["sequence"]) == (event["data"], event["sequence"])
 
 
-def test_compensation_that_has_not_left_is_not_asked_for_again(database: Database) -> None:
+def test_unsent_compensation_is_not_repeated(database: Database) -> None:
     failed_with_refund(database)
-    [refund] = core.given_back(database)
-    with database.writing() as connection:
-        handlers.repeat_compensations(connection, core.clock(LATER), first_pause=REPLY, limit=100)
-    assert [event["id"] for event in core.leaving(database)] == [refund.id]
+    [refund] = core.compensation_rows(database)
 
-    with database.writing() as connection:
-        handlers.repeat_compensations(connection, core.clock(LATER + timedelta(days=1)), first_pause=REPLY, limit=100)
+    for now in (LATER, LATER + timedelta(days=1)):
+        assert [event["id"] for event in repeat(database, now)] == [refund.id]
 
-    assert [event["id"] for event in core.leaving(database)] == [refund.id]
-    assert core.given_back(database)[0].attempts == 2
+    assert core.compensation_rows(database)[0].attempts == 2
 
 
-def test_compensation_of_an_order_that_an_operator_deleted_does_not_stop_the_others(database: Database) -> None:
+def test_compensation_of_a_deleted_order_does_not_stop_the_others(database: Database) -> None:
     deleted, kept = failed_with_refund(database, 2)
-    refund_id = core.get(database, kept).compensation_id(order.REFUND, "p1")
+    refund_id = core.get(database, kept).compensation_id(REFUND, "p1")
     with database.writing() as connection:
         connection.execute(sa.delete(orders).where(orders.c.id == deleted))
 
     assert refund_id in repeat_at(database, LATER)
 
 
-class Clock:
-    """The time as the processes see it."""
+# The thread.
 
-    def __init__(self, now: datetime) -> None:
-        self.now = now
 
-    def __call__(self) -> datetime:
-        return self.now
+def make_due(database: Database) -> None:
+    """Make every unconfirmed compensation due now."""
+    with database.writing() as connection:
+        connection.execute(sa.update(compensations).values(due_at=NOW))
 
 
 @pytest.fixture
-def time(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock(NOW)
-    monkeypatch.setattr(deadlines.startup, "utc_now", clock)
+def passing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., contextlib.AbstractContextManager[core.Running]]:
+    """`with passing(database):` runs the thread for the length of the block, with short pauses."""
     monkeypatch.setattr(deadlines, "TICK_SECONDS", 0.02)
-    return clock
+
+    def run(database: Database, **more: Any) -> contextlib.AbstractContextManager[core.Running]:
+        settings = core.settings(core.UNREACHABLE_BROKER, database.url, **more)
+        return core.running(lambda stop: Deadlines(settings, database, stop))
+
+    return run
 
 
-NOWHERE = "amqp://guest:guest@127.0.0.1:1/"
-
-
-def test_compensation_unconfirmed_for_too_long_is_reported(
-    database: Database, time: Clock, log: CapturingLogger, eventually: Eventually
+def test_compensation_without_a_confirmation_is_reported_from_the_third_request_on(
+    database: Database, passing: Any, log: Log, eventually: Eventually
 ) -> None:
     [order_id] = failed_with_refund(database)
-    settings = core.settings(NOWHERE, database.url, compensation_attempts=3)
 
-    def reports() -> list[dict[str, Any]]:
-        return [call.kwargs for call in log.calls if call.method_name == "error"]
-
-    with core.running(lambda stop: Deadlines(settings, database, stop)):
+    with passing(database, compensation_attempts=3):
         for attempts in (2, 3, 4):
-            assert len(reports()) == max(0, attempts - 3)
-            time.now += timedelta(hours=2)
-            eventually(lambda n=attempts: core.given_back(database)[0].attempts == n, f"attempt {attempts}")
+            eventually(lambda n=attempts: core.compensation_rows(database)[0].attempts == n, f"request {attempts}")
             core.clear_outbox(database)
-        eventually(lambda: len(reports()) == 2, "it to be reported from the third on")
+            make_due(database)
+            eventually(lambda n=attempts: len(log.errors()) >= n - 2, "the reports so far")
 
-    assert [(report["order_id"], report["attempts"]) for report in reports()] == [(order_id, 3), (order_id, 4)]
+    reports = [(report["order_id"], report["attempts"]) for report in log.errors()]
+    assert reports[:2] == [(order_id, 3), (order_id, 4)]
 
 
-def test_what_never_left_is_not_reported_as_unconfirmed(
-    database: Database, time: Clock, log: CapturingLogger, eventually: Eventually
+def test_unsent_compensation_is_not_reported_as_unconfirmed(
+    database: Database, passing: Any, log: Log, eventually: Eventually
 ) -> None:
     failed_with_refund(database)
-    settings = core.settings(NOWHERE, database.url, compensation_attempts=3)
-    with core.running(lambda stop: Deadlines(settings, database, stop)):
+
+    with passing(database, compensation_attempts=3):
         for _ in range(4):
-            time.now += timedelta(hours=2)
-            eventually(lambda: core.given_back(database)[0].due_at > time.now, "it to be put off")
+            make_due(database)
+            eventually(lambda: core.compensation_rows(database)[0].due_at > NOW, "it to be put off")
 
-    # It was asked for once and once more, and that second request still waits for the broker.
-    assert core.given_back(database)[0].attempts == 2
-    assert [call for call in log.calls if call.method_name == "error"] == []
+    # The second request is still in the outbox.
+    assert core.compensation_rows(database)[0].attempts == 2
+    assert log.errors() == []
 
 
-def test_two_instances_at_once_do_each_thing_once(
-    database_url: str, time: Clock, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+def test_two_instances_at_once_do_everything_once(
+    database_url: str, passing: Any, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # given
     monkeypatch.setattr(deadlines, "LIMIT", 7)
     with core.opened(database_url) as one, core.opened(database_url) as two:
         failed_with_refund(one, 60)
@@ -344,42 +332,31 @@ def test_two_instances_at_once_do_each_thing_once(
         unpaid = core.place_sent(one, 60)
         core.apply(one, *[reserved(id) for id in unpaid])
         core.clear_outbox(one)
-        time.now = LATER
 
-        settings = core.settings(NOWHERE, database_url)
-        with (
-            core.running(lambda stop: Deadlines(settings, one, stop)),
-            core.running(lambda stop: Deadlines(settings, two, stop)),
-        ):
+        # when
+        with passing(one), passing(two):
             eventually(lambda: core.states(one, expiring + unpaid) == {"failed"}, "orders to expire")
-            eventually(
-                lambda: {row.attempts for row in core.given_back(one) if row.type == "RefundRequested"} == {2},
-                "refunds to be asked for again",
-            )
-            eventually(lambda: len(core.leaving(one, "OrderCreated")) >= 60, "reminders")
+            eventually(lambda: len(core.unsent_events(one, "RefundRequested")) >= 60, "refunds to be repeated")
+            eventually(lambda: len(core.unsent_events(one, "OrderCreated")) >= 60, "reminders")
 
-        sent = core.leaving(one)
+        # then
+        sent = core.unsent_events(one)
         assert Counter(types(sent)) == {
-            "OrderFailed": 120,
-            "StockReleaseRequested": 120,
-            "OrderCreated": 60,
-            "RefundRequested": 60,
-        }
+            "OrderFailed": 120, "StockReleaseRequested": 120, "OrderCreated": 60, "RefundRequested": 60,
+        }  # fmt: skip
         assert max(Counter(event["id"] for event in sent).values()) == 1
-        assert {tuple(story(one, id)) for id in reminded} == {("OrderPlaced", "MenuReminder")}
+        assert {tuple(history_types(one, id)) for id in reminded} == {("MenuReminder",)}
 
 
-def test_deadlines_go_on_after_the_database_was_away(
-    database_url: str, time: Clock, log: CapturingLogger, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+def test_deadlines_are_passed_after_an_outage_of_the_database(
+    database_url: str, passing: Any, log: Log, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    core.be_impatient(monkeypatch)
-    with core.opened(database_url) as database:
+    core.shorten_lock_wait(monkeypatch)
+    with core.opened(database_url) as database, contextlib.ExitStack() as outage:
         ids = core.place_sent(database, 3, reminders=0)
-        settings = core.settings(NOWHERE, database_url)
-        with core.running(lambda stop: Deadlines(settings, database, stop)):
-            with core.database_away(database_url):
-                time.now = LATER
-                eventually(
-                    lambda: core.said(log, "deadlines could not be passed, trying again"), "the trouble to be noticed"
-                )
+        outage.enter_context(core.database_unreachable(database_url))
+
+        with passing(database):
+            eventually(lambda: log.count("deadlines could not be passed, retrying"), "the outage to be logged")
+            outage.close()
             eventually(lambda: core.states(database, ids) == {"failed"}, "the orders to expire")

@@ -1,11 +1,7 @@
-"""A Menu Service that only speaks HTTP: no line is ever taken twice, and nothing half taken goes unnoticed."""
+"""Reservations at a Menu Service that only speaks HTTP: no line is taken twice, half-taken orders are reported."""
 
-import os
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from decimal import Decimal
@@ -13,494 +9,364 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from structlog.testing import capture_logs
 
 from consumers.menu_http.client import Menus, MenuServiceDown
-from consumers.menu_http.consumer import MenuOverHttp
-from consumers.menu_http.consumer import reservation as stock_room
-from consumers.menu_http.reservation import Stock
-from order_service import handlers
-from order_service.contract import topology
-from order_service.domain.messages import Cancel
+from consumers.menu_http.reservation import StockReserver
+from order_service.contract.envelope import Delivery
+from order_service.contract.topology import MENU_HTTP
+from order_service.domain.order import Order
 from order_service.process import utc_now
 from order_service.storage.database import Database
-from order_service.storage.tables import order_history, outbox
+from order_service.storage.tables import menu_takings, order_history
 from tests.integration import core
+from tests.integration.core import Log
 from tests.integration.old_menu import OldMenu
 
-Eventually = Callable[..., Any]
-FULL, TAKEN = {1: 15, 2: 7}, {1: 14, 2: 6}
+#: The stock after one order.
+TAKEN = {1: 14, 2: 6}
+DELIVERY = Delivery(MENU_HTTP.name, "order.created", b"")
 
 
-class Killed(BaseException):
-    """The process ends here."""
+def reserver(database: Database, menus: Menus) -> StockReserver:
+    return StockReserver(core.policy(), database, menus, threading.Event())
+
+
+class Case:
+    """An order of one portion of dish 1 and one of dish 2, and what reserves its stock."""
+
+    def __init__(self, database: Database, menu: OldMenu, **placement: Any) -> None:
+        self.database, self.menu = database, menu
+        self.stock = reserver(database, Menus(menu.url))
+        [self.order_id] = core.place(database, now=utc_now(), **placement)
+
+    def reserve(self) -> None:
+        self.stock.reserve(DELIVERY, self.order_id)
+
+    @property
+    def order(self) -> Order:
+        return core.get(self.database, self.order_id)
+
+    @property
+    def result(self) -> tuple[str, str | None]:
+        return self.order.state.value, self.order.reason
+
+    def releases(self) -> list[tuple[str, str | None]]:
+        """(id, reservation) of every release that is requested and not confirmed."""
+        return [(row.id, row.subject) for row in core.compensation_rows(self.database) if row.confirmed_at is None]
+
+    def deliver_releases(self) -> None:
+        """Process every release that is requested, as the consumer does."""
+        for release_id, reservation_id in self.releases():
+            self.stock.release(DELIVERY, self.order_id, release_id, reservation_id)
+
+    def cancel(self) -> None:
+        core.cancel(self.database, self.order_id, now=utc_now())
+
+    def pass_all_deadlines(self) -> None:
+        for hours in range(5):
+            core.clear_outbox(self.database)
+            core.pass_deadlines(self.database, utc_now() + timedelta(hours=hours))
+        core.clear_outbox(self.database)
 
 
 @pytest.fixture
-def menu() -> Iterator[OldMenu]:
-    menu = OldMenu()
-    menu.start()
-    yield menu
-    menu.stop()
+def case(database: Database, menu: OldMenu, log: Log) -> Case:
+    return Case(database, menu)
 
 
-@pytest.fixture
-def menus(menu: OldMenu) -> Menus:
-    return Menus(menu.url)
+def reports(log: Log) -> list[tuple[dict[int, int], dict[int, int]]]:
+    """The portions that were reported to be put back by hand, and those that were perhaps taken."""
+    return [(error["portions_by_menu_id"], error["perhaps_also"]) for error in log.errors()]
 
 
-@pytest.fixture
-def stock(database: Database, menus: Menus) -> Stock:
-    return Stock(core.settings("amqp://unused", database.url), database, menus, threading.Event())
+# An answer from the menu.
 
 
-@pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """What is said while stock is taken."""
-    with capture_logs() as lines:
-        monkeypatch.setattr(stock_room, "log", stock_room.structlog.get_logger())
-        yield lines
+def test_order_is_priced_and_each_line_is_taken_once(case: Case) -> None:
+    case.reserve()
 
-
-@pytest.fixture
-def order_id(database: Database) -> int:
-    """An order of one portion of dish 1 and one of dish 2, that waits for the menu."""
-    [order_id] = core.place(database, now=utc_now())
-    return order_id
-
-
-def story(database: Database, order_id: int) -> tuple[str, str | None]:
-    order = core.get(database, order_id)
-    return order.state.value, order.reason
-
-
-def releases(database: Database) -> list[tuple[str, str | None]]:
-    """(id, reservation) of every release asked for and not confirmed."""
-    return [(row.id, row.subject) for row in core.given_back(database) if row.confirmed_at is None]
-
-
-def reports(log: list[Any]) -> list[tuple[dict[int, int], dict[int, int]]]:
-    """What was reported: portions to put back, and those that perhaps have to be."""
-    return [(line["portions_by_menu_id"], line["perhaps_also"]) for line in log if line["log_level"] == "error"]
-
-
-def deliver_release(database: Database, stock: Stock, order_id: int) -> None:
-    """What the consumer does with every release asked for."""
-    for release_id, reservation_id in releases(database):
-        stock.release(order_id, release_id, reservation_id)
-
-
-def pass_all_deadlines(database: Database) -> None:
-    """All reminders, and then the end of waiting."""
-    core.clear_outbox(database)
-    for hours in range(1, 5):
-        with database.writing() as connection:
-            handlers.pass_deadlines(connection, core.changes(utc_now() + timedelta(hours=hours)), limit=10)
-        core.clear_outbox(database)
-
-
-def test_order_is_priced_and_each_line_is_taken_once(
-    stock: Stock, menu: OldMenu, database: Database, order_id: int
-) -> None:
-    stock.reserve(order_id)
-
-    order = core.get(database, order_id)
-    assert (order.state.value, order.total_price) == ("awaiting_payment", 38000)
+    order = case.order
+    assert (order.state.value, order.total_price) == ("awaiting_payment", Decimal(38000))
     assert [(item.name, item.price, item.stock) for item in order.items] == [
-        ("Nasi Ayam Bakar", 18000, 14),
-        ("Kwetiau Goreng", 20000, 6),
-    ]
-    assert sorted(menu.puts) == [(1, 1), (2, 1)]
-    assert core.leaving(database, "PaymentRequested")[0]["data"]["amount"] == 38000
+        ("Nasi Ayam Bakar", Decimal(18000), 14), ("Kwetiau Goreng", Decimal(20000), 6),
+    ]  # fmt: skip
+    assert sorted(case.menu.puts) == [(1, 1), (2, 1)]
+    assert core.unsent_events(case.database, "PaymentRequested")[0]["data"]["amount"] == 38000
 
 
-def test_repeated_portions_are_taken_together(stock: Stock, menu: OldMenu, database: Database) -> None:
-    placement = handlers.Placement(user_id=7, menu_ids=(2, 1, 2))
-    with database.writing() as connection:
-        [order] = handlers.place_orders(connection, [placement], core.clock(utc_now()), reminders=3)
+def test_portions_of_one_dish_are_taken_together(database: Database, menu: OldMenu) -> None:
+    case = Case(database, menu, menu_ids=(2, 1, 2))
 
-    stock.reserve(order.id)
+    case.reserve()
 
-    assert core.get(database, order.id).total_price == 58000
+    assert case.order.total_price == Decimal(58000)
     assert sorted(menu.puts) == [(1, 1), (2, 2)]
 
 
-def test_reminder_of_an_answered_order_takes_nothing_and_changes_nothing(
-    stock: Stock, menu: OldMenu, database: Database, order_id: int
-) -> None:
+def test_reminder_for_an_answered_order_takes_nothing_and_changes_nothing(case: Case) -> None:
     for _ in range(3):
-        stock.reserve(order_id)
+        case.reserve()
 
-    assert menu.stock == TAKEN
-    assert len(menu.puts) == 2
-    types = [row.type for row in core.rows(database, order_history)]
-    assert types == ["MenuReserved"]
-    assert len(core.leaving(database, "PaymentRequested")) == 1
+    assert case.menu.stock == TAKEN
+    assert len(case.menu.puts) == 2
+    assert [row.type for row in core.rows(case.database, order_history)] == ["MenuReserved"]
+    assert len(core.unsent_events(case.database, "PaymentRequested")) == 1
 
 
-@pytest.mark.parametrize("there_is", [None, 0])
-def test_order_that_cannot_be_had_whole_is_rejected_and_takes_nothing(
-    stock: Stock, menu: OldMenu, database: Database, order_id: int, there_is: int | None
-) -> None:
-    if there_is is None:
-        del menu.dishes[2]
+@pytest.mark.parametrize("stock", [None, 0])
+def test_order_that_is_not_available_is_rejected_and_takes_nothing(case: Case, stock: int | None) -> None:
+    if stock is None:
+        del case.menu.dishes[2]
     else:
-        menu.dishes[2]["stock"] = there_is
+        case.menu.dishes[2]["stock"] = stock
 
-    stock.reserve(order_id)
-    stock.reserve(order_id)
+    case.reserve()
+    case.reserve()
 
-    reason = "menu_not_found" if there_is is None else "out_of_stock"
-    assert story(database, order_id) == ("failed", reason)
-    assert core.get(database, order_id).rejected_menu_id == 2
-    assert menu.puts == []
-    assert releases(database) == []
-
-
-def test_dish_sold_out_between_look_and_take_leaves_nothing_if_it_is_the_scarcest(
-    stock: Stock, menu: OldMenu, database: Database, order_id: int
-) -> None:
-    menu.before_put = lambda menu_id: menu.dishes[2].update(stock=0)
-
-    stock.reserve(order_id)
-
-    assert story(database, order_id) == ("failed", "out_of_stock")
-    assert menu.puts == [(2, 1)]
-    assert menu.stock[1] == 15
-    assert releases(database) == []
+    assert case.result == ("failed", "menu_not_found" if stock is None else "out_of_stock")
+    assert case.order.rejected_menu_id == 2
+    assert case.menu.puts == []
+    assert case.releases() == []
 
 
-def test_half_taken_order_is_rejected_and_its_release_reported_until_confirmed_by_hand(
-    stock: Stock, menu: OldMenu, database: Database, order_id: int, log: list[Any]
-) -> None:
-    menu.before_put = lambda menu_id: menu.dishes[1].update(stock=0)
+def test_scarcest_dish_is_taken_first_so_that_its_refusal_leaves_nothing_taken(case: Case) -> None:
+    case.menu.before_put = lambda menu_id: case.menu.dishes[2].update(stock=0)
 
-    stock.reserve(order_id)
-    stock.reserve(order_id)
+    case.reserve()
 
-    assert story(database, order_id) == ("failed", "out_of_stock")
-    assert core.get(database, order_id).rejected_menu_id == 1
-    assert menu.puts == [(2, 1), (1, 1)]
-    [(release_id, reservation_id)] = releases(database)
-    assert reservation_id == f"menu-http-{order_id}"
-    assert core.leaving(database, "StockReleaseRequested")
+    assert case.result == ("failed", "out_of_stock")
+    assert case.menu.puts == [(2, 1)]
+    assert case.menu.stock[1] == 15
+    assert case.releases() == []
 
-    deliver_release(database, stock, order_id)
-    deliver_release(database, stock, order_id)
+
+def test_half_taken_order_is_rejected_and_its_release_is_reported_until_confirmed_by_hand(case: Case, log: Log) -> None:
+    # given
+    case.menu.before_put = lambda menu_id: case.menu.dishes[1].update(stock=0)
+
+    # when
+    case.reserve()
+    case.reserve()
+
+    # then
+    assert case.result == ("failed", "out_of_stock")
+    assert case.order.rejected_menu_id == 1
+    assert case.menu.puts == [(2, 1), (1, 1)]
+    [(release_id, reservation_id)] = case.releases()
+    assert reservation_id == f"menu-http-{case.order_id}"
+    assert core.unsent_events(case.database, "StockReleaseRequested")
+
+    case.deliver_releases()
+    case.deliver_releases()
     assert reports(log) == [({2: 1}, {})] * 3
-    assert f"release {release_id} is left unconfirmed" in [line["problem"] for line in log]
+    assert log.errors()[-1]["problem"] == f"release {release_id} stays unconfirmed"
 
-    assert core.apply(database, core.released(order_id, release_id)) == []
-    assert releases(database) == []
+    assert core.apply(case.database, core.released(case.order_id, release_id)) == []
+    assert case.releases() == []
 
 
-@pytest.mark.parametrize("trouble", ["drop_before", "drop_after", "error_after"])
+def test_unexpected_price_fails_the_order_before_anything_is_taken(database: Database, menu: OldMenu) -> None:
+    case = Case(database, menu, expected_total=Decimal(37000))
+
+    case.reserve()
+    case.deliver_releases()
+
+    assert case.result == ("failed", "price_changed")
+    assert menu.puts == []
+    assert len(core.compensation_rows(database)) == 1
+    assert case.releases() == []
+
+
+# No answer, or one that cannot be used.
+
+
+def unanswered(at: int) -> tuple[list[tuple[int, int]], tuple[dict[int, int], dict[int, int]]]:
+    """The PUTs sent and the report where the PUT of this dish has no known answer; dish 2 is taken first."""
+    return ([(2, 1)], ({}, {2: 1})) if at == 2 else ([(2, 1), (1, 1)], ({2: 1}, {1: 1}))
+
+
+@pytest.mark.parametrize("fault", ["drop_before", "drop_after", "error_after"])
 @pytest.mark.parametrize("at", [2, 1])
-def test_put_of_unknown_outcome_is_not_repeated_and_the_order_expires_reported(
-    stock: Stock, menu: OldMenu, database: Database, order_id: int, log: list[Any], trouble: str, at: int
+def test_put_without_a_known_answer_is_not_repeated_and_the_order_expires_and_is_reported(
+    case: Case, log: Log, fault: str, at: int
 ) -> None:
-    menu.trouble[at] = trouble
+    case.menu.faults[at] = fault
 
-    stock.reserve(order_id)
-    menu.trouble.clear()
-    stock.reserve(order_id)
+    case.reserve()
+    case.menu.faults.clear()
+    case.reserve()
 
-    assert story(database, order_id) == ("failed", "expired")
-    assert menu.puts == [(2, 1), (1, 1)][: 1 if at == 2 else 2]
-    [(_, reservation_id)] = releases(database)
-    assert reservation_id is None
-    deliver_release(database, stock, order_id)
-    assert len(releases(database)) == 1
-    assert reports(log) == [({}, {2: 1}) if at == 2 else ({2: 1}, {1: 1})] * 2
+    puts, report = unanswered(at)
+    assert case.result == ("failed", "expired")
+    assert case.menu.puts == puts
+    assert [reservation_id for _, reservation_id in case.releases()] == [None]
+    case.deliver_releases()
+    assert len(case.releases()) == 1
+    assert reports(log) == [report] * 2
+
+
+class Killed(BaseException):
+    """The process has ended."""
+
+
+class KilledAtPut(Menus):
+    """The process ends at the PUT of one dish, before or after it is carried out."""
+
+    def __init__(self, url: str, at: int, *, carried_out: bool) -> None:
+        super().__init__(url)
+        self._at, self._carried_out = at, carried_out
+
+    def take(self, menu_id: int, quantity: int) -> int | None:
+        if menu_id == self._at and not self._carried_out:
+            raise Killed
+        left = super().take(menu_id, quantity)
+        if menu_id == self._at:
+            raise Killed
+        return left
 
 
 @pytest.mark.parametrize("carried_out", [False, True])
 @pytest.mark.parametrize("at", [2, 1])
-def test_process_killed_around_a_put_never_takes_a_line_twice(
-    stock: Stock,
-    menus: Menus,
-    menu: OldMenu,
-    database: Database,
-    order_id: int,
-    log: list[Any],
-    monkeypatch: pytest.MonkeyPatch,
-    at: int,
-    carried_out: bool,
-) -> None:
-    take = menus.take
-
-    def take_and_die(menu_id: int, quantity: int) -> int | None:
-        if menu_id != at:
-            return take(menu_id, quantity)
-        if carried_out:
-            take(menu_id, quantity)
-        raise Killed
-
-    monkeypatch.setattr(menus, "take", take_and_die)
+def test_process_killed_at_a_put_never_takes_a_line_twice(case: Case, log: Log, at: int, carried_out: bool) -> None:
+    # given
+    killed = reserver(case.database, KilledAtPut(case.menu.url, at, carried_out=carried_out))
     with pytest.raises(Killed):
-        stock.reserve(order_id)
-    monkeypatch.setattr(menus, "take", take)
-    before = list(menu.puts)
+        killed.reserve(DELIVERY, case.order_id)
+    before = list(case.menu.puts)
 
-    stock.reserve(order_id)
-    assert story(database, order_id)[0] == "awaiting_menu", "the PUT may still be under way in another process"
+    # when
+    case.reserve()
+    assert case.result[0] == "awaiting_menu", "the PUT may still be in progress in another process"
+    with case.database.writing() as connection:
+        connection.execute(sa.update(menu_takings).values(at=core.NOW))
+    case.reserve()
 
-    monkeypatch.setattr(stock_room, "UNDER_WAY", timedelta(0))
-    stock.reserve(order_id)
-    assert story(database, order_id) == ("failed", "expired")
-    assert menu.puts == before
-    deliver_release(database, stock, order_id)
-    assert reports(log) == [({}, {2: 1}) if at == 2 else ({2: 1}, {1: 1})] * 2
-    assert len(releases(database)) == 1
+    # then
+    assert case.result == ("failed", "expired")
+    assert case.menu.puts == before
+    case.deliver_releases()
+    assert reports(log) == [unanswered(at)[1]] * 2
+    assert len(case.releases()) == 1
 
 
-def test_put_that_cannot_have_left_is_tried_again_and_the_order_goes_on(
-    stock: Stock, menus: Menus, menu: OldMenu, database: Database, order_id: int, log: list[Any]
-) -> None:
-    original = menu.before_put
+def test_put_that_was_not_sent_is_retried_and_the_order_continues(case: Case, log: Log) -> None:
+    def stop_menu(menu_id: int) -> None:
+        case.menu.before_put = lambda _: None
+        case.menu.stop()
 
-    def leave(menu_id: int) -> None:
-        menus._url = "http://127.0.0.1:1"
-        menu.before_put = original
-
-    menu.before_put = leave
-
+    case.menu.before_put = stop_menu
     for _ in range(2):
         with pytest.raises(MenuServiceDown):
-            stock.reserve(order_id)
-    menus._url = menu.url.rstrip("/")
-    stock.reserve(order_id)
+            case.reserve()
+    case.menu.start()
+    case.reserve()
 
-    assert story(database, order_id)[0] == "awaiting_payment"
-    assert menu.puts == [(2, 1), (1, 1)]
-    assert [item.stock for item in core.get(database, order_id).items] == [14, 6]
+    assert case.result[0] == "awaiting_payment"
+    assert case.menu.puts == [(2, 1), (1, 1)]
+    assert [item.stock for item in case.order.items] == [14, 6]
     assert reports(log) == []
-
-
-def test_order_cancelled_between_two_puts_takes_no_more_and_is_reported(
-    stock: Stock, menu: OldMenu, database: Database, order_id: int, log: list[Any]
-) -> None:
-    def cancel(menu_id: int) -> None:
-        with database.writing() as connection:
-            handlers.change_order(connection, order_id, Cancel(), core.changes(utc_now()))
-
-    menu.before_put = cancel
-    stock.reserve(order_id)
-    assert menu.puts == [(2, 1)]
-
-    pass_all_deadlines(database)
-    deliver_release(database, stock, order_id)
-
-    assert story(database, order_id)[0] == "cancelled"
-    assert [subject for _, subject in releases(database)] == [None]
-    assert reports(log) == [({2: 1}, {})]
-
-
-def test_order_that_expired_unanswered_is_confirmed_to_hold_nothing(
-    stock: Stock, menu: OldMenu, database: Database, order_id: int
-) -> None:
-    pass_all_deadlines(database)
-    assert story(database, order_id) == ("failed", "expired")
-
-    stock.reserve(order_id)
-    deliver_release(database, stock, order_id)
-
-    assert menu.puts == []
-    assert len(core.given_back(database)) == 1
-    assert releases(database) == []
-
-
-def test_unexpected_price_fails_the_order_before_anything_is_taken(
-    stock: Stock, menu: OldMenu, database: Database
-) -> None:
-    placement = handlers.Placement(user_id=7, menu_ids=(1, 2), expected_total=Decimal(37000))
-    with database.writing() as connection:
-        [order] = handlers.place_orders(connection, [placement], core.clock(utc_now()), reminders=3)
-
-    stock.reserve(order.id)
-    deliver_release(database, stock, order.id)
-
-    assert story(database, order.id) == ("failed", "price_changed")
-    assert menu.puts == []
-    assert len(core.given_back(database)) == 1
-    assert releases(database) == []
-
-
-def test_release_of_a_whole_reservation_stays_unconfirmed_and_is_reported(
-    stock: Stock, menu: OldMenu, database: Database, order_id: int, log: list[Any]
-) -> None:
-    stock.reserve(order_id)
-    with database.writing() as connection:
-        handlers.change_order(connection, order_id, Cancel(), core.changes(utc_now()))
-
-    deliver_release(database, stock, order_id)
-
-    assert len(releases(database)) == 1
-    assert reports(log) == [({1: 1, 2: 1}, {})]
-    assert menu.stock == TAKEN
 
 
 @pytest.mark.parametrize(
     "wrong", [{"price": None}, {"price": "18000"}, {"price": -1.0}, {"stock": "many"}, {"name": 5}, "broken"]
 )
-def test_unusable_dish_makes_its_order_wait_for_a_reminder(
-    stock: Stock, menu: OldMenu, database: Database, order_id: int, wrong: Any
-) -> None:
-    right = dict(menu.dishes[1])
+def test_order_waits_for_a_reminder_after_an_unusable_answer(case: Case, wrong: Any) -> None:
+    right = dict(case.menu.dishes[1])
     if wrong == "broken":
-        menu.trouble[1] = "broken"
+        case.menu.faults[1] = "broken"
     else:
-        menu.dishes[1] |= wrong
+        case.menu.dishes[1] |= wrong
 
-    stock.reserve(order_id)
-    assert story(database, order_id)[0] == "awaiting_menu"
-    assert menu.puts == []
+    case.reserve()
+    assert case.result[0] == "awaiting_menu"
+    assert case.menu.puts == []
 
-    menu.dishes[1], menu.trouble = right, {}
-    stock.reserve(order_id)
-    assert story(database, order_id)[0] == "awaiting_payment"
+    case.menu.dishes[1], case.menu.faults = right, {}
+    case.reserve()
+    assert case.result[0] == "awaiting_payment"
 
 
-def test_database_that_fails_after_a_put_does_not_cost_the_order(
-    stock: Stock, menu: OldMenu, database: Database, order_id: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    writing, failures = database.writing, [False, True, False, False, True, True]
+# Orders that end, and faults of the database.
+
+
+def test_order_cancelled_between_two_puts_takes_no_more_and_is_reported(case: Case, log: Log) -> None:
+    case.menu.before_put = lambda menu_id: case.cancel()
+    case.reserve()
+    assert case.menu.puts == [(2, 1)]
+
+    case.pass_all_deadlines()
+    case.deliver_releases()
+
+    assert case.result[0] == "cancelled"
+    assert [reservation_id for _, reservation_id in case.releases()] == [None]
+    assert reports(log) == [({2: 1}, {})]
+
+
+def test_release_for_an_order_that_expired_unanswered_is_confirmed(case: Case) -> None:
+    case.pass_all_deadlines()
+    assert case.result == ("failed", "expired")
+
+    case.reserve()
+    case.deliver_releases()
+
+    assert case.menu.puts == []
+    assert len(core.compensation_rows(case.database)) == 1
+    assert case.releases() == []
+
+
+def test_release_of_a_whole_reservation_stays_unconfirmed_and_is_reported(case: Case, log: Log) -> None:
+    case.reserve()
+    case.cancel()
+
+    case.deliver_releases()
+
+    assert len(case.releases()) == 1
+    assert reports(log) == [({1: 1, 2: 1}, {})]
+    assert case.menu.stock == TAKEN
+
+
+class FailingDatabase(Database):
+    """Some transactions fail, and the answer to one COMMIT is lost."""
+
+    def __init__(self, url: str, *outcomes: str) -> None:
+        super().__init__(url)
+        self._outcomes = iter(outcomes)
 
     @contextmanager
-    def failing() -> Iterator[sa.Connection]:
-        """Every other commit fails, or its answer is lost."""
-        if failures and failures.pop(0):
-            raise sa.exc.OperationalError("commit", {}, Exception("away"))
-        with writing() as connection:
+    def writing(self) -> Iterator[sa.Connection]:
+        outcome = next(self._outcomes, "committed")
+        error = sa.exc.OperationalError("COMMIT", {}, Exception(outcome))
+        if outcome == "failed":
+            raise error
+        with super().writing() as connection:
             yield connection
-        if len(failures) == 2:
-            raise sa.exc.OperationalError("commit", {}, Exception("its answer is lost"))
-
-    monkeypatch.setattr(database, "writing", failing)
-    stock.reserve(order_id)
-
-    assert story(database, order_id)[0] == "awaiting_payment"
-    assert sorted(menu.puts) == [(1, 1), (2, 1)]
+        if outcome == "answer lost":
+            raise error
 
 
-def test_several_processes_with_the_same_order_take_each_line_once(
-    database: Database, menu: OldMenu, stock: Stock
-) -> None:
-    ids = core.place(database, 5, now=utc_now())
+def test_database_that_fails_after_a_put_does_not_fail_the_order(case: Case) -> None:
+    outcomes = ("committed", "failed", "committed", "answer lost", "failed", "failed")
+    database = FailingDatabase(case.database.url, *outcomes)
+
+    reserver(database, Menus(case.menu.url)).reserve(DELIVERY, case.order_id)
+
+    database.dispose()
+    assert case.result[0] == "awaiting_payment"
+    assert sorted(case.menu.puts) == [(1, 1), (2, 1)]
+
+
+def test_several_processes_with_the_same_order_take_each_line_once(database: Database, menu: OldMenu) -> None:
+    cases = [Case(database, menu) for _ in range(5)]
     gate = threading.Barrier(4)
 
-    def run(order_id: int) -> None:
-        gate.wait()
-        stock.reserve(order_id)
+    for case in cases:
 
-    with ThreadPoolExecutor(4) as pool:
-        for order_id in ids:
-            list(pool.map(run, [order_id] * 4))
+        def reserve(case: Case = case) -> None:
+            gate.wait()
+            case.reserve()
+
+        core.run_in_threads(*[reserve] * 4)
 
     assert sorted(menu.puts) == [(1, 1)] * 5 + [(2, 1)] * 5
-    assert core.states(database, ids) == {"awaiting_payment"}
+    assert core.states(database, [case.order_id for case in cases]) == {"awaiting_payment"}
     assert menu.stock == {1: 10, 2: 2}
-
-
-@pytest.fixture
-def wire(amqp_url: str) -> core.Wire:
-    wire = core.Wire(amqp_url)
-    with wire.channel() as channel:
-        topology.declare(channel, (*topology.QUEUES, topology.MENU_HTTP))
-    return wire
-
-
-@pytest.fixture
-def adapter(amqp_url: str, database: Database, menus: Menus) -> Callable[[threading.Event], MenuOverHttp]:
-    return lambda stop: MenuOverHttp(core.settings(amqp_url, database.url), database, menus, stop)
-
-
-def publish(wire: core.Wire, database: Database) -> None:
-    """What the relay does, but leaving the events where they are: they can be published again."""
-    for row in core.rows(database, outbox, outbox.c.exchange != ""):
-        if row.routing_key in topology.MENU_HTTP.routing_keys:
-            wire.send_raw(row.routing_key, row.body, type=row.type, message_id=row.message_id, delivery_mode=2)
-
-
-def test_orders_over_the_broker_are_answered_once_however_often_they_come(
-    adapter: Any, wire: core.Wire, database: Database, menu: OldMenu, management: Any, eventually: Eventually
-) -> None:
-    ids = core.place(database, 3, now=utc_now())
-
-    with core.running(adapter):
-        publish(wire, database)
-        eventually(lambda: core.states(database, ids) == {"awaiting_payment"}, "all orders to be priced")
-        management.close_connections()
-        publish(wire, database)
-        eventually(lambda: management.depth("order-service.menu-http") == 0, "the repeats to be worked off")
-
-    assert sorted(menu.puts) == [(1, 1)] * 3 + [(2, 1)] * 3
-    assert management.depth("order-service.menu-http.dlq") == 0
-
-
-def test_message_waits_while_the_menu_is_away(
-    adapter: Any, wire: core.Wire, database: Database, menu: OldMenu, order_id: int, management: Any,
-    eventually: Eventually,
-) -> None:  # fmt: skip
-    menu.stop()
-    try:
-        with core.running(adapter):
-            publish(wire, database)
-            eventually(lambda: management.depth("order-service.menu-http") == 0, "the message to be delivered")
-        assert management.depth("order-service.menu-http") == 1, "not acked, so back after the worker has stopped"
-        assert story(database, order_id)[0] == "awaiting_menu"
-    finally:
-        menu.start()
-
-    with core.running(adapter):
-        eventually(lambda: story(database, order_id)[0] == "awaiting_payment", "the order to be priced")
-    assert menu.stock == TAKEN
-
-
-@pytest.mark.parametrize(
-    ("body", "code"),
-    [
-        (b"{", "invalid"),
-        (b'{"type": "OrderCreated", "data": {"order_id": 99}}', "unknown_order"),
-        (b'{"type": "OrderCreated", "data": {"order_id": "1"}}', "invalid"),
-        (b'{"type": "OrderPaid", "data": {"order_id": 1}}', "invalid"),
-        (b'{"type": "StockReleaseRequested", "data": {"order_id": 1, "release_id": "unheard-of"}}', "invalid"),
-    ],
-)
-def test_message_that_is_not_ours_is_dead_lettered(
-    adapter: Any, wire: core.Wire, database: Database, order_id: int, eventually: Eventually, body: bytes, code: str
-) -> None:
-    core.clear_outbox(database)
-    with core.running(adapter):
-        wire.send_raw("order.created", body)
-        found = eventually(
-            lambda: core.rows(database, outbox, outbox.c.routing_key == "order-service.menu-http.dlq"), "a dead letter"
-        )
-
-    assert f'"x-error": "{code}"' in found[0].properties
-    assert found[0].body == body
-
-
-def test_adapter_refuses_to_start_without_its_queue(adapter: Any, amqp_url: str, eventually: Eventually) -> None:
-    core.Wire(amqp_url).declare()
-    stop = threading.Event()
-    running = core.Running(adapter(stop), stop)
-    refused = eventually(running.ended, "the adapter to end")
-    assert isinstance(refused, SystemExit)
-    assert refused.code == 2
-
-
-def test_topology_declares_the_queue_only_when_asked_to(amqp_url: str, management: Any) -> None:
-    def declare(**more: str) -> str:
-        env = os.environ | {"RABBITMQ_URL": amqp_url} | more
-        command = [sys.executable, "-m", "order_service", "topology"]
-        return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
-
-    assert "menu-http" not in declare()
-    assert "order-service.menu-http" not in management.queues()
-
-    assert "order-service.menu-http" in declare(MENU_SERVICE_URL="http://localhost:5002")
-    queues = management.queues()
-    assert queues["order-service.menu-http"]["type"] == queues["order-service.menu-http.dlq"]["type"] == "quorum"
-    bound = {key for _, key, queue in management.bindings() if queue == "order-service.menu-http"}
-    assert bound == {"order.created", "menu.release_requested"}

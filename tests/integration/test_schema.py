@@ -1,8 +1,7 @@
-"""The schema on both databases: up, down, up again, as the code expects it, and refused when it is not."""
+"""The schema on both databases: migrated up, down and up again; a database that is not migrated is refused."""
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ def tables(url: str) -> set[str]:
 EVERYTHING = {*metadata.tables, "alembic_version"}
 
 
-def test_migration_goes_up_twice_down_and_up_again(empty_url: str) -> None:
+def test_migrations_go_up_twice_down_and_up_again(empty_url: str) -> None:
     schema.upgrade(empty_url)
     schema.upgrade(empty_url)
     assert tables(empty_url) == EVERYTHING
@@ -56,7 +55,7 @@ def test_repeated_migration_keeps_the_orders(database_url: str) -> None:
         assert core.get(database, order_id).user_id == 7
 
 
-def test_migrated_schema_is_the_one_the_code_describes(database_url: str) -> None:
+def test_migrations_lead_to_the_schema_of_the_code(database_url: str) -> None:
     with core.opened(database_url) as database, database.reading() as connection:
         options = {"compare_type": True, "compare_server_default": True}
         assert compare_metadata(MigrationContext.configure(connection, opts=options), metadata) == []
@@ -73,12 +72,12 @@ def test_id_of_a_deleted_order_is_not_used_again(database_url: str) -> None:
         assert second > first
 
 
-def test_empty_database_is_refused_naming_what_is_missing(empty_url: str) -> None:
+def test_database_without_tables_is_refused(empty_url: str) -> None:
     with core.opened(empty_url) as database, pytest.raises(schema.NotMigrated, match="at migration none"):
         schema.check_migrated(database)
 
 
-def test_old_database_is_refused_naming_its_migration(empty_url: str) -> None:
+def test_database_at_another_migration_is_refused_naming_it(empty_url: str) -> None:
     schema.upgrade(empty_url)
     with core.opened(empty_url) as database:
         with database.writing() as connection:
@@ -88,33 +87,29 @@ def test_old_database_is_refused_naming_its_migration(empty_url: str) -> None:
             schema.check_migrated(database)
 
 
-def test_several_migrations_at_once_take_turns(empty_url: str, run_together: Callable[..., list[str]]) -> None:
-    assert run_together(3, empty_url) == ["", "", ""]
+def test_several_migrations_at_once_take_turns(empty_url: str) -> None:
+    # given: processes that wait for a line of input just before they migrate
+    program = (
+        "import sys\n"
+        "from order_service.storage.migrate import upgrade\n"
+        "print(flush=True)\n"
+        "input()\n"
+        "upgrade(sys.argv[1])\n"
+    )
+    command, pipe = [sys.executable, "-c", program, empty_url], subprocess.PIPE
+    processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(3)]
+    for process in processes:
+        assert process.stdout
+        process.stdout.readline()
+
+    # when
+    for process in processes:
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+
+    # then
+    assert [process.communicate(timeout=60)[1] for process in processes] == ["", "", ""]
     assert tables(empty_url) == EVERYTHING
     with core.opened(empty_url) as database:
         schema.check_migrated(database)
-
-
-@pytest.fixture
-def run_together(tmp_path: Path) -> Callable[..., list[str]]:
-    """Migrate in several processes that wait for each other just before; returns what went wrong in each."""
-    program = (
-        "import pathlib, sys\n"
-        "from order_service import schema\n"
-        "print(flush=True)\n"
-        "input()\n"
-        "schema.upgrade(sys.argv[1])\n"
-    )
-
-    def run(count: int, url: str) -> list[str]:
-        command = [sys.executable, "-c", program, url]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        processes = [subprocess.Popen(command, **pipes) for _ in range(count)]
-        for process in processes:
-            process.stdout.readline()
-        for process in processes:
-            process.stdin.write("\n")
-            process.stdin.flush()
-        return [process.communicate(timeout=60)[1] for process in processes]
-
-    return run
