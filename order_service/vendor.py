@@ -25,7 +25,8 @@ def tolerate_undecodable_headers() -> None:
     Works around: pika 1.4.4 raises on a timestamp beyond the year 9999 (a sender's milliseconds, or a time before
     1970) and on deep nesting, and treats that as a lost connection: the message is never acked, is delivered again,
     and closes the next connection too.
-    Upstream: not reported. Can go when pika delivers a message with such a header.
+    Upstream: https://github.com/pika/pika/issues/1698, fixed after 1.4.4 for timestamps; the nesting is not reported.
+    Can go when pika delivers a message with such a header.
     """
     pika.data.decode_value = _decoded_or_none
 
@@ -85,7 +86,8 @@ def commit_then_notify(connection: psycopg.Connection[Any], channel: str) -> Non
     not be part of the transaction: PostgreSQL holds a lock on the whole database from a notifying transaction's
     commit record to the end of its flush, so committing transactions would wait for each other; one that only
     notifies has nothing to flush. https://www.postgresql.org/docs/current/sql-notify.html
-    Upstream: not reported. Can go when psycopg can pipeline a commit (its pipeline mode needs a sync in between).
+    Upstream: psycopg's pipeline mode waits for a commit before it sends more, so that an error is raised in time:
+    https://github.com/psycopg/psycopg/issues/296. Can go when a commit and a statement after it take one round trip.
     """
     connection.pgconn.send_query(f"COMMIT; NOTIFY {channel}".encode())
     committed, *_ = connection.wait(generators.execute(connection.pgconn))

@@ -1,0 +1,167 @@
+"""Each workaround in order_service/vendor.py works, and is needed: the library alone still has the fault.
+
+When a test of a library alone fails, the library is mended and its workaround can go.
+"""
+
+import contextlib
+import importlib.util
+import socket
+import struct
+from typing import Any
+
+import pika
+import pika.data
+import psycopg
+import pytest
+from pika.channel import Channel
+
+from order_service import vendor
+from order_service.storage.database import CHANNEL, Database
+from order_service.storage.tables import outbox
+from tests import builders
+from tests.integration import core
+from tests.integration.core import Eventually, Start, Wire, reserved
+
+# tolerate_undecodable_headers
+
+#: Headers that pika cannot decode, as AMQP bytes.
+UNDECODABLE = [
+    pytest.param(b"T" + struct.pack(">Q", 1_772_000_000_000), id="time in milliseconds"),
+    pytest.param(b"T" + struct.pack(">q", -1), id="time before 1970, as Java writes it"),
+    pytest.param(b"\1a".join(b"F" + struct.pack(">I", 7 * depth) for depth in range(3000, -1, -1)), id="deep nesting"),
+]
+
+
+@pytest.mark.usefixtures("raw_headers")
+@pytest.mark.parametrize("header", UNDECODABLE)
+@core.SQLITE_ONLY
+def test_message_with_an_undecodable_header_is_applied(
+    header: bytes, database: Database, wire: Wire, consuming: Start, eventually: Eventually
+) -> None:
+    first, second = ids = core.place_sent(database, 2)
+    wire.send_raw("menu.reserved", core.event(reserved(first)), headers={"x-odd": core.RawHeader(header), "x-next": 1})
+    wire.send(reserved(second))
+
+    with consuming():
+        eventually(lambda: core.states(database, ids) == {"awaiting_payment"}, "it and the next message to be applied")
+
+    assert wire.depth() == 0
+
+
+@pytest.mark.parametrize("header", UNDECODABLE)
+def test_pika_alone_cannot_decode_such_a_header(header: bytes) -> None:
+    found = importlib.util.find_spec("pika.data")
+    assert found
+    assert found.loader
+    unpatched = importlib.util.module_from_spec(found)
+    found.loader.exec_module(unpatched)
+    table = b"\5x-odd" + header
+
+    with pytest.raises((ValueError, OverflowError, OSError, RecursionError)):
+        unpatched.decode_table(struct.pack(">I", len(table)) + table, 0)
+
+
+# GatheringConnection
+
+MESSAGES = 200
+
+
+@pytest.fixture
+def sends(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes of each system call that sends to a socket of this process."""
+    sizes: list[int] = []
+    send = socket.socket.send
+
+    def record(self: socket.socket, data: bytes, *flags: int) -> int:
+        sizes.append(len(data))
+        return send(self, data, *flags)
+
+    monkeypatch.setattr(socket.socket, "send", record)
+    return sizes
+
+
+def test_relay_sends_a_batch_in_few_system_calls(
+    database: Database, wire: Wire, relaying: Start, eventually: Eventually, sends: list[int]
+) -> None:
+    wire.listen("order.created")
+    core.add_to_outbox(database, builders.outgoing(MESSAGES))
+    sends.clear()
+
+    with relaying():
+        eventually(lambda: core.count(database, outbox) == 0, "all rows to be published")
+
+    assert len(sends) < MESSAGES / 4, sends
+    assert len(wire.take()) == MESSAGES
+
+
+def test_pika_alone_sends_each_message_in_several_system_calls(amqp_url: str, sends: list[int]) -> None:
+    def publish(channel: Channel) -> None:
+        channel.add_on_close_callback(lambda *_: connection.close())
+        sends.clear()
+        for _ in range(MESSAGES):
+            channel.basic_publish("", "no-queue", b"body")
+        channel.close()
+
+    connection = pika.SelectConnection(
+        pika.URLParameters(amqp_url),
+        on_open_callback=lambda opened: opened.channel(on_open_callback=publish),
+        on_close_callback=lambda closed, _: closed.ioloop.stop(),
+    )
+    connection.ioloop.start()
+    connection.ioloop.close()
+
+    assert len(sends) > 2 * MESSAGES
+
+
+# commit_then_notify
+
+
+@core.POSTGRESQL_ONLY
+def test_commit_and_notification_take_one_round_trip(database: Database, round_trips: core.RoundTrips) -> None:
+    with contextlib.closing(database.listen()) as listener, psycopg.connect(database.url) as connection:
+        for _ in range(2):
+            connection.execute("DELETE FROM outbox")
+            round_trips.trace(connection)
+
+            vendor.commit_then_notify(connection, CHANNEL)
+
+            assert round_trips.count() <= 1
+            assert list(listener.notifies(timeout=5, stop_after=1))
+            connection.pgconn.untrace()
+
+
+@core.POSTGRESQL_ONLY
+@pytest.mark.parametrize(
+    ("statement", "channel", "error", "committed"),
+    [
+        pytest.param("SELECT 1", f"outbox, '{'too long' * 2000}'", None, True, id="failed NOTIFY"),
+        pytest.param("SELECT 1 / 0", CHANNEL, psycopg.Error, False, id="failed transaction"),
+    ],
+)
+def test_error_is_raised_only_if_the_commit_failed(
+    statement: str, channel: str, error: Any, committed: bool, database: Database
+) -> None:
+    with psycopg.connect(database.url) as connection:
+        connection.execute("INSERT INTO suspects VALUES ('key', 1)")
+        with contextlib.suppress(psycopg.Error):
+            connection.execute(statement)
+
+        with pytest.raises(error) if error else contextlib.nullcontext():
+            vendor.commit_then_notify(connection, channel)
+
+        assert connection.execute("SELECT count(*) FROM suspects").fetchone() == (int(committed),)
+
+
+@core.POSTGRESQL_ONLY
+def test_psycopg_alone_waits_between_a_commit_and_a_notification(
+    database: Database, round_trips: core.RoundTrips
+) -> None:
+    with psycopg.connect(database.url) as connection:
+        connection.execute("DELETE FROM outbox")
+        round_trips.trace(connection)
+
+        with connection.pipeline():
+            connection.commit()
+            connection.execute(f"NOTIFY {CHANNEL}")
+
+        assert round_trips.count() > 1
