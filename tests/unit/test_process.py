@@ -1,0 +1,106 @@
+"""The retry loop of every process: when it retries, what it logs, and how it ends; without sleeping."""
+
+from collections.abc import Callable
+
+import pytest
+from structlog.testing import CapturingLogger
+
+from order_service import process
+from order_service.process import RECONNECT, supervise
+
+LOST, BACK = "the broker is unreachable, retrying", "the broker is reachable again"
+
+
+class Unreachable(Exception):
+    pass
+
+
+class Stop:
+    """Records the delays instead of waiting, and is set after a number of them."""
+
+    def __init__(self, *, after: int = 100) -> None:
+        self.waits: list[float] = []
+        self._after = after
+
+    def is_set(self) -> bool:
+        return len(self.waits) >= self._after
+
+    def wait(self, timeout: float, /) -> None:
+        self.waits.append(timeout)
+
+
+@pytest.fixture(autouse=True)
+def log(monkeypatch: pytest.MonkeyPatch) -> CapturingLogger:
+    log = CapturingLogger()
+    monkeypatch.setattr(process, "log", log)
+    return log
+
+
+class Interrupted(Unreachable):
+    """An error after the attempt worked."""
+
+
+def run(stop: Stop, *outcomes: Exception | None, restart: bool = False) -> bool:
+    """Supervise attempts with these outcomes: an exception, or None to return."""
+    attempts = iter(outcomes)
+
+    def attempt(working: Callable[[], None]) -> None:
+        outcome = next(attempts)
+        if isinstance(outcome, Interrupted):
+            working()
+        if outcome:
+            raise outcome
+
+    return supervise(attempt, stop, what="the broker", unreachable=(Unreachable,), restart=restart)
+
+
+def messages(log: CapturingLogger) -> list[object]:
+    return [call.args[0] for call in log.calls]
+
+
+def test_outage_is_logged_once_and_its_end_too(log: CapturingLogger) -> None:
+    stop = Stop()
+
+    assert run(stop, Unreachable("refused"), Unreachable(), Unreachable(), None)
+
+    assert messages(log) == [LOST, BACK]
+    assert log.calls[0].kwargs == {"error": "Unreachable: refused"}
+    assert len(stop.waits) == 3
+
+
+def test_delays_grow_while_an_outage_lasts_and_start_again_after_it() -> None:
+    stop = Stop()
+
+    run(stop, *[Unreachable()] * 40, Interrupted(), *[Unreachable()] * 2, None)
+
+    limits = [RECONNECT.delay(failures) for failures in [*range(1, 41), 1, 2, 3]]
+    assert all(wait <= limit for wait, limit in zip(stop.waits, limits, strict=True))
+    # Full jitter: 40 delays would stay this short once in millions of runs.
+    assert max(stop.waits[:40]) > RECONNECT.longest / 2
+    assert max(stop.waits[40:]) <= RECONNECT.delay(3)
+
+
+def test_second_outage_is_logged_like_the_first(log: CapturingLogger) -> None:
+    run(Stop(), Unreachable(), Interrupted(), Unreachable(), None)
+
+    assert messages(log) == [LOST, BACK, LOST, BACK]
+
+
+def test_other_exceptions_are_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(Stop(), ZeroDivisionError())
+
+
+def test_other_exceptions_restart_the_attempt_where_asked_to(log: CapturingLogger) -> None:
+    stop = Stop()
+
+    assert run(stop, ZeroDivisionError(), None, restart=True)
+
+    assert messages(log) == ["unexpected error, restarting"]
+    assert log.calls[0].method_name == "exception"
+    assert len(stop.waits) == 1
+
+
+def test_stop_ends_the_loop_before_the_next_attempt() -> None:
+    assert not run(Stop(after=0))
+    assert not run(Stop(after=2), Unreachable(), Unreachable())
