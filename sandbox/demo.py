@@ -30,8 +30,7 @@ STOCK_AFTER = {1: 14, 2: 6}
 #: Seconds until the order is paid; it takes less than one.
 PAID_SECONDS = 30
 
-API = f"http://localhost:{PORTS['api']}"
-MENU = f"http://localhost:{PORTS['menu']}"
+API, MENU = (f"http://localhost:{PORTS[name]}" for name in ("api", "menu"))
 
 RETRY = """
 The logs of all processes are in var/demo/*.log. Run `make demo` again, or `make run` to look around

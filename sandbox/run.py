@@ -4,7 +4,6 @@ import itertools
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
 
 from sandbox import processes
 from sandbox.processes import PORTS, PROJECT_DIR, Trouble
@@ -38,9 +37,7 @@ def main() -> int:
         processes.require_free_ports()
         VAR.mkdir(exist_ok=True)
         with broker.running(VAR / "run" / "broker", needs_management=False, keep=True) as found:
-            env = processes.environment(found, found.amqp_url)
-            processes.prepare(env)
-            _run(found, env)
+            _run(found)
     except KeyboardInterrupt:
         print_line("Stopped.")
     except (Trouble, Unavailable) as trouble:
@@ -49,9 +46,10 @@ def main() -> int:
     return 0
 
 
-def _run(found: broker.Broker, env: Mapping[str, str]) -> None:
+def _run(found: broker.Broker) -> None:
     """Print the output of the processes until one of them ends, which raises Trouble."""
-    ended = threading.Event()
+    env, ended = processes.environment(found, found.amqp_url), threading.Event()
+    processes.prepare(env)
     with processes.started(env, log_dir=None) as running:
         for (name, process), colour in zip(running.items(), itertools.cycle(COLOURS), strict=False):
             threading.Thread(target=_print_output, args=[name, process, colour, ended], daemon=True).start()

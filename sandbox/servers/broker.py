@@ -18,9 +18,9 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import pika
 from pika.exceptions import AMQPError
 
-from sandbox.servers import apt, rabbitmq_node
+from sandbox.servers import apt, management, rabbitmq_node
 from sandbox.servers.docker import RabbitMQ, compose_rabbitmq
-from sandbox.servers.management import Management, ManagementError
+from sandbox.servers.management import Management
 from sandbox.servers.sources import Say, Source, Unavailable, first_available, print_line
 
 DEFAULT_URL = "amqp://guest:guest@localhost:5672/"
@@ -87,14 +87,13 @@ def _configured(*, needs_management: bool) -> Iterator[RabbitMQ]:
     else:
         raise Unavailable("; ".join(refusals))
     management_url = management_of(url)
-    try:
-        Management(management_url).call("GET", "whoami")
-    except ManagementError as error:
-        if needs_management:
-            raise Unavailable(
-                f"{name} answers, but its management API, which makes the fresh vhosts, does not ({error}; "
-                "RABBITMQ_MANAGEMENT_URL says where it is)"
-            ) from error
+    reason = management.refusal(management_url)
+    if reason and needs_management:
+        raise Unavailable(
+            f"{name} answers, but its management API, which makes the fresh vhosts, does not ({reason}; "
+            "RABBITMQ_MANAGEMENT_URL says where it is)"
+        )
+    if reason:
         yield (url, None), f"{name}, which answers (its management API does not, so there is no console)"
     else:
         yield (url, management_url), f"{name}, which answers"
@@ -149,13 +148,13 @@ def fresh_vhost(broker: Broker, name: str) -> Iterator[str]:
     """The AMQP URL of an empty vhost, which is deleted after the block. A random suffix makes its name unique."""
     if broker.management_url is None:
         raise Unavailable(f"a fresh vhost needs the management API, which is not reachable ({broker.how})")
-    management = Management(broker.management_url)
+    api = Management(broker.management_url)
     vhost = f"{name}-{secrets.token_hex(4)}"
-    management.create_vhost(vhost)
+    api.create_vhost(vhost)
     try:
         yield urlunsplit(urlsplit(broker.amqp_url)._replace(path="/" + quote(vhost, safe="")))
     finally:
-        management.delete_vhost(vhost)
+        api.delete_vhost(vhost)
 
 
 def masked(url: str) -> str:

@@ -13,15 +13,12 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from sandbox.servers import ports
-from sandbox.servers.management import Management, ManagementError
+from sandbox.servers import management, ports
 from sandbox.servers.process_group import POLL_SECONDS
 from sandbox.servers.sources import Say, Unavailable
 
 RABBITMQ_IMAGE = "rabbitmq:4-management"
 POSTGRES_IMAGE = "postgres:17"
-#: Seconds for a question to the engine.
-ENGINE_SECONDS = 15
 #: Seconds for pulling an image of about 100 MB. On a slower line, Debian's packages are quicker.
 PULL_SECONDS = 180
 #: Seconds for a container to be ready.
@@ -46,7 +43,7 @@ def require_image(image: str, say: Say) -> None:
         raise Unavailable(f"Docker could not pull {image} within {PULL_SECONDS} s")
 
 
-def _succeeds(command: list[str], *, seconds: float = ENGINE_SECONDS, capture_output: bool = True) -> bool:
+def _succeeds(command: list[str], *, seconds: float = 15, capture_output: bool = True) -> bool:
     with contextlib.suppress(subprocess.TimeoutExpired, OSError):
         done = subprocess.run(command, capture_output=capture_output, timeout=seconds, check=False)  # noqa: S603
         return done.returncode == 0
@@ -57,19 +54,17 @@ def _succeeds(command: list[str], *, seconds: float = ENGINE_SECONDS, capture_ou
 def compose_rabbitmq(name: str, *, keep: bool, say: Say) -> Iterator[RabbitMQ]:
     """The compose file's RabbitMQ, in a compose project of its own; with `keep`, its volume outlives the block."""
     require_image(RABBITMQ_IMAGE, say)
-    program = next(
-        (each for each in (["docker", "compose"], ["docker-compose"]) if _succeeds([*each, "version"])), None
-    )
-    if program is None:
+    program = ["docker", "compose"] if _succeeds(["docker", "compose", "version"]) else ["docker-compose"]
+    if not _succeeds([*program, "version"]):
         raise Unavailable("Docker is installed, but neither `docker compose` nor `docker-compose` is")
     compose = [*program, "--project-name", f"order-service-{name}", "--file", COMPOSE_FILE.name]
-    amqp, management = ports.free_ports(5672, 15672)
+    amqp, console_port = ports.free_ports(5672, 15672)
     user, password = (os.environ.get(f"RABBITMQ_{each}", "order_service") for each in ("USER", "PASSWORD"))
-    env = os.environ | {"RABBITMQ_PORT": str(amqp), "RABBITMQ_CONSOLE_PORT": str(management)}
+    env = os.environ | {"RABBITMQ_PORT": str(amqp), "RABBITMQ_CONSOLE_PORT": str(console_port)}
     say(f"Starting RabbitMQ with `{' '.join(compose)} up`, which takes 10 to 20 seconds ...")
     try:
         _compose([*compose, "up", "--detach", "rabbitmq"], env)
-        console = f"http://{user}:{password}@localhost:{management}"
+        console = f"http://{user}:{password}@localhost:{console_port}"
         _wait_management(console)
         yield (f"amqp://{user}:{password}@localhost:{amqp}/", console), f"Docker, {RABBITMQ_IMAGE} by compose"
     finally:
@@ -88,14 +83,10 @@ def _compose(command: list[str], env: dict[str, str]) -> None:
 def _wait_management(url: str) -> None:
     """Return once the management API answers, which is the last thing to start."""
     deadline = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            Management(url).call("GET", "whoami")
-            return
-        except ManagementError as error:
-            if time.monotonic() > deadline:
-                raise Unavailable(f"RabbitMQ in Docker was not ready after {START_SECONDS} s: {error}") from error
-            time.sleep(POLL_SECONDS)
+    while reason := management.refusal(url):
+        if time.monotonic() > deadline:
+            raise Unavailable(f"RabbitMQ in Docker was not ready after {START_SECONDS} s: {reason}")
+        time.sleep(POLL_SECONDS)
 
 
 @contextlib.contextmanager
@@ -110,8 +101,8 @@ def throwaway_rabbitmq(say: Say) -> Iterator[RabbitMQ]:
             container = RabbitMqContainer(RABBITMQ_IMAGE, username="guest", password="guest", vhost="/")  # noqa: S106
             stack.enter_context(container.with_exposed_ports(15672))
             login = f"guest:guest@{container.get_container_host_ip()}"
-            amqp, management = container.get_exposed_port(5672), container.get_exposed_port(15672)
-        console = f"http://{login}:{management}"
+            amqp, console_port = container.get_exposed_port(5672), container.get_exposed_port(15672)
+        console = f"http://{login}:{console_port}"
         _wait_management(console)
         yield (f"amqp://{login}:{amqp}/", console), f"Docker, {RABBITMQ_IMAGE} by testcontainers"
 

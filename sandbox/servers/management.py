@@ -6,10 +6,6 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from sandbox.servers import http_client
 
 
-class ManagementError(Exception):
-    """The management API is unreachable, or refused a call."""
-
-
 class Management:
     """A client of the API at `url`, which includes user and password: http://guest:guest@localhost:15672."""
 
@@ -20,14 +16,11 @@ class Management:
         self._base = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
 
     def call(self, method: str, *path: str, body: object = None) -> Any:
-        """One call; the path segments are quoted here (the default vhost is `/`). Returns the decoded JSON, or None."""
+        """One call, its path segments quoted here (the default vhost is `/`). Raises NoAnswer, also if refused."""
         url = "/".join([self._base, "api", *(quote(segment, safe="") for segment in path)])
-        try:
-            answer = http_client.call(method, url, body, login=self._login)
-        except http_client.NoAnswer as error:
-            raise ManagementError(str(error)) from error
+        answer = http_client.call(method, url, body, login=self._login)
         if answer.status >= 400:
-            raise ManagementError(f"{method} {url}: {answer.status} {answer.body}")
+            raise http_client.NoAnswer(f"{method} {url}: {answer.status} {answer.body}")
         return answer.body
 
     def create_vhost(self, name: str) -> None:
@@ -38,6 +31,15 @@ class Management:
     def delete_vhost(self, name: str) -> None:
         """Delete a vhost with everything in it; its connections are closed."""
         self.call("DELETE", "vhosts", name)
+
+
+def refusal(url: str) -> str | None:
+    """Why the API at this URL cannot be used; None if it answers."""
+    try:
+        Management(url).call("GET", "whoami")
+    except http_client.NoAnswer as error:
+        return str(error)
+    return None
 
 
 def console(url: str | None) -> str:

@@ -57,11 +57,7 @@ class Server:
 def running(
     data_dir: Path, *, fsync: bool = True, docker_only: bool = False, say: Say = print_line
 ) -> Iterator[Server]:
-    """A server for the length of the block. Raises Unavailable, with advice, if there is none.
-
-    A private cluster is empty, and deleted after the block. `fsync=False` is for tests, which need not survive a power
-    failure.
-    """
+    """A server for the length of the block (without fsync: for tests). Raises Unavailable, with advice, without one."""
     sources: list[Source[str]] = [_configured, throwaway_postgres, lambda say: _private(data_dir, fsync=fsync, say=say)]
     chosen = [throwaway_postgres] if docker_only else sources
     with first_available("PostgreSQL", chosen, advice=ADVICE, say=say) as (url, how):
@@ -89,15 +85,8 @@ def _private(data_dir: Path, *, fsync: bool, say: Say) -> Iterator[tuple[str, st
     with _cluster_dir(data_dir) as directory:
         password, [port] = _create_cluster(bin_dir, directory), ports.free_ports(0)
         url = f"postgresql://postgres:{password}@localhost:{port}/postgres"
-        options = {
-            "listen_addresses": "127.0.0.1",
-            "port": port,
-            "unix_socket_directories": "",
-            "max_connections": MAX_CONNECTIONS,
-            "fsync": "on" if fsync else "off",
-        }
-        arguments = [f"{bin_dir}/postgres", "-D", str(directory / "data")]
-        arguments += [text for name, value in options.items() for text in ("-c", f"{name}={value}")]
+        where = ["-D", str(directory / "data"), "-h", "127.0.0.1", "-p", str(port), "-k", ""]
+        arguments = [f"{bin_dir}/postgres", *where, "-N", str(MAX_CONNECTIONS), *([] if fsync else ["-F"])]
         log = data_dir / "postgres.log"
         server = Command(arguments, _environment(), log, _user(), directory)
         with process_group.serving(server) as process:
@@ -118,9 +107,8 @@ def _cluster_dir(data_dir: Path) -> Iterator[Path]:
     shutil.rmtree(data_dir, ignore_errors=True)
     data_dir.mkdir(parents=True)
     user = _user()
-    with tempfile.TemporaryDirectory(
-        prefix="order-service-postgres-", dir=None if user else data_dir, ignore_cleanup_errors=True
-    ) as name:
+    parent = None if user else data_dir
+    with tempfile.TemporaryDirectory("", "order-service-postgres-", parent, ignore_cleanup_errors=True) as name:
         if user:
             shutil.chown(name, user)
         yield Path(name)
@@ -177,10 +165,7 @@ def refusal(url: str) -> str | None:
 
 @contextlib.contextmanager
 def fresh_database(server_url: str, name: str, *, template: str | None = None) -> Iterator[str]:
-    """The URL of a new database, which is dropped after the block. A random suffix makes its name unique.
-
-    It is a copy of the template, or else empty and in UTF-8, independent of the server's default.
-    """
+    """The URL of a new database, dropped after the block: a copy of the template, or else empty and in UTF-8."""
     database = f"{name}_{secrets.token_hex(4)}"
     create = sql.SQL("CREATE DATABASE {} TEMPLATE {}" if template else UTF8_DATABASE)
     names = [sql.Identifier(each) for each in (database, template) if each]

@@ -18,7 +18,6 @@ from werkzeug.serving import make_server
 
 from sandbox.siblings.kit import Service
 
-STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
 #: Seconds that a thread gets to finish after a signal.
 STOP_SECONDS = 3.0
 
@@ -85,7 +84,8 @@ def serve(app: Flask, port: int, service: Service | None = None) -> None:
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(message)s")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # not every request
     # Blocked before the first thread starts, so that sigwait below receives them.
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    stop_signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
     host = os.environ.get("HOST", "127.0.0.1")
     server = make_server(host, port, app, threaded=True)
     stopping = threading.Event()
@@ -95,7 +95,7 @@ def serve(app: Flask, port: int, service: Service | None = None) -> None:
     for thread in threads:
         thread.start()
     log.info("%s: serving http://%s:%d", app.name, host, port)
-    signal.sigwait(STOP_SIGNALS)
+    signal.sigwait(stop_signals)
     stopping.set()
     server.shutdown()
     for thread in threads:

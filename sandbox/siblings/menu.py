@@ -74,7 +74,6 @@ class Sale(BaseModel):
 
 
 def create_service(database: Path, faults: Faults | None = None) -> FaultyService:
-    """The service as the broker knows it."""
     faults = faults or Faults(DECIDING)
     handlers: dict[str, Handler] = {
         "OrderCreated": partial(order_created, faults),

@@ -38,8 +38,6 @@ UNKNOWN_PAYMENT = "Pembayaran tidak ditemukan."
 
 
 class NewPayment(BaseModel):
-    """What PaymentRequested and POST /payments have in common."""
-
     order_id: Id
     user_id: Id
     amount: Amount
@@ -58,7 +56,6 @@ class RefundRequested(BaseModel):
 
 
 def create_service(database: Path, mode: str = "auto", faults: Faults | None = None) -> FaultyService:
-    """The service as the broker knows it."""
     faults = faults or Faults(DECIDING if mode == "auto" else ())
     handlers: dict[str, Handler] = {
         "PaymentRequested": partial(payment_requested, faults, mode),

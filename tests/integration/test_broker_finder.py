@@ -15,7 +15,8 @@ import pytest
 
 from sandbox.servers import apt, broker, docker, process_group, rabbitmq_node
 from sandbox.servers.broker import Broker
-from sandbox.servers.management import Management, ManagementError
+from sandbox.servers.http_client import NoAnswer
+from sandbox.servers.management import Management
 from sandbox.servers.sources import Say, Unavailable
 
 #: An address where nothing listens: port 1 is reserved.
@@ -198,5 +199,5 @@ def test_a_server_that_ends_is_reported_with_the_end_of_its_log(tmp_path: Path) 
 
 
 def test_an_unreachable_management_api_is_said_with_the_call() -> None:
-    with pytest.raises(ManagementError, match=r"GET http://127\.0\.0\.1:1/api/whoami"):
+    with pytest.raises(NoAnswer, match=r"GET http://127\.0\.0\.1:1/api/whoami"):
         Management("http://guest:secret@127.0.0.1:1").call("GET", "whoami")
