@@ -46,13 +46,13 @@ def lock_orders(connection: sa.Connection, ids: Sequence[int]) -> dict[int, Orde
     They are locked in the order of their ids, or two transactions could deadlock.
     """
     wanted = _SELECT.where(bulk.among(connection, orders.c.id, ids)).order_by(orders.c.id).with_for_update()
-    return {row[0]: _order(row) for row in connection.execute(wanted)}
+    return {order.id: order for order in _read(connection, wanted)}
 
 
 def read_orders(connection: sa.Connection, ids: Sequence[int]) -> dict[int, Order]:
     """The orders that exist among these ids, without a lock."""
-    found = connection.execute(_SELECT.where(bulk.among(connection, orders.c.id, ids)))
-    return {row[0]: _order(row) for row in found}
+    wanted = _SELECT.where(bulk.among(connection, orders.c.id, ids))
+    return {order.id: order for order in _read(connection, wanted)}
 
 
 def updates(changed: Sequence[Order]) -> bulk.Update:
@@ -63,7 +63,7 @@ def updates(changed: Sequence[Order]) -> bulk.Update:
 def lock_due_orders(connection: sa.Connection, now: datetime, limit: int) -> list[Order]:
     """Lock orders whose deadline has passed, leaving out those that another transaction holds."""
     due = _SELECT.where(orders.c.due_at <= now).order_by(orders.c.id).limit(limit)
-    return [_order(row) for row in connection.execute(due.with_for_update(skip_locked=True))]
+    return _read(connection, due.with_for_update(skip_locked=True))
 
 
 def any_due(connection: sa.Connection, now: datetime) -> bool:
@@ -99,7 +99,7 @@ def list_orders(
     if states and not FINAL & set(states):
         # A pending order always has a deadline: that index finds the few among millions that have ended.
         wanted = wanted.where(orders.c.due_at.is_not(None))
-    return [_order(row) for row in connection.execute(wanted)]
+    return _read(connection, wanted)
 
 
 def _changing(order: Order) -> dict[str, Any]:
@@ -115,6 +115,12 @@ def _changing(order: Order) -> dict[str, Any]:
     columns["items"] = to_json(items).decode() if items else None
     columns["ledger"] = to_json(ledger).decode()
     return columns
+
+
+def _read(connection: sa.Connection, wanted: sa.Select[Any]) -> list[Order]:
+    # All rows before the first is decoded: after an error in between, SQLite's open cursor would keep its connection
+    # at an old snapshot, which cannot write.
+    return [_order(row) for row in connection.execute(wanted).all()]
 
 
 def _order(row: Sequence[Any]) -> Order:

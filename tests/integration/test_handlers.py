@@ -7,6 +7,9 @@ from collections import Counter
 from datetime import timedelta
 from decimal import Decimal
 
+import pytest
+import sqlalchemy as sa
+
 from order_service import handlers
 from order_service.domain.messages import Item, MenuReserved
 from order_service.domain.order import RELEASE, State
@@ -56,6 +59,23 @@ def test_rollback_undoes_a_whole_batch(database: Database) -> None:
     assert core.get(database, order_id).state is State.AWAITING_MENU
     assert core.history_of(database, order_id) == []
     assert core.unsent_events(database) == []
+
+
+def test_order_that_cannot_be_read_blocks_no_later_transaction(database: Database) -> None:
+    # given
+    first, unreadable, last = core.place_sent(database, 3)
+    with database.writing() as connection:
+        connection.execute(sa.update(orders).where(orders.c.id == unreadable).values(ledger="{"))
+
+    # when
+    with pytest.raises(ValueError, match="EOF") as failed:
+        core.apply(database, *map(reserved, (first, unreadable, last)))
+    with core.opened(database.url) as other:
+        core.place(other)
+
+    # then: although the exception keeps the frames of the failed transaction alive
+    assert core.apply(database, reserved(first), reserved(last)) == []
+    assert failed.value.__traceback__
 
 
 def test_order_is_read_from_the_database_as_it_was_written(database: Database) -> None:
