@@ -22,8 +22,7 @@ from benchmarks.ours import PROJECT_DIR
 from benchmarks.servers import Servers
 from benchmarks.system import STUB_QUEUES, Message, System
 from benchmarks.usage import Usage
-from sandbox.servers import broker
-from sandbox.servers import process_group as lifeline
+from sandbox.servers import broker, process_group
 from sandbox.servers.process_group import Command
 
 #: Orders that are processed before a measure begins, to fill caches, open connections and prepare statements.
@@ -107,7 +106,7 @@ class Deployment:
         """Raise RunFailed when a process has ended."""
         for name, process in self.running.items():
             if process.poll() is not None:
-                raise RunFailed(f"{name} ended with status {process.returncode}:\n{lifeline.tail(self.log(name))}")
+                raise RunFailed(f"{name} ended with status {process.returncode}:\n{process_group.tail(self.log(name))}")
 
     def log(self, name: str) -> Path:
         return self.servers.out / "logs" / self.system.name / f"{name}.log"
@@ -120,7 +119,7 @@ class Deployment:
         names = [name if copy == 1 else f"{name}-{copy}" for copy in range(1, copies + 1)]
         for each in names:
             command = Command(argv, self._environment(), self.log(each), cwd=PROJECT_DIR, stop_seconds=15)
-            self.running[each] = stack.enter_context(lifeline.serving(command))
+            self.running[each] = stack.enter_context(process_group.serving(command))
             stack.callback(self.running.pop, each)
         return names
 

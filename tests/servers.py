@@ -19,8 +19,7 @@ from typing import TypeVar
 
 import pytest
 
-from sandbox.servers import broker, postgres
-from sandbox.servers import docker as containers
+from sandbox.servers import broker, docker, postgres
 from sandbox.servers.sources import Say, Unavailable
 
 #: Tells the workers the socket of the controller and its password.
@@ -92,7 +91,7 @@ def _directory(name: str) -> Iterator[Path]:
 
 #: By name, a context manager that runs the server with its data in a directory.
 _SERVERS: dict[str, Callable[..., AbstractContextManager[Server]]] = {
-    "broker": partial(broker.running, docker=containers.throwaway_rabbitmq),
+    "broker": partial(broker.running, docker=docker.throwaway_rabbitmq),
     "postgres": partial(postgres.running, fsync=False),
 }
 

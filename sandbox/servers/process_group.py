@@ -75,9 +75,6 @@ def request_stop(process: subprocess.Popen[bytes]) -> None:
         process.stdin.close()
 
 
-let_go = request_stop  # the name in tests/e2e/house.py
-
-
 def stop(process: subprocess.Popen[bytes], *, seconds: float) -> None:
     """Stop the server; after `seconds`, kill what is left of the process group. May be repeated."""
     request_stop(process)

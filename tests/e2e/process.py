@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.servers import process_group as lifeline
+from sandbox.servers import process_group
 
 PROJECT_DIR = Path(__file__).parents[2]
 #: The command line of each process by its name.
@@ -28,8 +28,8 @@ class Process:
     def __init__(self, name: str, command_line: str, env: Mapping[str, str], log_file: Path) -> None:
         self.name, self.log_file = name, log_file
         self._stack = contextlib.ExitStack()
-        command = lifeline.Command(["/bin/sh", "-c", f"exec {command_line}"], env, log_file, cwd=PROJECT_DIR)
-        self._popen = self._stack.enter_context(lifeline.serving(command))
+        command = process_group.Command(["/bin/sh", "-c", f"exec {command_line}"], env, log_file, cwd=PROJECT_DIR)
+        self._popen = self._stack.enter_context(process_group.serving(command))
 
     @property
     def is_running(self) -> bool:
@@ -40,11 +40,11 @@ class Process:
         return self.log_file.read_text()
 
     def log_tail(self) -> str:
-        return f"{self.log_file.name}:\n{lifeline.tail(self.log_file, 25)}"
+        return f"{self.log_file.name}:\n{process_group.tail(self.log_file, 25)}"
 
     def request_stop(self) -> None:
         """Send SIGTERM without waiting for the end."""
-        lifeline.let_go(self._popen)
+        process_group.request_stop(self._popen)
 
     def terminate(self) -> int:
         """Send SIGTERM; return the exit status, or fail after STOP_SECONDS."""
