@@ -93,9 +93,9 @@ def supervise(
     unreachable: tuple[type[Exception], ...],
     restart: bool = False,
 ) -> bool:
-    """Call `attempt` until it returns or `stop` is set, with a growing delay after each failure. Return whether it returned.
+    """Call `attempt` until it returns or `stop` is set, with a growing delay after each failure.
 
-    An `unreachable` error is logged once per outage of `what`. Any other exception is raised, or with `restart`
+    Returns whether it returned. An `unreachable` error is logged once per outage of `what`. Any other exception is raised, or with `restart`
     logged with its traceback. `attempt` receives a function to call once it works, which ends the outage and resets
     the delay.
     """
