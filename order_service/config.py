@@ -4,7 +4,7 @@ from datetime import timedelta
 from functools import cached_property
 from typing import Annotated, Literal
 
-from pydantic import AnyHttpUrl, Field, ValidationError, field_validator
+from pydantic import AliasGenerator, AnyHttpUrl, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -24,7 +24,11 @@ class Settings(BaseSettings):
     """Every setting with its default. Names are the environment's, in any case."""
 
     model_config = SettingsConfigDict(
-        env_prefix="ORDER_", frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True
+        alias_generator=AliasGenerator(validation_alias=lambda name: f"ORDER_{name.upper()}"),
+        frozen=True,
+        extra="ignore",
+        populate_by_name=True,
+        env_ignore_empty=True,
     )
 
     database_url: str = Field(
@@ -109,12 +113,6 @@ class Settings(BaseSettings):
         )
 
 
-def environment_name(field_name: str) -> str:
-    """The environment variable a setting is read from."""
-    alias = Settings.model_fields[field_name].validation_alias
-    return alias if isinstance(alias, str) else f"ORDER_{field_name.upper()}"
-
-
 def load() -> Settings:
     """Read the settings from the environment. Raises SettingsError, naming each variable that cannot be used."""
     try:
@@ -124,14 +122,7 @@ def load() -> Settings:
 
 
 def _explain(problem: ErrorDetails) -> str:
-    name = str(problem["loc"][0]) if problem["loc"] else ""
-    message = problem["msg"].removeprefix("Value error, ")
-    if name not in {*Settings.model_fields, *_FIELDS}:
-        return message
-    field = _FIELDS.get(name, name)
+    name, message = problem["loc"][0], problem["msg"].removeprefix("Value error, ")
     # A URL may hold a password, and this text is logged.
-    given = "" if field.endswith("_url") else f" (it is {problem['input']!r})"
-    return f"{environment_name(field)}: {message}{given}"
-
-
-_FIELDS = {environment_name(name): name for name in Settings.model_fields}
+    given = "" if str(name).endswith("_URL") else f" (it is {problem['input']!r})"
+    return f"{name}: {message}{given}"
