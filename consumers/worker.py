@@ -3,10 +3,12 @@
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 import pika
 import structlog
 from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import AMQPError
 from pika.spec import Basic, BasicProperties
 
 from consumers.batch import dead_letter_failed, process_batch, retry_poison_message
@@ -28,7 +30,7 @@ POISON_AFTER = 3
 _PROPERTIES = ("type", "message_id", "correlation_id", "app_id", "content_type")
 
 
-class SubscriptionCancelled(Exception):
+class SubscriptionCancelled(AMQPError):
     """The broker cancelled the subscription, for example because the queue was deleted."""
 
 
@@ -47,13 +49,7 @@ class Worker:
 
     def run(self) -> None:
         """Return once stopped, the current batch committed and acked. Exits with 2 if the topology is not declared."""
-        supervise(
-            self._consume,
-            self._stop,
-            what="the broker",
-            unreachable=(*topology.UNREACHABLE, SubscriptionCancelled),
-            restart=True,
-        )
+        supervise(self._consume, self._stop, what="the broker", unreachable=topology.UNREACHABLE, restart=True)
 
     def _consume(self, working: Callable[[], None]) -> None:
         # The tags of an old channel mean nothing on a new one; the broker delivers those messages again.
@@ -81,20 +77,16 @@ class Worker:
         channel.basic_qos(prefetch_count=self._settings.batch_size)
         channel.add_on_cancel_callback(self._note_cancel)
         for queue in self._queues:
-            channel.basic_consume(queue.name, self._collector(queue), consumer_tag=f"order-service:{queue.name}")
+            note_arrival = partial(self._note_arrival, queue.name)
+            channel.basic_consume(queue.name, note_arrival, consumer_tag=f"order-service:{queue.name}")
 
-    def _collector(
-        self, queue: topology.Queue
-    ) -> Callable[[BlockingChannel, Basic.Deliver, BasicProperties, bytes], None]:
-        """A callback that only collects: the batch is processed as a whole."""
-
-        def collect(_: BlockingChannel, deliver: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
-            count = (properties.headers or {}).get("x-delivery-count")
-            redeliveries = count if isinstance(count, int) else 0
-            delivery = Delivery(queue.name, deliver.routing_key or "", body, _texts(properties), redeliveries)
-            self._arrived.append((deliver.delivery_tag or 0, delivery))
-
-        return collect
+    def _note_arrival(
+        self, queue: str, _: BlockingChannel, deliver: Basic.Deliver, properties: BasicProperties, body: bytes
+    ) -> None:
+        count = (properties.headers or {}).get("x-delivery-count")
+        redeliveries = count if isinstance(count, int) else 0
+        delivery = Delivery(queue, deliver.routing_key or "", body, _texts(properties), redeliveries)
+        self._arrived.append((deliver.delivery_tag or 0, delivery))
 
     def _note_cancel(self, _: object) -> None:
         self._cancelled = True
