@@ -15,9 +15,7 @@ from order_service.config import Settings
 from order_service.contract import topology
 from order_service.process import refuse, supervise
 from order_service.storage.database import Database
-from publishers.pipeline import BATCHES, POLL_SECONDS, Pipeline
-
-__all__ = ["BATCHES", "Relay"]
+from publishers.pipeline import POLL_SECONDS, Pipeline
 
 log = structlog.get_logger(__name__)
 
