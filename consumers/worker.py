@@ -16,7 +16,7 @@ from order_service import vendor
 from order_service.config import Settings
 from order_service.contract import topology
 from order_service.contract.envelope import Delivery
-from order_service.process import RECONNECT, first_line, refuse, supervise
+from order_service.process import RECONNECT, first_line, supervise
 from order_service.storage.database import Database, is_transient
 from order_service.storage.migrate import wait_for_database
 
@@ -58,10 +58,7 @@ class Worker:
         connection = pika.BlockingConnection(parameters)
         try:
             channel = connection.channel()
-            try:
-                topology.check(channel, self._queues)
-            except topology.NotDeclared as error:
-                refuse(f"{error}: run `python -m order_service topology` first")
+            topology.require(channel, self._queues)
             self._subscribe(channel)
             log.info("consuming", queues=[queue.name for queue in self._queues])
             working()
