@@ -62,7 +62,7 @@ def insert_returning(connection: sa.Connection, table: sa.Table, rows: Sequence[
     return list(connection.exec_driver_sql(statement, (_as_json(rows),)))
 
 
-def present(connection: sa.Connection, columns: Columns, keys: Sequence[tuple[Any, ...]]) -> set[tuple[Any, ...]]:
+def present(connection: sa.Connection, columns: Columns, keys: Sequence[tuple[Any, ...]]) -> set[Any]:
     """The keys among these that a table holds in these columns; fast where an index begins with them."""
     if connection.dialect.name == "sqlite":
         found = connection.execute(sa.select(*columns).where(sa.tuple_(*columns).in_(keys)))
