@@ -57,25 +57,25 @@ class Worker:
         parameters = topology.connection_parameters(self._settings.rabbitmq_url, name="order-service consumer")
         connection = pika.BlockingConnection(parameters)
         try:
-            channel = connection.channel()
-            topology.require(channel, self._queues)
-            self._subscribe(channel)
+            self._channel = connection.channel()
+            topology.require(self._channel, self._queues)
+            self._subscribe()
             log.info("consuming", queues=[queue.name for queue in self._queues])
             working()
             while not self._stop.is_set():
-                self._collect(connection)
-                self._process(connection, channel)
+                self._collect()
+                self._process()
         finally:
             with suppress(*topology.UNREACHABLE):
                 connection.close()
 
-    def _subscribe(self, channel: BlockingChannel) -> None:
+    def _subscribe(self) -> None:
         # Per consumer: RabbitMQ deprecates a prefetch limit that is shared by a channel.
-        channel.basic_qos(prefetch_count=self._settings.batch_size)
-        channel.add_on_cancel_callback(self._note_cancel)
+        self._channel.basic_qos(prefetch_count=self._settings.batch_size)
+        self._channel.add_on_cancel_callback(self._note_cancel)
         for queue in self._queues:
             note_arrival = partial(self._note_arrival, queue.name)
-            channel.basic_consume(queue.name, note_arrival, consumer_tag=f"order-service:{queue.name}")
+            self._channel.basic_consume(queue.name, note_arrival, consumer_tag=f"order-service:{queue.name}")
 
     def _note_arrival(
         self, queue: str, _: BlockingChannel, deliver: Basic.Deliver, properties: BasicProperties, body: bytes
@@ -88,9 +88,9 @@ class Worker:
     def _note_cancel(self, _: object) -> None:
         self._cancelled = True
 
-    def _collect(self, connection: pika.BlockingConnection) -> None:
+    def _collect(self) -> None:
         """Collect up to a batch of deliveries; wait only while there is none."""
-        count = len(self._arrived)
+        connection, count = self._channel.connection, len(self._arrived)
         connection.process_data_events(time_limit=0 if count else IDLE_SECONDS)
         # pika dispatches what one read of the socket brought, about a dozen messages: read on until nothing is left.
         while count < len(self._arrived) < self._settings.batch_size:
@@ -99,62 +99,56 @@ class Worker:
         if self._cancelled:
             raise SubscriptionCancelled("the broker cancelled the subscription; was the queue deleted?")
 
-    def _process(self, connection: pika.BlockingConnection, channel: BlockingChannel) -> None:
-        """Process and ack what has been collected, up to a batch."""
+    def _process(self) -> None:
+        """Process and ack up to a batch of what has been collected, or wait for the database."""
         batch = self._arrived[: self._settings.batch_size]
-        if not batch:
-            return
+        try:
+            if batch:
+                self._process_batch(batch)
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            # Nothing is acked or dead-lettered while the database is unreachable.
+            log.warning("the transaction failed, retrying", error=first_line(error))
+            waiting = _ServingStop(self._channel.connection, self._stop)
+            waiting.wait(next(self._delays))
+            wait_for_database(self._database, waiting)
+
+    def _process_batch(self, batch: Sequence[tuple[int, Delivery]]) -> None:
         if any(delivery.redeliveries >= POISON_AFTER for _, delivery in batch):
-            self._process_singly(connection, channel, batch)
+            self._process_singly(batch)
             return
         try:
             process_batch(self._database, self._settings.policy, [delivery for _, delivery in batch])
         except Exception as error:
             if is_transient(error):
-                self._wait_for_database(connection, error)
-                return
+                raise
             log.exception("a batch failed, processing its messages one by one", messages=len(batch))
-            self._process_singly(connection, channel, batch)
+            self._process_singly(batch)
         else:
-            channel.basic_ack(batch[-1][0], multiple=True)
+            self._channel.basic_ack(batch[-1][0], multiple=True)
             del self._arrived[: len(batch)]
             self._delays = RECONNECT.jittered()
 
-    def _process_singly(
-        self, connection: pika.BlockingConnection, channel: BlockingChannel, batch: Sequence[tuple[int, Delivery]]
-    ) -> None:
+    def _process_singly(self, batch: Sequence[tuple[int, Delivery]]) -> None:
         """Process each message of a batch alone, so that one that fails is dead-lettered alone."""
         for tag, delivery in batch:
             try:
-                self._process_one(delivery)
+                if delivery.redeliveries >= POISON_AFTER:
+                    retry_poison_message(self._database, self._settings.policy, delivery)
+                else:
+                    process_batch(self._database, self._settings.policy, [delivery])
             except Exception as error:
-                if not is_transient(error):
-                    raise
-                self._wait_for_database(connection, error)
-                return
-            channel.basic_ack(tag)
+                self._dead_letter_failed(delivery, error)
+            self._channel.basic_ack(tag)
             del self._arrived[0]
 
-    def _process_one(self, delivery: Delivery) -> None:
-        """Process one message, or dead-letter it. Raises only a transient error."""
-        policy = self._settings.policy
-        try:
-            if delivery.redeliveries >= POISON_AFTER:
-                retry_poison_message(self._database, policy, delivery)
-            else:
-                process_batch(self._database, policy, [delivery])
-        except Exception as error:
-            if is_transient(error):
-                raise
-            log.exception("a message cannot be processed", queue=delivery.queue)
-            dead_letter_failed(self._database, policy, delivery, type(error).__name__)
-
-    def _wait_for_database(self, connection: pika.BlockingConnection, error: Exception) -> None:
-        """Wait until the database is reachable, keeping the heartbeats; nothing is acked or dead-lettered."""
-        log.warning("the transaction failed, retrying", error=first_line(error))
-        waiting = _ServingStop(connection, self._stop)
-        waiting.wait(next(self._delays))
-        wait_for_database(self._database, waiting)
+    def _dead_letter_failed(self, delivery: Delivery, error: Exception) -> None:
+        """Dead-letter a message that raised this error. Raises it again if it is transient."""
+        if is_transient(error):
+            raise error
+        log.exception("a message cannot be processed", queue=delivery.queue)
+        dead_letter_failed(self._database, self._settings.policy, delivery, type(error).__name__)
 
 
 class _ServingStop:
