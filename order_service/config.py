@@ -29,58 +29,46 @@ class Settings(BaseSettings):
         extra="ignore",
         populate_by_name=True,
         env_ignore_empty=True,
+        use_attribute_docstrings=True,
     )
 
-    database_url: str = Field(
-        "sqlite:///var/order-service.db",
-        validation_alias="DATABASE_URL",
-        description="The database: sqlite:///path or postgresql://user:password@host/name.",
-    )
-    rabbitmq_url: str = Field(
-        "amqp://guest:guest@localhost:5672/",
-        validation_alias="RABBITMQ_URL",
-        description="The broker; the nodes of a cluster are separated by commas.",
-    )
-    user_service_url: AnyHttpUrl | None = Field(
-        None, validation_alias="USER_SERVICE_URL", description="The User Service; when unset, users are not checked."
-    )
-    menu_service_url: AnyHttpUrl | None = Field(
-        None,
-        validation_alias="MENU_SERVICE_URL",
-        description="A Menu Service that only speaks HTTP; when unset, the Menu Service is expected on the broker.",
-    )
-    host: str = Field("127.0.0.1", validation_alias="HOST", description="The address the API listens on.")
-    port: int = Field(5003, validation_alias="PORT", ge=1, le=65535, description="The port the API listens on.")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", validation_alias="LOG_LEVEL", description="The least severe log line that is written."
-    )
+    database_url: str = Field("sqlite:///var/order-service.db", validation_alias="DATABASE_URL")
+    """The database: sqlite:///path or postgresql://user:password@host/name."""
+    rabbitmq_url: str = Field("amqp://guest:guest@localhost:5672/", validation_alias="RABBITMQ_URL")
+    """The broker; the nodes of a cluster are separated by commas."""
+    user_service_url: AnyHttpUrl | None = Field(None, validation_alias="USER_SERVICE_URL")
+    """The User Service; when unset, users are not checked."""
+    menu_service_url: AnyHttpUrl | None = Field(None, validation_alias="MENU_SERVICE_URL")
+    """A Menu Service that only speaks HTTP; when unset, the Menu Service is expected on the broker."""
+    host: str = Field("127.0.0.1", validation_alias="HOST")
+    """The address the API listens on."""
+    port: int = Field(5003, validation_alias="PORT", ge=1, le=65535)
+    """The port the API listens on."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", validation_alias="LOG_LEVEL")
+    """The least severe log line that is written."""
 
-    wait_seconds: float = Field(
-        2, ge=0, le=30, description="How long POST /orders waits for the menu before it answers 202."
-    )
-    menu_reply_seconds: Seconds = Field(
-        30,
-        description="How long the menu has to answer before OrderCreated is repeated, and finally the order expires.",
-    )
-    menu_reminders: int = Field(3, ge=0, le=100, description="How often OrderCreated is sent again.")
-    payment_seconds: Seconds = Field(900, description="How long an order waits for its payment once priced.")
-    compensation_seconds: Seconds = Field(
-        30, description="The first pause before an unconfirmed release or refund is repeated; it doubles, up to 1 h."
-    )
-    compensation_attempts: int = Field(
-        10, ge=1, le=1000, description="After how many requests an unconfirmed release or refund is reported."
-    )
-    batch_size: int = Field(
-        200, ge=1, le=2000, description="How many deliveries one transaction of a consumer takes; also its prefetch."
-    )
-    api_workers: int = Field(1, ge=1, le=64, description="API processes that gunicorn keeps.")
-    waiters: int = Field(
-        64, ge=0, le=1000, description="How many POSTs of one API process may wait at once; beyond it they get 202."
-    )
-    streams: int = Field(
-        200, ge=0, le=5000, description="How many event streams one API process keeps open; beyond it they get 503."
-    )
-    stream_seconds: Seconds = Field(300, description="How long an event stream stays open at most.")
+    wait_seconds: float = Field(2, ge=0, le=30)
+    """How long POST /orders waits for the menu before it answers 202."""
+    menu_reply_seconds: Seconds = 30
+    """How long the menu has to answer before OrderCreated is repeated, and finally the order expires."""
+    menu_reminders: int = Field(3, ge=0, le=100)
+    """How often OrderCreated is sent again."""
+    payment_seconds: Seconds = 900
+    """How long an order waits for its payment once priced."""
+    compensation_seconds: Seconds = 30
+    """The first pause before an unconfirmed release or refund is repeated; it doubles, up to 1 h."""
+    compensation_attempts: int = Field(10, ge=1, le=1000)
+    """After how many requests an unconfirmed release or refund is reported."""
+    batch_size: int = Field(200, ge=1, le=2000)
+    """How many deliveries one transaction of a consumer takes; also its prefetch."""
+    api_workers: int = Field(1, ge=1, le=64)
+    """API processes that gunicorn keeps."""
+    waiters: int = Field(64, ge=0, le=1000)
+    """How many POSTs of one API process may wait at once; beyond it they get 202."""
+    streams: int = Field(200, ge=0, le=5000)
+    """How many event streams one API process keeps open; beyond it they get 503."""
+    stream_seconds: Seconds = 300
+    """How long an event stream stays open at most."""
 
     @property
     def api_threads(self) -> int:
