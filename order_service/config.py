@@ -5,7 +5,6 @@ from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import AliasGenerator, AnyHttpUrl, Field, ValidationError, field_validator
-from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from order_service.domain.saga import Policy
@@ -14,10 +13,6 @@ Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600)]
 
 #: Threads of an API process that neither wait nor stream.
 ANSWERING_THREADS = 32
-
-
-class SettingsError(Exception):
-    """A setting cannot be used; the text names it and the remedy."""
 
 
 class Settings(BaseSettings):
@@ -101,16 +96,12 @@ class Settings(BaseSettings):
         )
 
 
-def load() -> Settings:
-    """Read the settings from the environment. Raises SettingsError, naming each variable that cannot be used."""
-    try:
-        return Settings()
-    except ValidationError as error:
-        raise SettingsError("\n".join(map(_explain, error.errors(include_url=False)))) from None
-
-
-def _explain(problem: ErrorDetails) -> str:
-    name, message = problem["loc"][0], problem["msg"].removeprefix("Value error, ")
-    # A URL may hold a password, and this text is logged.
-    given = "" if str(name).endswith("_URL") else f" (it is {problem['input']!r})"
-    return f"{name}: {message}{given}"
+def explain(error: ValidationError) -> str:
+    """One line for each environment variable that cannot be used."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        name, message = problem["loc"][0], problem["msg"].removeprefix("Value error, ")
+        # A URL may hold a password, and this text is printed.
+        given = "" if str(name).endswith("_URL") else f" (it is {problem['input']!r})"
+        lines.append(f"{name}: {message}{given}")
+    return "\n".join(lines)

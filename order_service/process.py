@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import NoReturn, Protocol
 
 import structlog
+from pydantic import ValidationError
 
 from order_service import config
 from order_service.backoff import Backoff
@@ -54,11 +55,11 @@ def configure_logging(level: str) -> None:
 
 
 def begin() -> config.Settings:
-    """Configure logging and return the settings. Exits with 2, naming every setting that cannot be used."""
+    """Read the settings and configure logging. Exits with 2, naming every setting that cannot be used."""
     try:
-        settings = config.load()
-    except config.SettingsError as error:
-        refuse(str(error))
+        settings = config.Settings()
+    except ValidationError as error:
+        refuse(config.explain(error))
     configure_logging(settings.log_level)
     return settings
 
