@@ -133,7 +133,6 @@ class Reply:
     delivery: Delivery
 
     def rejection(self, code: str, field_name: str, problem: str) -> Rejection:
-        """Why this reply cannot be applied."""
         ids = {"message_id": self.message_id, "type": self.type, "order_id": self.order_id}
         return rejection(self.delivery, code, field_name, problem, **ids)
 

@@ -41,7 +41,6 @@ def event(order: Order, effect: Effect, *, sequence: int, policy: Policy, now: d
 
 
 def event_data(order: Order, effect: Effect, policy: Policy) -> events.EventData:
-    """The data of the event that tells an effect."""
     if isinstance(effect, Compensation):
         return _compensation_data(order, effect)
     ids = {"order_id": order.id, "user_id": order.user_id}

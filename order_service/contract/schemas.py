@@ -69,5 +69,4 @@ def event_schema(event_type: str) -> Schema:
 
 
 def text(description: str, **constraints: Any) -> Schema:
-    """The schema of a string."""
     return {"type": "string", "description": description, **constraints}

@@ -39,7 +39,6 @@ class Queue:
 
     @property
     def dead_letters(self) -> str:
-        """The name of its dead-letter queue."""
         return f"{self.name}.dlq"
 
     @cached_property

@@ -66,7 +66,6 @@ def lock_bodies(connection: sa.Connection, row_ids: Sequence[int]) -> Sequence[t
 
 
 def replace_body(connection: sa.Connection, row_id: int, body: bytes) -> None:
-    """Write another body into a locked row."""
     connection.execute(sa.update(outbox).where(outbox.c.id == row_id).values(body=body))
 
 
