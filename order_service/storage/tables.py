@@ -23,11 +23,8 @@ class UtcDateTime(sa.TypeDecorator[datetime]):
 class ExactDecimal(sa.TypeDecorator[Decimal]):
     """Numeric on PostgreSQL, text on SQLite, which would store a float."""
 
-    impl = sa.Numeric(15, 4)
+    impl = sa.Numeric(15, 4).with_variant(sa.String(20), "sqlite")
     cache_ok = True
-
-    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
-        return dialect.type_descriptor(sa.String(20) if dialect.name == "sqlite" else sa.Numeric(15, 4))
 
     def process_bind_param(self, value: Decimal | None, dialect: sa.Dialect) -> Any:
         return str(value) if value is not None and dialect.name == "sqlite" else value
