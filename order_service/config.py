@@ -86,7 +86,6 @@ class Settings(BaseSettings):
 
     @cached_property
     def policy(self) -> Policy:
-        """The durations and limits of an order's life."""
         return Policy(
             menu_reply=timedelta(seconds=self.menu_reply_seconds),
             menu_reminders=self.menu_reminders,

@@ -43,17 +43,12 @@ from order_service.domain.order import (
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The durations and limits of an order's life."""
+    """The durations and limits of an order's life; docs/settings.md describes the setting of each."""
 
-    #: How long the menu has to answer before OrderCreated is sent again, and in the end the order expires.
     menu_reply: timedelta
-    #: How often OrderCreated is sent again.
     menu_reminders: int
-    #: How long a priced order waits for its payment.
     payment: timedelta
-    #: The first pause before an unconfirmed release or refund is requested again.
     compensation_pause: timedelta
-    #: After how many requests an unconfirmed release or refund is reported.
     compensation_attempts: int
 
 
