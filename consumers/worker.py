@@ -3,10 +3,12 @@
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 import pika
 import structlog
 from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import AMQPError
 from pika.spec import Basic, BasicProperties
 
 from consumers.batch import dead_letter_failed, process_batch, retry_poison_message
@@ -14,7 +16,7 @@ from order_service import vendor
 from order_service.config import Settings
 from order_service.contract import topology
 from order_service.contract.envelope import Delivery
-from order_service.process import RECONNECT, first_line, refuse, supervise
+from order_service.process import RECONNECT, first_line, supervise
 from order_service.storage.database import Database, is_transient
 from order_service.storage.migrate import wait_for_database
 
@@ -28,7 +30,7 @@ POISON_AFTER = 3
 _PROPERTIES = ("type", "message_id", "correlation_id", "app_id", "content_type")
 
 
-class SubscriptionCancelled(Exception):
+class SubscriptionCancelled(AMQPError):
     """The broker cancelled the subscription, for example because the queue was deleted."""
 
 
@@ -47,13 +49,7 @@ class Worker:
 
     def run(self) -> None:
         """Return once stopped, the current batch committed and acked. Exits with 2 if the topology is not declared."""
-        supervise(
-            self._consume,
-            self._stop,
-            what="the broker",
-            unreachable=(*topology.UNREACHABLE, SubscriptionCancelled),
-            restart=True,
-        )
+        supervise(self._consume, self._stop, what="the broker", unreachable=topology.UNREACHABLE, restart=True)
 
     def _consume(self, working: Callable[[], None]) -> None:
         # The tags of an old channel mean nothing on a new one; the broker delivers those messages again.
@@ -61,47 +57,40 @@ class Worker:
         parameters = topology.connection_parameters(self._settings.rabbitmq_url, name="order-service consumer")
         connection = pika.BlockingConnection(parameters)
         try:
-            channel = connection.channel()
-            try:
-                topology.check(channel, self._queues)
-            except topology.NotDeclared as error:
-                refuse(f"{error}: run `python -m order_service topology` first")
-            self._subscribe(channel)
+            self._channel = connection.channel()
+            topology.require(self._channel, self._queues)
+            self._subscribe()
             log.info("consuming", queues=[queue.name for queue in self._queues])
             working()
             while not self._stop.is_set():
-                self._collect(connection)
-                self._process(connection, channel)
+                self._collect()
+                self._process()
         finally:
             with suppress(*topology.UNREACHABLE):
                 connection.close()
 
-    def _subscribe(self, channel: BlockingChannel) -> None:
+    def _subscribe(self) -> None:
         # Per consumer: RabbitMQ deprecates a prefetch limit that is shared by a channel.
-        channel.basic_qos(prefetch_count=self._settings.batch_size)
-        channel.add_on_cancel_callback(self._note_cancel)
+        self._channel.basic_qos(prefetch_count=self._settings.batch_size)
+        self._channel.add_on_cancel_callback(self._note_cancel)
         for queue in self._queues:
-            channel.basic_consume(queue.name, self._collector(queue), consumer_tag=f"order-service:{queue.name}")
+            note_arrival = partial(self._note_arrival, queue.name)
+            self._channel.basic_consume(queue.name, note_arrival, consumer_tag=f"order-service:{queue.name}")
 
-    def _collector(
-        self, queue: topology.Queue
-    ) -> Callable[[BlockingChannel, Basic.Deliver, BasicProperties, bytes], None]:
-        """A callback that only collects: the batch is processed as a whole."""
-
-        def collect(_: BlockingChannel, deliver: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
-            count = (properties.headers or {}).get("x-delivery-count")
-            redeliveries = count if isinstance(count, int) else 0
-            delivery = Delivery(queue.name, deliver.routing_key or "", body, _texts(properties), redeliveries)
-            self._arrived.append((deliver.delivery_tag or 0, delivery))
-
-        return collect
+    def _note_arrival(
+        self, queue: str, _: BlockingChannel, deliver: Basic.Deliver, properties: BasicProperties, body: bytes
+    ) -> None:
+        count = (properties.headers or {}).get("x-delivery-count")
+        redeliveries = count if isinstance(count, int) else 0
+        delivery = Delivery(queue, deliver.routing_key or "", body, _texts(properties), redeliveries)
+        self._arrived.append((deliver.delivery_tag or 0, delivery))
 
     def _note_cancel(self, _: object) -> None:
         self._cancelled = True
 
-    def _collect(self, connection: pika.BlockingConnection) -> None:
+    def _collect(self) -> None:
         """Collect up to a batch of deliveries; wait only while there is none."""
-        count = len(self._arrived)
+        connection, count = self._channel.connection, len(self._arrived)
         connection.process_data_events(time_limit=0 if count else IDLE_SECONDS)
         # pika dispatches what one read of the socket brought, about a dozen messages: read on until nothing is left.
         while count < len(self._arrived) < self._settings.batch_size:
@@ -110,62 +99,56 @@ class Worker:
         if self._cancelled:
             raise SubscriptionCancelled("the broker cancelled the subscription; was the queue deleted?")
 
-    def _process(self, connection: pika.BlockingConnection, channel: BlockingChannel) -> None:
-        """Process and ack what has been collected, up to a batch."""
+    def _process(self) -> None:
+        """Process and ack up to a batch of what has been collected, or wait for the database."""
         batch = self._arrived[: self._settings.batch_size]
-        if not batch:
-            return
+        try:
+            if batch:
+                self._process_batch(batch)
+        except Exception as error:
+            if not is_transient(error):
+                raise
+            # Nothing is acked or dead-lettered while the database is unreachable.
+            log.warning("the transaction failed, retrying", error=first_line(error))
+            waiting = _ServingStop(self._channel.connection, self._stop)
+            waiting.wait(next(self._delays))
+            wait_for_database(self._database, waiting)
+
+    def _process_batch(self, batch: Sequence[tuple[int, Delivery]]) -> None:
         if any(delivery.redeliveries >= POISON_AFTER for _, delivery in batch):
-            self._process_singly(connection, channel, batch)
+            self._process_singly(batch)
             return
         try:
             process_batch(self._database, self._settings.policy, [delivery for _, delivery in batch])
         except Exception as error:
             if is_transient(error):
-                self._wait_for_database(connection, error)
-                return
+                raise
             log.exception("a batch failed, processing its messages one by one", messages=len(batch))
-            self._process_singly(connection, channel, batch)
+            self._process_singly(batch)
         else:
-            channel.basic_ack(batch[-1][0], multiple=True)
+            self._channel.basic_ack(batch[-1][0], multiple=True)
             del self._arrived[: len(batch)]
             self._delays = RECONNECT.jittered()
 
-    def _process_singly(
-        self, connection: pika.BlockingConnection, channel: BlockingChannel, batch: Sequence[tuple[int, Delivery]]
-    ) -> None:
+    def _process_singly(self, batch: Sequence[tuple[int, Delivery]]) -> None:
         """Process each message of a batch alone, so that one that fails is dead-lettered alone."""
         for tag, delivery in batch:
             try:
-                self._process_one(delivery)
+                if delivery.redeliveries >= POISON_AFTER:
+                    retry_poison_message(self._database, self._settings.policy, delivery)
+                else:
+                    process_batch(self._database, self._settings.policy, [delivery])
             except Exception as error:
-                if not is_transient(error):
-                    raise
-                self._wait_for_database(connection, error)
-                return
-            channel.basic_ack(tag)
+                self._dead_letter_failed(delivery, error)
+            self._channel.basic_ack(tag)
             del self._arrived[0]
 
-    def _process_one(self, delivery: Delivery) -> None:
-        """Process one message, or dead-letter it. Raises only a transient error."""
-        policy = self._settings.policy
-        try:
-            if delivery.redeliveries >= POISON_AFTER:
-                retry_poison_message(self._database, policy, delivery)
-            else:
-                process_batch(self._database, policy, [delivery])
-        except Exception as error:
-            if is_transient(error):
-                raise
-            log.exception("a message cannot be processed", queue=delivery.queue)
-            dead_letter_failed(self._database, policy, delivery, type(error).__name__)
-
-    def _wait_for_database(self, connection: pika.BlockingConnection, error: Exception) -> None:
-        """Wait until the database is reachable, keeping the heartbeats; nothing is acked or dead-lettered."""
-        log.warning("the transaction failed, retrying", error=first_line(error))
-        waiting = _ServingStop(connection, self._stop)
-        waiting.wait(next(self._delays))
-        wait_for_database(self._database, waiting)
+    def _dead_letter_failed(self, delivery: Delivery, error: Exception) -> None:
+        """Dead-letter a message that raised this error. Raises it again if it is transient."""
+        if is_transient(error):
+            raise error
+        log.exception("a message cannot be processed", queue=delivery.queue)
+        dead_letter_failed(self._database, self._settings.policy, delivery, type(error).__name__)
 
 
 class _ServingStop:

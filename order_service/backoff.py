@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,5 @@ class Backoff:
 
         https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
         """
-        failures = 1
-        while True:
+        for failures in count(1):
             yield random.uniform(0, self.delay(failures))  # noqa: S311 - spreads load, protects no secret
-            failures += 1

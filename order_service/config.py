@@ -4,8 +4,7 @@ from datetime import timedelta
 from functools import cached_property
 from typing import Annotated, Literal
 
-from pydantic import AnyHttpUrl, Field, ValidationError, field_validator
-from pydantic_core import ErrorDetails
+from pydantic import AliasGenerator, AnyHttpUrl, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from order_service.domain.saga import Policy
@@ -16,67 +15,55 @@ Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600)]
 ANSWERING_THREADS = 32
 
 
-class SettingsError(Exception):
-    """A setting cannot be used; the text names it and the remedy."""
-
-
 class Settings(BaseSettings):
     """Every setting with its default. Names are the environment's, in any case."""
 
     model_config = SettingsConfigDict(
-        env_prefix="ORDER_", frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True
+        alias_generator=AliasGenerator(validation_alias=lambda name: f"ORDER_{name.upper()}"),
+        frozen=True,
+        extra="ignore",
+        populate_by_name=True,
+        env_ignore_empty=True,
+        use_attribute_docstrings=True,
     )
 
-    database_url: str = Field(
-        "sqlite:///var/order-service.db",
-        validation_alias="DATABASE_URL",
-        description="The database: sqlite:///path or postgresql://user:password@host/name.",
-    )
-    rabbitmq_url: str = Field(
-        "amqp://guest:guest@localhost:5672/",
-        validation_alias="RABBITMQ_URL",
-        description="The broker; the nodes of a cluster are separated by commas.",
-    )
-    user_service_url: AnyHttpUrl | None = Field(
-        None, validation_alias="USER_SERVICE_URL", description="The User Service; when unset, users are not checked."
-    )
-    menu_service_url: AnyHttpUrl | None = Field(
-        None,
-        validation_alias="MENU_SERVICE_URL",
-        description="A Menu Service that only speaks HTTP; when unset, the Menu Service is expected on the broker.",
-    )
-    host: str = Field("127.0.0.1", validation_alias="HOST", description="The address the API listens on.")
-    port: int = Field(5003, validation_alias="PORT", ge=1, le=65535, description="The port the API listens on.")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", validation_alias="LOG_LEVEL", description="The least severe log line that is written."
-    )
+    database_url: str = Field("sqlite:///var/order-service.db", validation_alias="DATABASE_URL")
+    """The database: sqlite:///path or postgresql://user:password@host/name."""
+    rabbitmq_url: str = Field("amqp://guest:guest@localhost:5672/", validation_alias="RABBITMQ_URL")
+    """The broker; the nodes of a cluster are separated by commas."""
+    user_service_url: AnyHttpUrl | None = Field(None, validation_alias="USER_SERVICE_URL")
+    """The User Service; when unset, users are not checked."""
+    menu_service_url: AnyHttpUrl | None = Field(None, validation_alias="MENU_SERVICE_URL")
+    """A Menu Service that only speaks HTTP; when unset, the Menu Service is expected on the broker."""
+    host: str = Field("127.0.0.1", validation_alias="HOST")
+    """The address the API listens on."""
+    port: int = Field(5003, validation_alias="PORT", ge=1, le=65535)
+    """The port the API listens on."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", validation_alias="LOG_LEVEL")
+    """The least severe log line that is written."""
 
-    wait_seconds: float = Field(
-        2, ge=0, le=30, description="How long POST /orders waits for the menu before it answers 202."
-    )
-    menu_reply_seconds: Seconds = Field(
-        30,
-        description="How long the menu has to answer before OrderCreated is repeated, and finally the order expires.",
-    )
-    menu_reminders: int = Field(3, ge=0, le=100, description="How often OrderCreated is sent again.")
-    payment_seconds: Seconds = Field(900, description="How long an order waits for its payment once priced.")
-    compensation_seconds: Seconds = Field(
-        30, description="The first pause before an unconfirmed release or refund is repeated; it doubles, up to 1 h."
-    )
-    compensation_attempts: int = Field(
-        10, ge=1, le=1000, description="After how many requests an unconfirmed release or refund is reported."
-    )
-    batch_size: int = Field(
-        200, ge=1, le=2000, description="How many deliveries one transaction of a consumer takes; also its prefetch."
-    )
-    api_workers: int = Field(1, ge=1, le=64, description="API processes that gunicorn keeps.")
-    waiters: int = Field(
-        64, ge=0, le=1000, description="How many POSTs of one API process may wait at once; beyond it they get 202."
-    )
-    streams: int = Field(
-        200, ge=0, le=5000, description="How many event streams one API process keeps open; beyond it they get 503."
-    )
-    stream_seconds: Seconds = Field(300, description="How long an event stream stays open at most.")
+    wait_seconds: float = Field(2, ge=0, le=30)
+    """How long POST /orders waits for the menu before it answers 202."""
+    menu_reply_seconds: Seconds = 30
+    """How long the menu has to answer before OrderCreated is repeated, and finally the order expires."""
+    menu_reminders: int = Field(3, ge=0, le=100)
+    """How often OrderCreated is sent again."""
+    payment_seconds: Seconds = 900
+    """How long an order waits for its payment once priced."""
+    compensation_seconds: Seconds = 30
+    """The first pause before an unconfirmed release or refund is repeated; it doubles, up to 1 h."""
+    compensation_attempts: int = Field(10, ge=1, le=1000)
+    """After how many requests an unconfirmed release or refund is reported."""
+    batch_size: int = Field(200, ge=1, le=2000)
+    """How many deliveries one transaction of a consumer takes; also its prefetch."""
+    api_workers: int = Field(1, ge=1, le=64)
+    """API processes that gunicorn keeps."""
+    waiters: int = Field(64, ge=0, le=1000)
+    """How many POSTs of one API process may wait at once; beyond it they get 202."""
+    streams: int = Field(200, ge=0, le=5000)
+    """How many event streams one API process keeps open; beyond it they get 503."""
+    stream_seconds: Seconds = 300
+    """How long an event stream stays open at most."""
 
     @property
     def api_threads(self) -> int:
@@ -99,7 +86,6 @@ class Settings(BaseSettings):
 
     @cached_property
     def policy(self) -> Policy:
-        """The durations and limits of an order's life."""
         return Policy(
             menu_reply=timedelta(seconds=self.menu_reply_seconds),
             menu_reminders=self.menu_reminders,
@@ -109,29 +95,12 @@ class Settings(BaseSettings):
         )
 
 
-def environment_name(field_name: str) -> str:
-    """The environment variable a setting is read from."""
-    alias = Settings.model_fields[field_name].validation_alias
-    return alias if isinstance(alias, str) else f"ORDER_{field_name.upper()}"
-
-
-def load() -> Settings:
-    """Read the settings from the environment. Raises SettingsError, naming each variable that cannot be used."""
-    try:
-        return Settings()
-    except ValidationError as error:
-        raise SettingsError("\n".join(map(_explain, error.errors(include_url=False)))) from None
-
-
-def _explain(problem: ErrorDetails) -> str:
-    name = str(problem["loc"][0]) if problem["loc"] else ""
-    message = problem["msg"].removeprefix("Value error, ")
-    if name not in {*Settings.model_fields, *_FIELDS}:
-        return message
-    field = _FIELDS.get(name, name)
-    # A URL may hold a password, and this text is logged.
-    given = "" if field.endswith("_url") else f" (it is {problem['input']!r})"
-    return f"{environment_name(field)}: {message}{given}"
-
-
-_FIELDS = {environment_name(name): name for name in Settings.model_fields}
+def explain(error: ValidationError) -> str:
+    """One line for each environment variable that cannot be used."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        name, message = problem["loc"][0], problem["msg"].removeprefix("Value error, ")
+        # A URL may hold a password, and this text is printed.
+        given = "" if str(name).endswith("_URL") else f" (it is {problem['input']!r})"
+        lines.append(f"{name}: {message}{given}")
+    return "\n".join(lines)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import NoReturn, Protocol
 
 import structlog
+from pydantic import ValidationError
 
 from order_service import config
 from order_service.backoff import Backoff
@@ -54,11 +55,11 @@ def configure_logging(level: str) -> None:
 
 
 def begin() -> config.Settings:
-    """Configure logging and return the settings. Exits with 2, naming every setting that cannot be used."""
+    """Read the settings and configure logging. Exits with 2, naming every setting that cannot be used."""
     try:
-        settings = config.load()
-    except config.SettingsError as error:
-        refuse(str(error))
+        settings = config.Settings()
+    except ValidationError as error:
+        refuse(config.explain(error))
     configure_logging(settings.log_level)
     return settings
 
@@ -133,7 +134,19 @@ def run_together(stop: threading.Event, *runs: Callable[[], None]) -> None:
     A thread that ends stops the whole process, so that it is restarted as a whole. Raises SystemExit with the highest
     status of the threads, unless all of it is 0.
     """
-    threads = [_StoppingThread(run, stop) for run in runs]
+    statuses = [0]
+
+    def run_then_stop(run: Callable[[], None]) -> None:
+        try:
+            run()
+        except SystemExit as refused:
+            statuses.append(int(refused.code or 0))
+        except Exception:
+            log.exception("a thread failed")
+            statuses.append(1)
+        stop.set()
+
+    threads = [threading.Thread(target=run_then_stop, args=[run], daemon=True) for run in runs]
     for thread in threads:
         thread.start()
     stop.wait()
@@ -141,27 +154,8 @@ def run_together(stop: threading.Event, *runs: Callable[[], None]) -> None:
     for thread in threads:
         # A broker that hangs must not delay the exit: unsettled work rolls back and is repeated.
         thread.join(max(0, end - time.monotonic()))
-    status = max(thread.status for thread in threads)
-    if status:
-        raise SystemExit(status)
-
-
-class _StoppingThread(threading.Thread):
-    """A thread that sets `stop` when it ends, and keeps its exit status."""
-
-    def __init__(self, run: Callable[[], None], stop: threading.Event) -> None:
-        super().__init__(daemon=True)
-        self._work, self._stop_all, self.status = run, stop, 0
-
-    def run(self) -> None:
-        try:
-            self._work()
-        except SystemExit as refused:
-            self.status = int(refused.code or 0)
-        except Exception:
-            log.exception("a thread failed")
-            self.status = 1
-        self._stop_all.set()
+    if any(statuses):
+        raise SystemExit(max(statuses))
 
 
 def first_line(error: BaseException) -> str:

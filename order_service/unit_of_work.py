@@ -9,14 +9,8 @@ import sqlalchemy as sa
 from order_service.contract import outgoing
 from order_service.contract.envelope import Rejection
 from order_service.contract.outgoing import Outgoing
-from order_service.domain.messages import (
-    Message,
-    PaymentRefunded,
-    ReportFailed,
-    ReportPaid,
-    ReportPending,
-    StockReleased,
-)
+from order_service.domain import messages
+from order_service.domain.messages import Message
 from order_service.domain.order import Announcement, Compensation, Effect, Order, State
 from order_service.domain.saga import Decision, Policy, decide
 from order_service.process import utc_now
@@ -25,10 +19,8 @@ from order_service.storage.database import Database
 
 #: History records the requests of REST callers under these names.
 _HISTORY_TYPES: dict[type[Message], str] = {
-    ReportPaid: "PutPaid",
-    ReportFailed: "PutFailed",
-    ReportPending: "PutPending",
-}
+    messages.ReportPaid: "PutPaid", messages.ReportFailed: "PutFailed", messages.ReportPending: "PutPending",
+}  # fmt: skip
 
 
 class UnitOfWork:
@@ -53,9 +45,9 @@ class UnitOfWork:
         if decision.changed or message_id is not None:
             type_name = _HISTORY_TYPES.get(type(message)) or type(message).__name__
             self._record(order, type_name, decision.before, message_id)
-        if isinstance(message, StockReleased):
+        if isinstance(message, messages.StockReleased):
             self._confirmed.append(message.release_id)
-        if isinstance(message, PaymentRefunded):
+        if isinstance(message, messages.PaymentRefunded):
             self._confirmed.append(message.refund_id)
         for effect in decision.effects:
             self.publish(order, effect, sequence=order.version)
@@ -70,8 +62,7 @@ class UnitOfWork:
 
     def publish(self, order: Order, effect: Effect, *, sequence: int) -> None:
         """Add the event of an effect to the outbox."""
-        event = outgoing.event(order, effect, sequence=sequence, policy=self.policy, now=self.now)
-        self._outgoing.append(event)
+        self._outgoing.append(outgoing.event(order, effect, sequence=sequence, policy=self.policy, now=self.now))
 
     def remind(self, order: Order) -> None:
         """Publish OrderCreated again, under its id and with its first sequence."""

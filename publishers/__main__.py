@@ -4,7 +4,8 @@ from order_service import process
 from order_service.storage.database import Database
 from order_service.storage.migrate import wait_for_database
 from publishers.deadlines import Deadlines
-from publishers.relay import BATCHES, Relay
+from publishers.pipeline import BATCHES
+from publishers.relay import Relay
 
 
 def main() -> None:

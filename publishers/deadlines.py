@@ -29,7 +29,7 @@ class Deadlines:
         while not self._stop.wait(TICK_SECONDS):
             for work in (self._pass_deadlines, self._repeat_compensations):
                 try:
-                    while not self._stop.is_set() and work():
+                    while not self._stop.is_set() and self._any_due() and work():
                         pass
                 except sa.exc.SQLAlchemyError as error:
                     log.warning("deadlines could not be passed, retrying", error=first_line(error))
@@ -43,15 +43,11 @@ class Deadlines:
 
     def _pass_deadlines(self) -> bool:
         """Pass one batch of deadlines; return whether there may be more."""
-        if not self._any_due():
-            return False
         with unit_of_work(self._database, self._policy) as work:
             return handlers.pass_deadlines(work, limit=LIMIT) == LIMIT
 
     def _repeat_compensations(self) -> bool:
         """Repeat one batch of requests; return whether there may be more. Logs those unconfirmed for too long."""
-        if not self._any_due():
-            return False
         with unit_of_work(self._database, self._policy) as work:
             repeated = handlers.repeat_compensations(work, limit=LIMIT)
         for row in repeated:

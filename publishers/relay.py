@@ -13,11 +13,9 @@ from pika.exceptions import AMQPError
 
 from order_service.config import Settings
 from order_service.contract import topology
-from order_service.process import refuse, supervise
+from order_service.process import supervise
 from order_service.storage.database import Database
-from publishers.pipeline import BATCHES, POLL_SECONDS, Pipeline
-
-__all__ = ["BATCHES", "Relay"]
+from publishers.pipeline import POLL_SECONDS, Pipeline
 
 log = structlog.get_logger(__name__)
 
@@ -52,10 +50,8 @@ class Relay:
             node.blocked_connection_timeout = None
             try:
                 with pika.BlockingConnection(node) as connection:
-                    topology.check(connection.channel())
+                    topology.require(connection.channel())
                 return node
-            except topology.NotDeclared as error:
-                refuse(f"{error}: run `python -m order_service topology` first")
             except topology.UNREACHABLE as error:
                 last = error
         raise last

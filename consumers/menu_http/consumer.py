@@ -25,14 +25,13 @@ both would answer. To return to one, delete the queue order-service.menu-http, o
 """
 
 import threading
+from collections.abc import Sequence
 from typing import Literal
 
-import pika
 import structlog
-from pika.adapters.blocking_connection import BlockingChannel
 from pydantic import BaseModel, ValidationError
 
-from consumers.batch import dead_letter, dead_letter_failed
+from consumers.batch import dead_letter
 from consumers.menu_http.client import Menus, MenuServiceDown
 from consumers.menu_http.reservation import Interrupted, StockReserver
 from consumers.worker import Worker
@@ -41,7 +40,7 @@ from order_service.contract.envelope import Delivery, Rejection, rejection
 from order_service.contract.events import Id
 from order_service.contract.topology import MENU_HTTP
 from order_service.process import RECONNECT
-from order_service.storage.database import Database, is_transient
+from order_service.storage.database import Database
 from order_service.unit_of_work import unit_of_work
 
 log = structlog.get_logger(__name__)
@@ -70,27 +69,22 @@ class MenuHttpConsumer(Worker):
         self._reserver = StockReserver(settings.policy, database, menus, stop)
         self._menu_is_down = False
 
-    def _process(self, connection: pika.BlockingConnection, channel: BlockingChannel) -> None:
-        if not self._arrived:
-            return
-        tag, delivery = self._arrived[0]
+    def _process_batch(self, batch: Sequence[tuple[int, Delivery]]) -> None:
+        """Process and ack the first message."""
+        tag, delivery = batch[0]
         try:
             self._handle(delivery)
         except MenuServiceDown as error:
             if not self._menu_is_down:
                 log.warning("the Menu Service is unreachable, retrying", error=str(error))
             self._menu_is_down = True
-            connection.process_data_events(time_limit=next(self._delays))
+            self._channel.connection.process_data_events(time_limit=next(self._delays))
             return
         except Interrupted:
             return
         except Exception as error:
-            if is_transient(error):
-                self._wait_for_database(connection, error)
-                return
-            log.exception("a message cannot be processed", queue=delivery.queue)
-            dead_letter_failed(self._database, self._settings.policy, delivery, type(error).__name__)
-        channel.basic_ack(tag)
+            self._dead_letter_failed(delivery, error)
+        self._channel.basic_ack(tag)
         del self._arrived[0]
         self._menu_is_down, self._delays = False, RECONNECT.jittered()
 

@@ -42,7 +42,6 @@ class _Transient(Exception):
 
 
 def reservation_id(order: Order) -> str:
-    """The reservation id of the stock taken for an order."""
     return f"menu-http-{order.id}"
 
 

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from order_service.storage.tables import BigId, ExactDecimal, UtcDateTime
+from order_service.storage.tables import BigId, ExactDecimal, UtcDateTime, index_filled
 
 revision = "0001_first"
 down_revision = None
@@ -12,7 +12,7 @@ down_revision = None
 def upgrade() -> None:
     op.create_table(
         "orders",
-        sa.Column("id", sa.Integer, nullable=False),
+        sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("key", sa.Uuid, nullable=False),
         sa.Column("user_id", sa.Integer, nullable=False),
         sa.Column("menu_ids", sa.Text, nullable=False),
@@ -32,27 +32,25 @@ def upgrade() -> None:
         sa.Column("traceparent", sa.String(55)),
         sa.Column("idempotency_key", sa.String(255)),
         sa.Column("request_hash", sa.String(64)),
-        sa.PrimaryKeyConstraint("id", name="pk_orders"),
+        sa.Index(None, "user_id", "id"),
+        index_filled("due_at"),
+        index_filled("idempotency_key", unique=True),
         sqlite_autoincrement=True,
     )
-    op.create_index("ix_orders_user_id_id", "orders", ["user_id", "id"])
-    _index_filled("orders", "due_at")
-    _index_filled("orders", "idempotency_key", unique=True)
     op.create_table(
         "order_history",
-        sa.Column("id", BigId, nullable=False),
+        sa.Column("id", BigId, primary_key=True),
         sa.Column("order_id", sa.Integer, nullable=False),
         sa.Column("at", UtcDateTime, nullable=False),
         sa.Column("type", sa.String(40), nullable=False),
         sa.Column("from_state", sa.String(24)),
         sa.Column("to_state", sa.String(24), nullable=False),
         sa.Column("message_id", sa.String(255)),
-        sa.PrimaryKeyConstraint("id", name="pk_order_history"),
-        sa.UniqueConstraint("order_id", "type", "message_id", name="uq_order_history_order_id_type_message_id"),
+        sa.UniqueConstraint("order_id", "type", "message_id"),
     )
     op.create_table(
         "outbox",
-        sa.Column("id", BigId, nullable=False),
+        sa.Column("id", BigId, primary_key=True),
         sa.Column("order_id", sa.Integer),
         sa.Column("type", sa.String(255)),
         sa.Column("message_id", sa.String(255)),
@@ -64,18 +62,14 @@ def upgrade() -> None:
         sa.Column("created_at", UtcDateTime, nullable=False),
         sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
         sa.Column("due_at", UtcDateTime, nullable=False),
-        sa.PrimaryKeyConstraint("id", name="pk_outbox"),
         sqlite_autoincrement=True,
     )
     op.create_table(
-        "suspects",
-        sa.Column("key", sa.String(64), nullable=False),
-        sa.Column("attempts", sa.Integer, nullable=False),
-        sa.PrimaryKeyConstraint("key", name="pk_suspects"),
+        "suspects", sa.Column("key", sa.String(64), primary_key=True), sa.Column("attempts", sa.Integer, nullable=False)
     )
     op.create_table(
         "compensations",
-        sa.Column("id", sa.String(36), nullable=False),
+        sa.Column("id", sa.String(36), primary_key=True),
         sa.Column("order_id", sa.Integer, nullable=False),
         sa.Column("type", sa.String(40), nullable=False),
         sa.Column("subject", sa.String(100)),
@@ -85,23 +79,15 @@ def upgrade() -> None:
         sa.Column("attempts", sa.Integer, nullable=False),
         sa.Column("confirmed_at", UtcDateTime),
         sa.Column("due_at", UtcDateTime),
-        sa.PrimaryKeyConstraint("id", name="pk_compensations"),
+        index_filled("due_at"),
     )
-    _index_filled("compensations", "due_at")
     op.create_table(
         "menu_takings",
-        sa.Column("order_id", sa.Integer, autoincrement=False, nullable=False),
+        sa.Column("order_id", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("taken", sa.Text, nullable=False),
         sa.Column("asked", sa.Integer),
         sa.Column("at", UtcDateTime, nullable=False),
-        sa.PrimaryKeyConstraint("order_id", name="pk_menu_takings"),
     )
-
-
-def _index_filled(table: str, column: str, *, unique: bool = False) -> None:
-    filled = sa.text(f"{column} is not null")
-    name = f"ix_{table}_{column}"
-    op.create_index(name, table, [column], unique=unique, postgresql_where=filled, sqlite_where=filled)
 
 
 def downgrade() -> None:

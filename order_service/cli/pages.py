@@ -1,6 +1,6 @@
 """The text of the generated pages docs/saga.md and docs/settings.md."""
 
-from order_service.config import Settings, environment_name
+from order_service.config import Settings
 from order_service.contract.event_tables import table
 from order_service.domain.messages import Message
 from order_service.domain.order import FINAL, State
@@ -56,9 +56,9 @@ def saga_page() -> str:
 def settings_page() -> str:
     """The text of docs/settings.md."""
     rows = []
-    for name, field in Settings.model_fields.items():
+    for field in Settings.model_fields.values():
         default = "" if field.default is None else f"`{field.default}`"
-        rows.append([f"`{environment_name(name)}`", default, field.description or ""])
+        rows.append([f"`{field.validation_alias}`", default, field.description or ""])
     return SETTINGS_INTRO + table(["variable", "default", "meaning"], rows)
 
 

@@ -25,8 +25,8 @@ CONTENT_TYPE = "application/cloudevents+json"
 SCHEMA_VERSION = 1
 #: A larger body is dead-lettered without being decoded; a hundred dishes with long names need a tenth of this.
 MAX_BODY_BYTES = 256 * 1024
-#: AMQP 0-9-1 carries a message id as a short string of at most 255 bytes.
-MAX_MESSAGE_ID_BYTES = 255
+#: AMQP 0-9-1 carries a message id as a short string.
+MAX_SHORT_STRING_BYTES = 255
 
 _TYPE_BY_ROUTING_KEY = {model.routing_key: name for name, model in events.INCOMING.items()}
 #: At most three digits: a year in a path is no version.
@@ -133,7 +133,6 @@ class Reply:
     delivery: Delivery
 
     def rejection(self, code: str, field_name: str, problem: str) -> Rejection:
-        """Why this reply cannot be applied."""
         ids = {"message_id": self.message_id, "type": self.type, "order_id": self.order_id}
         return rejection(self.delivery, code, field_name, problem, **ids)
 
@@ -216,23 +215,16 @@ class _Reader:
             return sha256(f"{type(content).__name__} {content.model_dump_json()}".encode()).hexdigest()
         if not isinstance(message_id, str) or not message_id or "\0" in message_id:
             raise self._problem("invalid", "id", "must be a text that is not empty")
-        if not _fits_short_string(message_id):
-            raise self._problem("invalid", "id", f"must be a text of at most {MAX_MESSAGE_ID_BYTES} bytes")
+        if storable(message_id) != message_id:
+            raise self._problem("invalid", "id", f"must be a text of at most {MAX_SHORT_STRING_BYTES} bytes")
         return message_id
-
-
-def _fits_short_string(text: str) -> bool:
-    try:
-        return len(text.encode()) <= MAX_MESSAGE_ID_BYTES
-    except UnicodeEncodeError:
-        return False
 
 
 def storable(text: object) -> str | None:
     """A name cut to what both databases and AMQP short strings can hold; None for anything else."""
     if not isinstance(text, str):
         return None
-    return text.replace("\0", "").encode(errors="replace")[:255].decode(errors="ignore") or None
+    return text.replace("\0", "").encode(errors="replace")[:MAX_SHORT_STRING_BYTES].decode(errors="ignore") or None
 
 
 # Nearly all messages name one of a few schemas; few are kept, because a name may be as long as a body.

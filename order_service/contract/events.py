@@ -284,22 +284,12 @@ class MessageRejected(EventData):
     received_at: datetime
 
 
-INCOMING: dict[str, type[IncomingData]] = {
-    "MenuReserved": MenuReserved,
-    "MenuRejected": MenuRejected,
-    "StockReleased": StockReleased,
-    "PaymentCompleted": PaymentCompleted,
-    "PaymentFailed": PaymentFailed,
-    "PaymentRefunded": PaymentRefunded,
-}
-OUTGOING: dict[str, type[EventData]] = {
-    "OrderCreated": OrderCreated,
-    "PaymentRequested": PaymentRequested,
-    "OrderPaid": OrderPaid,
-    "OrderFailed": OrderFailed,
-    "OrderCancelled": OrderCancelled,
-    "StockReleaseRequested": StockReleaseRequested,
-    "RefundRequested": RefundRequested,
-    "MessageRejected": MessageRejected,
-}
+_INCOMING = (MenuReserved, MenuRejected, StockReleased, PaymentCompleted, PaymentFailed, PaymentRefunded)
+_OUTGOING = (
+    OrderCreated, PaymentRequested, OrderPaid, OrderFailed, OrderCancelled, StockReleaseRequested, RefundRequested,
+    MessageRejected,
+)  # fmt: skip
+#: The models by event type, in the order of the generated documents.
+INCOMING: dict[str, type[IncomingData]] = {model.__name__: model for model in _INCOMING}
+OUTGOING: dict[str, type[EventData]] = {model.__name__: model for model in _OUTGOING}
 EVENTS: dict[str, type[EventData]] = {**OUTGOING, **INCOMING}

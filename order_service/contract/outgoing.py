@@ -4,9 +4,8 @@ An event can be built again at any time from its order: its id and data depend o
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from order_service.contract import envelope, events
@@ -16,9 +15,8 @@ from order_service.domain.order import RELEASE, Announcement, Compensation, Effe
 from order_service.domain.saga import Policy
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A message ready to be published; `properties` are set for dead letters only, which keep their own."""
+class Outgoing(NamedTuple):
+    """A message ready to be published, named like the outbox's columns; only dead letters set their `properties`."""
 
     order_id: int | None
     type: str | None
@@ -43,7 +41,6 @@ def event(order: Order, effect: Effect, *, sequence: int, policy: Policy, now: d
 
 
 def event_data(order: Order, effect: Effect, policy: Policy) -> events.EventData:
-    """The data of the event that tells an effect."""
     if isinstance(effect, Compensation):
         return _compensation_data(order, effect)
     ids = {"order_id": order.id, "user_id": order.user_id}

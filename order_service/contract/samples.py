@@ -8,7 +8,8 @@ from order_service.contract.events import EVENTS, OUTGOING
 _AT = "2025-03-01T12:00:00Z"
 _ID = "f3d1c2a1-5f0e-4b59-9d0c-2d3c6f5b7e10"
 _TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-_ORDER, _USER = {"order_id": 7}, {"user_id": 3}
+_ORDER: dict[str, Any] = {"order_id": 7}
+_PLACED: dict[str, Any] = _ORDER | {"user_id": 3}
 _LINES = {"lines": [{"menu_id": 1, "quantity": 2}, {"menu_id": 2, "quantity": 1}]}
 _ITEMS = [
     {"id": 1, "name": "Nasi Ayam Bakar", "price": 17999.5, "stock": 13},
@@ -18,13 +19,11 @@ _RELEASE, _REFUND = "3d2d8055-22ca-5e8b-a7c6-fd381dbdecfa", "30f51855-2b72-5895-
 
 #: The data of each event, for one order of two Nasi Ayam Bakar and one Kwetiau Goreng.
 DATA: dict[str, dict[str, Any]] = {
-    "OrderCreated": _ORDER
-    | _USER
-    | {"menu_ids": [1, 2, 1], **_LINES, "created_at": _AT, "reply_by": "2025-03-01T12:02:00Z"},
-    "PaymentRequested": _ORDER | _USER | {"amount": 55999, "pay_by": "2025-03-01T12:15:00Z"},
-    "OrderPaid": _ORDER | _USER | {"total_price": 55999, "payment_id": "P1", "paid_at": _AT},
-    "OrderFailed": _ORDER | _USER | {"reason": "out_of_stock", "detail": "menu item 2 is out of stock"},
-    "OrderCancelled": _ORDER | _USER,
+    "OrderCreated": _PLACED | {"menu_ids": [1, 2, 1], **_LINES, "created_at": _AT, "reply_by": "2025-03-01T12:02:00Z"},
+    "PaymentRequested": _PLACED | {"amount": 55999, "pay_by": "2025-03-01T12:15:00Z"},
+    "OrderPaid": _PLACED | {"total_price": 55999, "payment_id": "P1", "paid_at": _AT},
+    "OrderFailed": _PLACED | {"reason": "out_of_stock", "detail": "menu item 2 is out of stock"},
+    "OrderCancelled": _PLACED,
     "StockReleaseRequested": _ORDER
     | {"release_id": _RELEASE, "reservation_id": "R1", **_LINES, "reason": "amount_mismatch"},
     "RefundRequested": _ORDER

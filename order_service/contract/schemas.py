@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 
-from order_service.contract.envelope import MAX_MESSAGE_ID_BYTES, SOURCE, schema_name
+from order_service.contract.envelope import MAX_SHORT_STRING_BYTES, SOURCE, schema_name
 from order_service.contract.events import EVENTS, INCOMING, OUTGOING
 
 Schema = dict[str, Any]
@@ -47,7 +47,7 @@ def event_schema(event_type: str) -> Schema:
     is_outgoing, name = event_type in OUTGOING, schema_name(event_type)
     properties: Schema = {
         "specversion": {"const": "1.0"},
-        "id": text("A repeated id means the same event.", minLength=1, maxLength=MAX_MESSAGE_ID_BYTES),
+        "id": text("A repeated id means the same event.", minLength=1, maxLength=MAX_SHORT_STRING_BYTES),
         "source": {"const": SOURCE} if is_outgoing else text("The sending service, such as /menu-service."),
         "type": {"const": event_type},
         "subject": text(ORDER_ID),
@@ -69,5 +69,4 @@ def event_schema(event_type: str) -> Schema:
 
 
 def text(description: str, **constraints: Any) -> Schema:
-    """The schema of a string."""
     return {"type": "string", "description": description, **constraints}

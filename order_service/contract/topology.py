@@ -14,6 +14,7 @@ from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from order_service.contract.events import EVENTS
+from order_service.process import refuse
 
 EXCHANGE = "restaurant.events"
 #: Each side detects a dead peer within twice this time; a transaction takes much less.
@@ -38,7 +39,6 @@ class Queue:
 
     @property
     def dead_letters(self) -> str:
-        """The name of its dead-letter queue."""
         return f"{self.name}.dlq"
 
     @cached_property
@@ -68,10 +68,6 @@ MENU_HTTP = Queue("order-service.menu-http", ("order.created", "menu.release_req
 BY_NAME = {queue.name: queue for queue in (*QUEUES, MENU_HTTP)}
 
 
-class NotDeclared(Exception):
-    """The exchange or a queue does not exist."""
-
-
 def declare(channel: BlockingChannel, queues: Sequence[Queue] = QUEUES) -> None:
     """Declare the exchange and the queues; may be repeated. Raises ChannelClosedByBroker where arguments differ."""
     channel.exchange_declare(EXCHANGE, exchange_type="topic", durable=True)
@@ -82,8 +78,8 @@ def declare(channel: BlockingChannel, queues: Sequence[Queue] = QUEUES) -> None:
             channel.queue_bind(queue.name, EXCHANGE, routing_key)
 
 
-def check(channel: BlockingChannel, queues: Sequence[Queue] = QUEUES) -> None:
-    """Raise NotDeclared unless the exchange and the queues exist. Needs no permission to configure.
+def require(channel: BlockingChannel, queues: Sequence[Queue] = QUEUES) -> None:
+    """Exit with 2 unless the exchange and the queues exist. Needs no permission to configure.
 
     Only `python -m order_service topology` declares: a queue that a service declares on a node cut off from its
     cluster disappears with its messages. The broker closes the channel if something is missing.
@@ -96,7 +92,7 @@ def check(channel: BlockingChannel, queues: Sequence[Queue] = QUEUES) -> None:
     except ChannelClosedByBroker as error:
         if error.reply_code != 404:
             raise
-        raise NotDeclared(error.reply_text) from error
+        refuse(f"{error.reply_text}: run `python -m order_service topology` first")
 
 
 def connection_parameters(urls: str, *, name: str) -> list[pika.URLParameters]:

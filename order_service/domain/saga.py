@@ -43,17 +43,12 @@ from order_service.domain.order import (
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The durations and limits of an order's life."""
+    """The durations and limits of an order's life; docs/settings.md describes the setting of each."""
 
-    #: How long the menu has to answer before OrderCreated is sent again, and in the end the order expires.
     menu_reply: timedelta
-    #: How often OrderCreated is sent again.
     menu_reminders: int
-    #: How long a priced order waits for its payment.
     payment: timedelta
-    #: The first pause before an unconfirmed release or refund is requested again.
     compensation_pause: timedelta
-    #: After how many requests an unconfirmed release or refund is reported.
     compensation_attempts: int
 
 
@@ -237,19 +232,9 @@ DECISIONS: Mapping[type[Message], tuple[Rule, Rule, Rule, Rule, Rule, Rule]] = {
 }
 # fmt: on
 _COLUMN = {state: column for column, state in enumerate(State)}
-_NEVER_DECIDED = {
-    "id",
-    "key",
-    "user_id",
-    "menu_ids",
-    "created_at",
-    "expected_total",
-    "traceparent",
-    "version",
-    "effects",
-}
+_UNDECIDED = {"id", "key", "user_id", "menu_ids", "created_at", "expected_total", "traceparent", "version", "effects"}
 #: Every field that a rule can change; all of them hold immutable values, so comparing them finds every change.
-_decided_fields = attrgetter(*(each.name for each in fields(Order) if each.name not in _NEVER_DECIDED))
+_decided_fields = attrgetter(*(each.name for each in fields(Order) if each.name not in _UNDECIDED))
 
 
 def rule_for(message: type[Message], state: State) -> Rule:

@@ -62,7 +62,7 @@ def insert_returning(connection: sa.Connection, table: sa.Table, rows: Sequence[
     return list(connection.exec_driver_sql(statement, (_as_json(rows),)))
 
 
-def present(connection: sa.Connection, columns: Columns, keys: Sequence[tuple[Any, ...]]) -> set[tuple[Any, ...]]:
+def present(connection: sa.Connection, columns: Columns, keys: Sequence[tuple[Any, ...]]) -> set[Any]:
     """The keys among these that a table holds in these columns; fast where an index begins with them."""
     if connection.dialect.name == "sqlite":
         found = connection.execute(sa.select(*columns).where(sa.tuple_(*columns).in_(keys)))
@@ -131,7 +131,7 @@ def _is_binary(column: sa.Column[Any]) -> bool:
 
 def _bound(columns: Columns, rows: Sequence[Row]) -> list[tuple[Any, ...]]:
     binds = _binds(columns)
-    return [tuple(bind(row[name]) for name, bind in binds) for row in rows]
+    return [tuple(bind(row[name]) if bind else row[name] for name, bind in binds) for row in rows]
 
 
 @cache
@@ -147,14 +147,9 @@ def _sqlite_update(table: sa.Table, columns: Columns) -> str:
 
 
 @cache
-def _binds(columns: Columns) -> list[tuple[str, Callable[[Any], Any]]]:
-    """The functions by which SQLAlchemy converts the values of these columns for SQLite."""
-    found = ((column.name, column.type.dialect_impl(_SQLITE).bind_processor(_SQLITE)) for column in columns)
-    return [(name, bind or _unchanged) for name, bind in found]
-
-
-def _unchanged(value: Any) -> Any:
-    return value
+def _binds(columns: Columns) -> list[tuple[str, Callable[[Any], Any] | None]]:
+    """The functions by which SQLAlchemy converts the values of these columns for SQLite, where it does."""
+    return [(column.name, column.type.dialect_impl(_SQLITE).bind_processor(_SQLITE)) for column in columns]
 
 
 def _names(columns: Columns) -> str:

@@ -20,7 +20,6 @@ def new_row(order_id: int, requested: Compensation, *, sequence: int, due_at: da
 
 
 def inserts(rows: Sequence[Row]) -> bulk.Insert:
-    """The statement that writes these rows."""
     return bulk.Insert(compensations, rows)
 
 
@@ -44,5 +43,4 @@ def put_off(connection: sa.Connection, id: str, *, attempts: int, due_at: dateti
 
 
 def of_row(row: sa.Row[Any]) -> Compensation:
-    """The domain's compensation of a row."""
     return Compensation(row.type, row.id, row.subject, row.amount, row.reason)

@@ -179,17 +179,12 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     connection.exec_driver_sql("PRAGMA busy_timeout=1")
     end = time.monotonic() + SQLITE_BUSY_MS / 1000
     try:
-        while not _began(connection, last=time.monotonic() > end):
-            pass
+        while True:
+            try:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                return
+            except sa.exc.OperationalError as error:
+                if time.monotonic() > end or "locked" not in str(error.orig):
+                    raise
     finally:
         connection.exec_driver_sql(f"PRAGMA busy_timeout={SQLITE_BUSY_MS}")
-
-
-def _began(connection: sa.Connection, *, last: bool) -> bool:
-    try:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-    except sa.exc.OperationalError as error:
-        if last or "locked" not in str(error.orig):
-            raise
-        return False
-    return True

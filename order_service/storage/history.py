@@ -23,7 +23,6 @@ class Entry(NamedTuple):
 
 
 def inserts(entries: Sequence[Entry]) -> bulk.Insert:
-    """The statement that writes these entries."""
     return bulk.Insert(order_history, [entry._asdict() for entry in entries])
 
 

@@ -20,7 +20,7 @@ def applied(connection: sa.Connection, keys: Sequence[Key]) -> set[Key]:
     if not keys:
         return set()
     columns = (order_history.c.order_id, order_history.c.type, order_history.c.message_id)
-    return {(row[0], row[1], row[2]) for row in bulk.present(connection, columns, keys)}
+    return bulk.present(connection, columns, keys)
 
 
 def count_attempt(connection: sa.Connection, key: str) -> int:

@@ -41,19 +41,8 @@ def inserts(messages: Sequence[Outgoing], now: datetime) -> Iterator[bulk.Insert
 
 
 def _row(message: Outgoing, now: datetime) -> Mapping[str, Any]:
-    return {
-        "order_id": message.order_id,
-        "type": message.type,
-        "message_id": message.message_id,
-        "exchange": message.exchange,
-        "routing_key": message.routing_key,
-        "body": message.body,
-        "traceparent": message.traceparent,
-        "properties": None if message.properties is None else json.dumps(message.properties),
-        "created_at": now,
-        "attempts": 0,
-        "due_at": now,
-    }
+    properties = None if message.properties is None else json.dumps(message.properties)
+    return message._asdict() | {"properties": properties, "created_at": now, "attempts": 0, "due_at": now}
 
 
 def unsent(connection: sa.Connection, ids: Sequence[str]) -> dict[str, list[int]]:
@@ -77,7 +66,6 @@ def lock_bodies(connection: sa.Connection, row_ids: Sequence[int]) -> Sequence[t
 
 
 def replace_body(connection: sa.Connection, row_id: int, body: bytes) -> None:
-    """Write another body into a locked row."""
     connection.execute(sa.update(outbox).where(outbox.c.id == row_id).values(body=body))
 
 
@@ -133,21 +121,17 @@ class Claim:
     def _put_off(self, connection: sa.Connection, failed: Sequence[int], now: datetime) -> None:
         if failed:
             connection.execute(sa.delete(outbox).where(outbox.c.id.in_(failed), _no_longer_needed()))
-            later = [
-                {"row_id": row.id, "attempts": row.attempts + 1, "due_at": now + _rest(row.attempts + 1)}
-                for row in self.rows
-                if row.id in failed
-            ]
+            later = []
+            for row in self.rows:
+                if row.id in failed:
+                    due_at = now + timedelta(seconds=ROW_BACKOFF.delay(row.attempts + 1))
+                    later.append({"row_id": row.id, "attempts": row.attempts + 1, "due_at": due_at})
             connection.execute(sa.update(outbox).where(outbox.c.id == sa.bindparam("row_id")), later)
 
 
 def is_mandatory(row: sa.Row[Any]) -> bool:
     """Whether a row needs a bound queue; a dead letter always does, even if its type is an event's."""
     return not row.exchange or row.type not in NEEDS_NO_SUBSCRIBER
-
-
-def _rest(failures: int) -> timedelta:
-    return timedelta(seconds=ROW_BACKOFF.delay(failures))
 
 
 def _no_longer_needed() -> sa.ColumnElement[bool]:

@@ -23,11 +23,8 @@ class UtcDateTime(sa.TypeDecorator[datetime]):
 class ExactDecimal(sa.TypeDecorator[Decimal]):
     """Numeric on PostgreSQL, text on SQLite, which would store a float."""
 
-    impl = sa.Numeric(15, 4)
+    impl = sa.Numeric(15, 4).with_variant(sa.String(20), "sqlite")
     cache_ok = True
-
-    def load_dialect_impl(self, dialect: sa.Dialect) -> sa.types.TypeEngine[Any]:
-        return dialect.type_descriptor(sa.String(20) if dialect.name == "sqlite" else sa.Numeric(15, 4))
 
     def process_bind_param(self, value: Decimal | None, dialect: sa.Dialect) -> Any:
         return str(value) if value is not None and dialect.name == "sqlite" else value
@@ -45,7 +42,7 @@ metadata = sa.MetaData(
 BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
-def _index_filled(column: str, *, unique: bool = False) -> sa.Index:
+def index_filled(column: str, *, unique: bool = False) -> sa.Index:
     """An index of the rows that have a value: the other inserts and updates, which are most, do not touch it."""
     filled = sa.text(f"{column} is not null")
     return sa.Index(None, column, unique=unique, postgresql_where=filled, sqlite_where=filled)
@@ -77,8 +74,8 @@ orders = sa.Table(
     sa.Column("idempotency_key", sa.String(255)),
     sa.Column("request_hash", sa.String(64)),
     sa.Index(None, "user_id", "id"),
-    _index_filled("due_at"),
-    _index_filled("idempotency_key", unique=True),
+    index_filled("due_at"),
+    index_filled("idempotency_key", unique=True),
     # Ids are never reused: a sibling may remember an order that an operator deleted.
     sqlite_autoincrement=True,
 )
@@ -151,5 +148,5 @@ compensations = sa.Table(
     sa.Column("confirmed_at", UtcDateTime),
     # When it is requested again; null once confirmed.
     sa.Column("due_at", UtcDateTime),
-    _index_filled("due_at"),
+    index_filled("due_at"),
 )

@@ -24,7 +24,8 @@ from order_service.contract import envelope, samples, topology
 from order_service.contract.events import INCOMING
 from order_service.storage.database import Database
 from order_service.storage.tables import order_history, outbox
-from publishers.relay import BATCHES, Relay
+from publishers.pipeline import BATCHES
+from publishers.relay import Relay
 from tests.integration import core
 from tests.integration.core import Eventually, Message, RawHeader, Wire
 
