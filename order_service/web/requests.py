@@ -160,7 +160,7 @@ def parse(model: type[Model], body: dict[str, Any]) -> Model:
 def parse_payment(body: dict[str, Any]) -> PaymentUpdate:
     """The body of PUT payment. Raises Problem 400 for another status, as the client's documents require."""
     if body.get("payment_status") not in ("pending", "paid", "failed"):
-        raise Problem("invalid_payment_status", errors=_errors([("payment_status", "payment_status")]))
+        raise _invalid([("payment_status", "payment_status")], code="invalid_payment_status")
     return parse(PaymentUpdate, body)
 
 
@@ -195,12 +195,7 @@ def query() -> OrderQuery:
     return parse(OrderQuery, request.args.to_dict())
 
 
-def _invalid(problems: list[tuple[str, str]]) -> Problem:
-    errors = _errors(problems)
-    detail = "; ".join(f"{error.field} {error.message}" for error in errors)
-    return Problem("invalid_request", {"detail": detail}, errors=errors)
-
-
-def _errors(problems: list[tuple[str, str]]) -> list[FieldError]:
+def _invalid(problems: list[tuple[str, str]], code: str = "invalid_request") -> Problem:
     language = 1 if prefers_english() else 0
-    return [FieldError(field=name, message=_REMEDIES.get(field, _UNKNOWN)[language]) for name, field in problems]
+    errors = [FieldError(field=name, message=_REMEDIES.get(field, _UNKNOWN)[language]) for name, field in problems]
+    return Problem(code, {"detail": "; ".join(f"{error.field} {error.message}" for error in errors)}, errors=errors)
