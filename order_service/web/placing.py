@@ -28,7 +28,7 @@ BATCH_LIMIT = 100
 POLL_SECONDS = 0.01
 #: The same while the database is unavailable.
 POLL_UNAVAILABLE_SECONDS = 0.5
-#: How often a waiting request checks whether the process is stopping, in seconds.
+#: How often a waiting request or an open stream checks whether the process is stopping, in seconds.
 STOP_CHECK_SECONDS = 1.0
 
 

@@ -1,6 +1,5 @@
 """The response bodies: each model is the answer and documents it. Their members are fixed by the client's documents."""
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Literal, cast
 
@@ -59,10 +58,6 @@ class Order(Body):
             status=cast(Status, order.state.status),
             created_at=order.created_at,
         )
-
-    def event_data(self) -> str:
-        """The body as the `data` of a server-sent event."""
-        return json.dumps(self.model_dump(mode="json"), ensure_ascii=False)
 
 
 class OrderPage(Body):
