@@ -34,9 +34,8 @@ def document() -> Json:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
     models = {answer.model for route in documented for answer in route.answers.values()}
     models |= {route.body for route in documented} | {ProblemDetails}
-    used = sorted(filter(None, models), key=lambda model: model.__name__)
     _, schemas = models_json_schema(
-        [(model, "validation") for model in used], schema_generator=_Plain, ref_template=_SCHEMA
+        [(model, "validation") for model in models if model], schema_generator=_Plain, ref_template=_SCHEMA
     )
     codes = sorted({code for route in documented for code in route.all_problems})
     examples = {code: {"value": PROBLEMS.get(code, Problem(code)).details(english=False)} for code in codes}
