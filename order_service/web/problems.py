@@ -103,7 +103,6 @@ class Problem(Exception):
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def details(self, *, english: bool) -> dict[str, Any]:
-        """The members of the answer."""
         kind = KINDS[self.code]
         details = ProblemDetails(
             type=f"urn:restaurant:problem:{self.code}",

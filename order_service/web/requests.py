@@ -83,7 +83,6 @@ class OrderQuery(BaseModel):
 
 
 def cursor_after(order: Order) -> str:
-    """The cursor of the page after this order."""
     return base64.b32encode(b"before:%d" % order.id).decode()
 
 

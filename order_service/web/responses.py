@@ -99,5 +99,4 @@ class Health(Body):
 
 
 def json_response(body: Body, status: int = 200) -> Response:
-    """The body as compact JSON."""
     return Response(to_json(body) + b"\n", status, mimetype="application/json")
