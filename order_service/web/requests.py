@@ -171,8 +171,8 @@ def idempotency_key() -> str | None:
     return key
 
 
-def preferred_wait(preferences: str, default: float) -> tuple[float, str]:
-    """Return how many seconds to wait for the menu and which preferences apply, by the Prefer header (RFC 7240).
+def preferred_wait(preferences: str, default: float) -> tuple[float, dict[str, str]]:
+    """Return how many seconds to wait for the menu, and the header that says which preferences apply (RFC 7240).
 
     Unknown preferences are ignored, as the RFC requires.
     """
@@ -183,7 +183,7 @@ def preferred_wait(preferences: str, default: float) -> tuple[float, str]:
     if waits:
         seconds = min(waits[0], MAX_WAIT_SECONDS)
         applied.append(f"wait={seconds}")
-    return seconds, ", ".join(applied)
+    return seconds, {"Preference-Applied": ", ".join(applied)} if applied else {}
 
 
 def query() -> OrderQuery:
