@@ -3,7 +3,6 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from decimal import Decimal
@@ -83,16 +82,20 @@ class HttpClient:
             return self._loop
 
     async def _request(self, method: str, path: str, body: object) -> Answer:
-        status, content = None, b""
+        status, received, content = None, b"", b""
         try:
             async with (
                 asyncio.timeout(self._total_seconds),
                 self._client.stream(method, self._url + path, json=body) as response,
             ):
-                # Once the status is known it is returned, even if the body cannot be read.
                 status = response.status_code
-                content = await _bounded(response.aiter_bytes())
+                async for part in response.aiter_bytes():
+                    received += part
+                    if len(received) > MAX_ANSWER_BYTES:
+                        return Answer(status, b"")
+                content = received
         except (httpx.HTTPError, TimeoutError) as error:
+            # Once the status is known it is returned, even if the body cannot be read.
             if status is None:
                 raise RequestFailed(error, is_sent=not isinstance(error, _NOT_SENT)) from error
         return Answer(status, content)
@@ -103,12 +106,3 @@ class HttpClient:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         await self._client.aclose()
-
-
-async def _bounded(parts: AsyncIterable[bytes]) -> bytes:
-    content = b""
-    async for part in parts:
-        content += part
-        if len(content) > MAX_ANSWER_BYTES:
-            return b""
-    return content

@@ -36,10 +36,6 @@ class Menus:
         # or may not have been carried out.
         self._client = HttpClient(url, total_seconds=TOTAL_SECONDS, reuses_connections=False)
 
-    def close(self) -> None:
-        """Close all connections."""
-        self._client.close()
-
     def read(self, menu_id: int) -> Item:
         """Return the dish with its stock. Raises Refused if there is none, MenuServiceDown or NoUsableAnswer."""
         try:

@@ -1,1 +1,1 @@
-"""What the HTTP edge is made of, one room a concern."""
+"""The HTTP API: the table of routes, their endpoints, and the documents made from it."""

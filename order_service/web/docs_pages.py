@@ -34,7 +34,6 @@ def openapi_page(_: Api) -> Response:
 
 
 def openapi_file(_: Api, name: str) -> Response:
-    """One of the files of the OpenAPI page."""
     if name not in _files():
         raise Problem("not_found")
     headers = {"Cache-Control": f"max-age={_MAX_AGE_SECONDS}"}
@@ -54,7 +53,6 @@ def asyncapi_page(_: Api) -> Response:
 
 
 def event_schema(_: Api, name: str) -> Response:
-    """The JSON Schema of one event's data."""
     if name not in EVENTS:
         raise Problem("not_found")
     return _json(data_schema(name), "application/schema+json")

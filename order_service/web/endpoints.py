@@ -78,11 +78,9 @@ class Api:
         order = self.menu_wait.wait(order, wait_seconds)
         if order.reason in ("menu_not_found", "out_of_stock", "price_changed"):
             values = {"menu_id": order.rejected_menu_id, "detail": order.detail}
-            raise Problem(order.reason, values, order.id, headers={"Preference-Applied": applied})
+            raise Problem(order.reason, values, order.id, headers=applied)
         response = _order_response(order, 202 if order.state in AWAITING_MENU else 201)
-        response.headers["Location"] = f"/orders/{order.id}"
-        if applied:
-            response.headers["Preference-Applied"] = applied
+        response.headers.update({"Location": f"/orders/{order.id}"} | applied)
         return response
 
     def get_order(self, order_id: int) -> Response:

@@ -5,7 +5,6 @@ https://spec.openapis.org/oas/v3.1.1.html
 
 from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaValue, models_json_schema
@@ -14,10 +13,9 @@ from pydantic_core import core_schema
 from order_service.contract.schemas import UntitledFields
 from order_service.web.examples import PROBLEMS
 from order_service.web.problems import KINDS, Problem, ProblemDetails
-from order_service.web.routes import HEADER_SCHEMAS, HEADERS, PATH_PARAMETERS, ROUTES, Answer, Route
+from order_service.web.routes import HEADER_SCHEMAS, HEADERS, PATH_PARAMETERS, ROUTES, Answer, Json, Route
 
-Json = dict[str, Any]
-_SCHEMA, _EXAMPLE = "#/components/schemas/{model}", "#/components/examples/{code}"
+_SCHEMA = "#/components/schemas/{model}"
 
 
 class _Plain(UntitledFields):
@@ -36,11 +34,11 @@ def document() -> Json:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
     models = {answer.model for route in documented for answer in route.answers.values()}
     models |= {route.body for route in documented} | {ProblemDetails}
-    used = sorted((model for model in models if model), key=lambda model: model.__name__)
     _, schemas = models_json_schema(
-        [(model, "validation") for model in used], schema_generator=_Plain, ref_template=_SCHEMA
+        [(model, "validation") for model in models if model], schema_generator=_Plain, ref_template=_SCHEMA
     )
     codes = sorted({code for route in documented for code in route.all_problems})
+    examples = {code: {"value": PROBLEMS.get(code, Problem(code)).details(english=False)} for code in codes}
     return {
         "openapi": "3.1.1",
         "info": {
@@ -51,7 +49,7 @@ def document() -> Json:
         },
         "servers": [{"url": "/"}],
         "paths": paths,
-        "components": {"schemas": schemas["$defs"], "examples": {code: {"value": _problem(code)} for code in codes}},
+        "components": {"schemas": schemas["$defs"], "examples": examples},
     }
 
 
@@ -107,15 +105,10 @@ def _success(answer: Answer) -> Json:
 
 
 def _failure(status: int, codes: list[str]) -> Json:
-    content = {
-        "schema": _reference(ProblemDetails),
-        "examples": {code: {"$ref": _EXAMPLE.format(code=code)} for code in codes},
-    }
-    return {
-        "description": HTTPStatus(status).phrase,
-        "headers": _required(*(["Retry-After"] if status == 503 else [])),
-        "content": {"application/problem+json": content},
-    }
+    examples = {code: {"$ref": f"#/components/examples/{code}"} for code in codes}
+    content = {"application/problem+json": {"schema": _reference(ProblemDetails), "examples": examples}}
+    headers = _required("Retry-After") if status == 503 else _required()
+    return {"description": HTTPStatus(status).phrase, "headers": headers, "content": content}
 
 
 def _required(*names: str) -> Json:
@@ -124,7 +117,3 @@ def _required(*names: str) -> Json:
 
 def _reference(model: type[BaseModel]) -> Json:
     return {"$ref": _SCHEMA.format(model=model.__name__)}
-
-
-def _problem(code: str) -> Json:
-    return PROBLEMS.get(code, Problem(code)).details(english=False)

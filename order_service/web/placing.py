@@ -28,28 +28,21 @@ BATCH_LIMIT = 100
 POLL_SECONDS = 0.01
 #: The same while the database is unavailable.
 POLL_UNAVAILABLE_SECONDS = 0.5
-#: How often a waiting request checks whether the process is stopping, in seconds.
+#: How often a waiting request or an open stream checks whether the process is stopping, in seconds.
 STOP_CHECK_SECONDS = 1.0
 
 
 class _Entry:
-    """A placement to record, and its result."""
+    """A placement to record, and the order or the error that its transaction ended with."""
 
     def __init__(self, placement: Placement) -> None:
         self.placement = placement
-        self.order: Order | None = None
-        self.error: BaseException | None = None
+        self.result: Order | BaseException | None = None
         self.is_retried_alone = False
         # A lock that is held until `wake` costs a third of an Event.
         asleep = threading.Lock()
         asleep.acquire()
         self.sleep, self.wake = asleep.acquire, asleep.release
-
-    def result(self) -> Order:
-        if self.order is None:
-            assert self.error  # noqa: S101 - a settled entry has one of them
-            raise self.error
-        return self.order
 
 
 class Recorder:
@@ -74,12 +67,16 @@ class Recorder:
             follows, self._is_led = self._is_led, True
         if follows:
             entry.sleep()
-        if entry.order is None and entry.error is None:
+        if entry.result is None:
             self._lead()
         if entry.is_retried_alone:
             # In its own thread, so that waiting for a lock delays no other order.
-            [entry.order] = self._record([placement])
-        return entry.result()
+            [order] = self._record([placement])
+            return order
+        if isinstance(entry.result, Order):
+            return entry.result
+        assert entry.result  # noqa: S101 - the transaction has ended
+        raise entry.result
 
     def _record(self, placements: Sequence[Placement]) -> list[Order]:
         with unit_of_work(self._database, self._policy) as work:
@@ -103,12 +100,12 @@ class Recorder:
         try:
             orders = self._record([entry.placement for entry in entries])
             for entry, order in zip(entries, orders, strict=True):
-                entry.order = order
+                entry.result = order
         except BaseException as error:
             # One of the requests is a repeat, or its key is locked; that must not fail the others.
             is_retried_alone = len(entries) > 1 and isinstance(error, sa.exc.DBAPIError) and is_rolled_back(error)
             for entry in entries:
-                entry.error, entry.is_retried_alone = error, is_retried_alone
+                entry.result, entry.is_retried_alone = error, is_retried_alone
 
 
 @dataclass(eq=False)

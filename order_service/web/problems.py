@@ -103,7 +103,6 @@ class Problem(Exception):
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def details(self, *, english: bool) -> dict[str, Any]:
-        """The members of the answer."""
         kind = KINDS[self.code]
         details = ProblemDetails(
             type=f"urn:restaurant:problem:{self.code}",
@@ -128,8 +127,7 @@ def respond(problem: Problem) -> Response:
     """The problem as an answer in the client's language."""
     text, status = json.dumps(problem.details(english=prefers_english())), KINDS[problem.code].status
     response = Response(text, status, content_type="application/problem+json")
-    response.headers.update({name: value for name, value in problem.headers.items() if value})
-    response.headers["Vary"] = "Accept-Language"
+    response.headers.update({**problem.headers, "Vary": "Accept-Language"})
     if status == 503:
         response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return response

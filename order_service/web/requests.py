@@ -83,7 +83,6 @@ class OrderQuery(BaseModel):
 
 
 def cursor_after(order: Order) -> str:
-    """The cursor of the page after this order."""
     return base64.b32encode(b"before:%d" % order.id).decode()
 
 
@@ -160,7 +159,7 @@ def parse(model: type[Model], body: dict[str, Any]) -> Model:
 def parse_payment(body: dict[str, Any]) -> PaymentUpdate:
     """The body of PUT payment. Raises Problem 400 for another status, as the client's documents require."""
     if body.get("payment_status") not in ("pending", "paid", "failed"):
-        raise Problem("invalid_payment_status", errors=_errors([("payment_status", "payment_status")]))
+        raise _invalid([("payment_status", "payment_status")], code="invalid_payment_status")
     return parse(PaymentUpdate, body)
 
 
@@ -172,8 +171,8 @@ def idempotency_key() -> str | None:
     return key
 
 
-def preferred_wait(preferences: str, default: float) -> tuple[float, str]:
-    """Return how many seconds to wait for the menu and which preferences apply, by the Prefer header (RFC 7240).
+def preferred_wait(preferences: str, default: float) -> tuple[float, dict[str, str]]:
+    """Return how many seconds to wait for the menu, and the header that says which preferences apply (RFC 7240).
 
     Unknown preferences are ignored, as the RFC requires.
     """
@@ -184,7 +183,7 @@ def preferred_wait(preferences: str, default: float) -> tuple[float, str]:
     if waits:
         seconds = min(waits[0], MAX_WAIT_SECONDS)
         applied.append(f"wait={seconds}")
-    return seconds, ", ".join(applied)
+    return seconds, {"Preference-Applied": ", ".join(applied)} if applied else {}
 
 
 def query() -> OrderQuery:
@@ -195,12 +194,7 @@ def query() -> OrderQuery:
     return parse(OrderQuery, request.args.to_dict())
 
 
-def _invalid(problems: list[tuple[str, str]]) -> Problem:
-    errors = _errors(problems)
-    detail = "; ".join(f"{error.field} {error.message}" for error in errors)
-    return Problem("invalid_request", {"detail": detail}, errors=errors)
-
-
-def _errors(problems: list[tuple[str, str]]) -> list[FieldError]:
+def _invalid(problems: list[tuple[str, str]], code: str = "invalid_request") -> Problem:
     language = 1 if prefers_english() else 0
-    return [FieldError(field=name, message=_REMEDIES.get(field, _UNKNOWN)[language]) for name, field in problems]
+    errors = [FieldError(field=name, message=_REMEDIES.get(field, _UNKNOWN)[language]) for name, field in problems]
+    return Problem(code, {"detail": "; ".join(f"{error.field} {error.message}" for error in errors)}, errors=errors)

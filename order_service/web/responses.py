@@ -1,6 +1,5 @@
 """The response bodies: each model is the answer and documents it. Their members are fixed by the client's documents."""
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Literal, cast
 
@@ -60,10 +59,6 @@ class Order(Body):
             created_at=order.created_at,
         )
 
-    def event_data(self) -> str:
-        """The body as the `data` of a server-sent event."""
-        return json.dumps(self.model_dump(mode="json"), ensure_ascii=False)
-
 
 class OrderPage(Body):
     """A page of orders, newest first."""
@@ -104,5 +99,4 @@ class Health(Body):
 
 
 def json_response(body: Body, status: int = 200) -> Response:
-    """The body as compact JSON."""
     return Response(to_json(body) + b"\n", status, mimetype="application/json")

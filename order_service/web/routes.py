@@ -50,11 +50,6 @@ class Route:
     def all_problems(self) -> Sequence[str]:
         return (*self.problems, "internal_error")
 
-    @property
-    def rule(self) -> str:
-        """The path as Flask writes it."""
-        return re.sub("{[a-z]+}", lambda found: _RULES[found[0]], self.path)
-
 
 #: The documentation of path parameters, and how Flask writes them.
 PATH_PARAMETERS: Mapping[str, Json] = {
@@ -73,7 +68,6 @@ _RULES = {"{id}": "<int:order_id>", "{event}": "<name>", "{file}": "<name>"}
 #: The headers of requests and answers, with their descriptions.
 HEADERS = {
     "Accept-Language": "Problem messages are Indonesian, or English if the client prefers it.",
-    "Allow": "The methods that this address supports.",
     "ETag": "The version of this order, for If-None-Match.",
     "Idempotency-Key": "The same key and body again return the order placed before; another body is answered 422.",
     "If-None-Match": "An ETag received before; 304 if the order has not changed since.",
@@ -211,4 +205,5 @@ ROUTES = (
 def install(app: Flask, api: Api) -> None:
     """Add every route to the application."""
     for route in ROUTES:
-        app.add_url_rule(route.rule, route.operation_id, partial(route.endpoint, api), methods=[route.method])
+        rule = re.sub("{[a-z]+}", lambda found: _RULES[found[0]], route.path)
+        app.add_url_rule(rule, route.operation_id, partial(route.endpoint, api), methods=[route.method])

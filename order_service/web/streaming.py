@@ -3,6 +3,7 @@
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -11,13 +12,11 @@ from flask import Response
 
 from order_service.domain.order import FINAL, Order
 from order_service.web import responses
-from order_service.web.placing import Watcher
+from order_service.web.placing import STOP_CHECK_SECONDS, Watcher
 from order_service.web.problems import Problem
 
 #: The interval of comments, in seconds: proxies keep the connection open, and a client that has left is noticed.
 HEARTBEAT_SECONDS = 15.0
-#: How often an open stream checks whether the process is stopping, in seconds.
-STOP_CHECK_SECONDS = 1.0
 
 
 class Streams:
@@ -57,4 +56,5 @@ class Streams:
 
 
 def _event(order: Order) -> str:
-    return f"event: status\nid: {order.version}\ndata: {responses.Order.of(order).event_data()}\n\n"
+    data = json.dumps(responses.Order.of(order).model_dump(mode="json"), ensure_ascii=False)
+    return f"event: status\nid: {order.version}\ndata: {data}\n\n"

@@ -33,7 +33,6 @@ class Users:
             self._slots.release()
 
     def close(self) -> None:
-        """Close the connections."""
         self._client.close()
 
     def _ask(self, user_id: int) -> bool:
