@@ -171,6 +171,8 @@ def _message_data(message: Message) -> dict[str, Any]:
             return {"reason": reason, "menu_id": menu_id}
         case PaymentCompleted(payment_id, amount):
             return {"payment_id": payment_id, "amount": float(amount)}
+        case PaymentFailed(reason):
+            return {"payment_id": "P1", "reason": reason}
         case StockReleased(release_id):
             return {"release_id": release_id}
         case PaymentRefunded(refund_id):
