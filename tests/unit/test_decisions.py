@@ -277,8 +277,6 @@ def test_the_last_message_of_a_sequence_has_the_effect_that_the_design_gives_it(
     assert happened == expected
 
 
-# Reservations.
-
 INVALID_ITEMS = {
     "none": MenuReserved((), "R1"),
     "one missing": menu_reserved("R1", NASI_AYAM),
@@ -315,9 +313,6 @@ def test_the_same_or_no_reservation_id_again_is_a_repeat(column: str, repeat: Me
     assert (decision.effects, decision.changed) == ((), False)
 
 
-# Ends.
-
-
 def test_the_detail_of_a_failed_payment_is_the_text_of_its_message() -> None:
     assert order_after(payment_failed("card declined")).detail == "card declined"
 
@@ -341,9 +336,6 @@ def test_a_compensation_has_a_reason(
     assert [request.reason for request in requested] == reasons
 
 
-# Confirmations.
-
-
 @pytest.mark.parametrize(
     ("message", "field_name"),
     [(StockReleased("X"), "data.release_id"), (PaymentRefunded("X"), "data.refund_id")],
@@ -355,8 +347,6 @@ def test_an_unknown_confirmation_names_its_order_and_its_field(message: Message,
 
     assert (raised.value.order_id, raised.value.field_name) == (7, field_name)
 
-
-# Changes.
 
 #: A value for each field of an order that a rule may change.
 CHANGED_BY_RULES: dict[str, Any] = {

@@ -35,11 +35,6 @@ def fields(schema: Schema) -> Schema:
     return found
 
 
-def item(schema: Schema) -> Schema:
-    found: Schema = schema["properties"]["items"]["items"]
-    return found
-
-
 def drop(name: str) -> Edit:
     return lambda schema: (fields(schema).pop(name), schema["required"].remove(name))
 
@@ -64,7 +59,8 @@ def make(name: str, **schema: Any) -> Edit:
 
 
 def inside(edit: Edit) -> Edit:
-    return lambda schema: edit(item(schema))
+    """The edit, made in the entries of `items`."""
+    return lambda schema: edit(fields(schema)["items"]["items"])
 
 
 #: Breaking edits, each with the path of the field.
