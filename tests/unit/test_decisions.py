@@ -241,9 +241,8 @@ def test_a_repeated_message_has_no_further_effect(name: str, column: str) -> Non
         assert again.partition(": ")[2].partition(" -> ")[0] == "nothing"
 
 
-# Sequences of messages, where neither the oracle nor the ledgers of `saga_oracle` fix the effects.
-
-#: All messages but the last are applied first; the text is what the last one does.
+#: Sequences whose effects neither the oracle nor the ledgers of `saga_oracle` fix. All messages but the last are applied
+#: first; the text is what the last one does.
 SEQUENCES: dict[str, tuple[tuple[Message, ...], str]] = {
     "items come in any order": ((menu_reserved("R1", KWETIAU, NASI_AYAM),), "awaiting_payment: PaymentRequested"),
     "a reservation named later is released by its id": (
