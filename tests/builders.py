@@ -36,9 +36,6 @@ ES_TEH = Item(3, "Es Teh", Decimal(5000), 40)
 TOTAL, REQUEST_TOTAL = Decimal(56000), Decimal(38000)
 
 
-# Durations and limits.
-
-
 def policy(*, reply_seconds: float = 30, reminders: int = 3, pay_seconds: float = 900) -> Policy:
     return Policy(
         menu_reply=timedelta(seconds=reply_seconds),
@@ -47,9 +44,6 @@ def policy(*, reply_seconds: float = 30, reminders: int = 3, pay_seconds: float 
         compensation_pause=timedelta(seconds=30),
         compensation_attempts=10,
     )
-
-
-# Orders.
 
 
 def new_order(*, expected_total: Decimal | None = None) -> Order:
@@ -77,9 +71,6 @@ def order_after(*messages: Message, expected_total: Decimal | None = None) -> Or
     return order
 
 
-# Requests.
-
-
 def order_request(**fields: Any) -> dict[str, Any]:
     """The body of POST /orders that the client's documents show, with these fields changed or added."""
     return {"user_id": 1, "menu_ids": [1, 2]} | fields
@@ -89,9 +80,6 @@ def placement(**fields: Any) -> Placement:
     """A checked request, as the use case takes it."""
     values: dict[str, Any] = {"user_id": 7, "menu_ids": (1, 2), "traceparent": TRACE}
     return Placement(**values | fields)
-
-
-# Messages.
 
 
 def menu_reserved(reservation_id: str | None = "R1", *items: Item) -> MenuReserved:
@@ -115,9 +103,6 @@ def confirmation(request: Compensation) -> StockReleased | PaymentRefunded:
     return StockReleased(request.id) if request.type == RELEASE else PaymentRefunded(request.id)
 
 
-# Decisions.
-
-
 def compensations(*decisions: Decision) -> list[Compensation]:
     return [effect for decision in decisions for effect in decision.effects if isinstance(effect, Compensation)]
 
@@ -132,8 +117,6 @@ def summary(decision: Decision) -> str:
 def _compensation(request: Compensation) -> str:
     return f"release {request.subject}" if request.type == RELEASE else f"refund {request.subject} {request.amount}"
 
-
-# Replies, and the events that carry them.
 
 MESSAGE_IDS = {
     "MenuReserved": "menu-1",
@@ -171,14 +154,13 @@ def _message_data(message: Message) -> dict[str, Any]:
             return {"reason": reason, "menu_id": menu_id}
         case PaymentCompleted(payment_id, amount):
             return {"payment_id": payment_id, "amount": float(amount)}
+        case PaymentFailed(reason):
+            return {"payment_id": "P1", "reason": reason}
         case StockReleased(release_id):
             return {"release_id": release_id}
         case PaymentRefunded(refund_id):
             return {"refund_id": refund_id}
     return {}
-
-
-# Outbox rows.
 
 
 def outgoing(count: int, *, routing_key: str = "order.created", type: str = "OrderCreated") -> list[Outgoing]:

@@ -101,7 +101,7 @@ def test_stopped_and_restarted_broker_delays_orders_and_loses_none(
         assert ({response.status for response in during}, ready) == ({202}, 200)
         deployment.wait_until_paid(ids + [response.body["id"] for response in during])
         deployment.records.assert_reserved_and_paid_once(menu_id)
-        assert all(process.is_running for process in deployment.processes), deployment.log_tails()
+        deployment.assert_all_running()
         deployment.assert_stops_with_empty_queues()
 
 
@@ -132,5 +132,5 @@ def test_broken_connections_to_the_broker_lose_no_message(amqp_url: str, databas
         deployment.wait_until_paid(ids)
         assert len(set(ids)) == 120 == len(deployment.records.order_states())
         deployment.records.assert_reserved_and_paid_once(menu_id)
-        assert all(process.is_running for process in deployment.processes), deployment.log_tails()
+        deployment.assert_all_running()
         deployment.assert_stops_with_empty_queues()

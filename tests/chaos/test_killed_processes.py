@@ -2,40 +2,17 @@
 
 import contextlib
 import http.client
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
-from tests.e2e.client import RESPOND_ASYNC, order_of
+from tests.e2e.client import RESPOND_ASYNC, order_of, repeating
 from tests.e2e.deployment import ON_POSTGRESQL, ON_SQLITE, Deployment, api_alone
 from tests.e2e.process import PROCFILE
 from tests.e2e.proxy import TcpProxy
 
 pytestmark = pytest.mark.chaos
-T = TypeVar("T")
-
-
-@contextlib.contextmanager
-def repeating(action: Callable[[], T], *, threads: int) -> Iterator[list[T]]:
-    """Repeat an action in threads during the block; the list collects the results and is complete after the block."""
-    done, results = threading.Event(), list[T]()
-
-    def repeat() -> None:
-        while not done.is_set():
-            results.append(action())
-
-    with ThreadPoolExecutor(threads) as pool:
-        running = [pool.submit(repeat) for _ in range(threads)]
-        try:
-            yield results
-        finally:
-            done.set()
-    for each in running:
-        each.result()
 
 
 @contextlib.contextmanager

@@ -4,12 +4,14 @@ import contextlib
 import http.client
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from tests.polling import wait_until
+
+T = TypeVar("T")
 
 #: `Prefer` headers of POST /orders that do not wait for the menu.
 RESPOND_ASYNC = {"Prefer": "respond-async"}
@@ -28,6 +30,25 @@ class Response:
     status: int
     headers: http.client.HTTPMessage
     body: Any
+
+
+@contextlib.contextmanager
+def repeating(action: Callable[[], T], *, threads: int) -> Iterator[list[T]]:
+    """Repeat an action in threads during the block; the list collects the results and is complete after the block."""
+    done, results = threading.Event(), list[T]()
+
+    def repeat() -> None:
+        while not done.is_set():
+            results.append(action())
+
+    with ThreadPoolExecutor(threads) as pool:
+        running = [pool.submit(repeat) for _ in range(threads)]
+        try:
+            yield results
+        finally:
+            done.set()
+    for each in running:
+        each.result()
 
 
 class Client:

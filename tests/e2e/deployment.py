@@ -95,12 +95,6 @@ class Deployment:
         self.wait_until_healthy()
         return started
 
-    def stop_all(self) -> set[int]:
-        """Send SIGTERM to every running process; return the exit statuses."""
-        running = [process for process in self.processes if process.is_running]
-        with ThreadPoolExecutor(len(running)) as pool:
-            return set(pool.map(Process.terminate, running))
-
     def log_tails(self) -> str:
         return "\n".join(process.log_tail() for process in self.processes)
 
@@ -134,9 +128,14 @@ class Deployment:
         wanted = self.records.count("paid") + count
         self.wait_until(lambda: self.records.count("paid") >= wanted, f"{count} more orders to be paid")
 
+    def assert_all_running(self) -> None:
+        assert all(process.is_running for process in self.processes), self.log_tails()
+
     def assert_stops_with_empty_queues(self) -> None:
         """Assert that every process ends with status 0, and that no message is left, unacknowledged ones included."""
-        assert self.stop_all() == {0}, self.log_tails()
+        running = [process for process in self.processes if process.is_running]
+        with ThreadPoolExecutor(len(running)) as pool:
+            assert set(pool.map(Process.terminate, running)) == {0}, self.log_tails()
         assert set(self.records.queue_depths().values()) == {0}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from order_service.config import ANSWERING_THREADS
-from tests.e2e.client import order_of
+from tests.e2e.client import order_of, repeating
 from tests.e2e.deployment import ON_POSTGRESQL, ON_SQLITE, Deployment, api_alone
 from tests.e2e.process import PROCFILE, Process
 from tests.e2e.proxy import TcpProxy
@@ -23,24 +23,16 @@ def test_every_process_exits_with_0_on_sigterm_under_load(deployment: Deployment
     # given
     processes = deployment.start_all()
     body = order_of(deployment.client.add_menu())
-    done = threading.Event()
 
-    def keep_posting(preference: str) -> None:
-        while not done.is_set():
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                deployment.client.post_order(body, headers={"Prefer": preference})
+    def post(preference: str) -> None:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            deployment.client.post_order(body, headers={"Prefer": preference})
 
-    with ThreadPoolExecutor(9) as pool:
-        for preference in ["wait=1"] * 8 + ["wait=30"]:
-            pool.submit(keep_posting, preference)
-
+    with repeating(lambda: post("wait=1"), threads=8), repeating(lambda: post("wait=30"), threads=1):
         # when: consumers and siblings stop first, so that POSTs wait while the API stops
-        try:
-            deployment.wait_until_more_are_paid(20)
-            order = ["consumers", "publishers", "menu", "payment", "api", "users"]
-            statuses = {name: processes[name].terminate() for name in order}
-        finally:
-            done.set()
+        deployment.wait_until_more_are_paid(20)
+        order = ["consumers", "publishers", "menu", "payment", "api", "users"]
+        statuses = {name: processes[name].terminate() for name in order}
 
     # then
     assert statuses == dict.fromkeys(order, 0), deployment.log_tails()
@@ -76,10 +68,6 @@ def test_invalid_settings_are_named_without_their_secrets(deployment: Deployment
     assert all("DATABASE_URL" in process.log and "secret" not in process.log for process in processes)
 
 
-def all_running(processes: list[Process]) -> bool:
-    return all(process.is_running for process in processes)
-
-
 def all_logged(processes: list[Process], *texts: str) -> bool:
     """Tell whether the log of each process has one of the texts."""
     return all(any(text in process.log for text in texts) for process in processes)
@@ -103,7 +91,7 @@ def test_processes_wait_for_a_broker_that_is_unreachable_at_their_start(
         # then
         assert posted.status == 202
         assert client.request("GET", "/readyz").status == 200
-        assert all_running(processes), deployment.log_tails()
+        deployment.assert_all_running()
 
         # and: SIGTERM ends a process that waits; on SQLite, a second relay stands by instead
         more = deployment.start("consumers", "publishers")
@@ -113,7 +101,7 @@ def test_processes_wait_for_a_broker_that_is_unreachable_at_their_start(
         # and: the order is paid once the broker is reachable
         proxy.open()
         deployment.wait_until_paid([posted.body["id"]])
-        assert all_running(processes), deployment.log_tails()
+        assert all(process.is_running for process in processes), deployment.log_tails()
 
 
 @ON_POSTGRESQL
@@ -134,7 +122,7 @@ def test_processes_wait_for_a_database_that_is_unreachable_at_their_start(
         assert [process.terminate() for process in stopped] == [0, 0, 0], deployment.log_tails()
 
         # and: the others work once the database is reachable
-        assert all_running(waiting)
+        assert all(process.is_running for process in waiting)
         proxy.open()
         deployment.wait_until_healthy()
         deployment.wait_until_paid([deployment.client.post_order().body["id"]])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from order_service.config import Settings
-from tests.e2e.client import RESPOND_ASYNC, Client, order_of
+from tests.e2e.client import RESPOND_ASYNC, Client, order_of, repeating
 from tests.e2e.deployment import Deployment, api_alone
 
 #: The streams that one API process keeps open by default.
@@ -63,28 +63,20 @@ def test_api_accepts_orders_beside_200_streams_and_each_stream_shows_pending_the
     # given: orders that are priced and not paid
     deployment.start_all(PAYMENT_MODE="manual")
     client, body = deployment.client, order_of(deployment.client.add_menu())
-    ids, done = post_orders(client, body), threading.Event()
+    ids = post_orders(client, body)
     deployment.wait_until(lambda: deployment.records.count("awaiting_payment") == ORDERS, "the menu's replies")
 
-    def keep_posting() -> list[tuple[int, float]]:
-        answers = []
-        while not done.is_set():
-            start = time.monotonic()
-            status = client.post_order(body).status
-            answers.append((status, time.monotonic() - start))
-        return answers
+    def post() -> tuple[int, float]:
+        start = time.monotonic()
+        status = client.post_order(body).status
+        return status, time.monotonic() - start
 
     # when
-    with opened(client, ids) as (streams, ends), ThreadPoolExecutor(POSTERS) as pool:
-        posting = [pool.submit(keep_posting) for _ in range(POSTERS)]
+    with opened(client, ids) as (streams, ends), repeating(post, threads=POSTERS) as answers:
         one_more = client.request("GET", f"/orders/{ids[0]}/events")
-        try:
-            paid = [client.request("PUT", f"/orders/{id}/payment", {"payment_status": "paid"}).status for id in ids]
-            for end in ends:
-                end.result(timeout=60)
-        finally:
-            done.set()
-        answers = [answer for each in posting for answer in each.result()]
+        paid = [client.request("PUT", f"/orders/{id}/payment", {"payment_status": "paid"}).status for id in ids]
+        for end in ends:
+            end.result(timeout=60)
 
     # then
     assert paid == [200] * ORDERS

@@ -7,6 +7,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from decimal import Decimal
 from operator import attrgetter
 
@@ -25,18 +26,24 @@ from order_service.domain.messages import (
     ReportPending,
     StockReleased,
 )
-from order_service.domain.order import REFUND, RELEASE, Announcement, Compensation, InvalidMessage, Order
+from order_service.domain.order import FINAL, REFUND, RELEASE, Announcement, Compensation, InvalidMessage, Order
 from order_service.domain.saga import Decision, decide
-from tests.builders import NOW, TOTAL, compensations, confirmation, new_order, policy
+from tests.builders import KWETIAU, NASI_AYAM, NOW, TOTAL, compensations, confirmation, new_order, policy
 
 POLICY = policy()
+#: The items and the total of a reserved order.
+PRICED = ((NASI_AYAM, KWETIAU), TOTAL)
 
 
 @dataclass(frozen=True)
 class Confirm:
-    """The sibling confirms the nth request made so far; an unknown id if there are fewer."""
+    """The sibling confirms the nth request made so far; an unknown id if there are fewer.
+
+    Crossed, a release is confirmed as a refund, and a refund as a release.
+    """
 
     nth: int
+    is_crossed: bool = False
 
 
 Step = Message | Confirm
@@ -134,6 +141,10 @@ class Oracle:
             return self.status == "pending"
         return self.status != "paid" and not self.menu_done
 
+    @property
+    def due_at(self) -> datetime | None:
+        return NOW + (POLICY.payment if self.reserved else POLICY.menu_reply) if self.is_armed else None
+
 
 @dataclass
 class MenuLedger:
@@ -218,30 +229,45 @@ class Comparison:
         self._check_ledgers()
 
     def step(self, step: Step) -> None:
-        version, facts_before, oracle_before = self.order.version, facts(self.order), copy.copy(self.oracle)
-        invalid = self.oracle.is_invalid(step) or (isinstance(step, Confirm) and step.nth >= len(self.requested))
+        order_before, oracle_before = copy.copy(self.order), copy.copy(self.oracle)
+        invalid = self.oracle.is_invalid(step) or (isinstance(step, Confirm) and self._is_unknown(step))
         try:
             decision = decide(self.order, self._message(step), policy=POLICY, now=NOW)
         except InvalidMessage:
             assert invalid, f"{step} was refused"
-            assert (self.order.version, facts(self.order), self.order.effects) == (version, facts_before, [])
+            assert (self.order, self.order.effects) == (order_before, [])
             return
         assert not invalid, f"{step} was accepted"
         outcome = self.oracle.apply(step)
-        assert (self.order.state.status, self.order.reason) == (self.oracle.status, self.oracle.reason)
         assert decision.outcome == outcome
-        assert (self.order.due_at is not None) == self.oracle.is_armed
-        assert decision.changed == (facts(self.order) != facts_before)
-        assert self.order.version == version + decision.changed
+        self._check_order(decision, order_before)
         self._update_ledgers(step, outcome)
         self._check_effects(step, decision, oracle_before)
+
+    def _check_order(self, decision: Decision, before: Order) -> None:
+        order, oracle = self.order, self.oracle
+        assert (order.state.status, order.reason, order.due_at) == (oracle.status, oracle.reason, oracle.due_at)
+        assert (order.items, order.total_price) == (PRICED if oracle.reserved else ((), None))
+        assert order.paid_at == (NOW if oracle.status == "paid" else None)
+        assert before.state not in FINAL or order.detail == before.detail
+        # Raises TypeError for a mutable value, whose change in place would not be recognised as a change.
+        hash(facts(order))
+        assert decision.changed == (facts(order) != facts(before))
+        assert decision.changed or not decision.effects
+        assert order.version == before.version + decision.changed
+
+    def _is_unknown(self, step: Confirm) -> bool:
+        return step.is_crossed or step.nth >= len(self.requested)
 
     def _message(self, step: Step) -> Message:
         if not isinstance(step, Confirm):
             return step
         if step.nth >= len(self.requested):
             return StockReleased("unknown") if step.nth % 2 else PaymentRefunded("unknown")
-        return confirmation(self.requested[step.nth])
+        request = self.requested[step.nth]
+        if step.is_crossed:
+            return PaymentRefunded(request.id) if request.type == RELEASE else StockReleased(request.id)
+        return confirmation(request)
 
     def _update_ledgers(self, step: Step, outcome: str | None) -> None:
         if isinstance(step, MenuReserved):
@@ -258,7 +284,7 @@ class Comparison:
         assert announced == self._expected_announcements(oracle_before)
         self.requested += requested
         assert len({(each.type, each.subject) for each in self.requested}) == len(self.requested)
-        assert len({each.id for each in self.requested}) == len(self.requested)
+        assert all(each.id == self.order.compensation_id(each.type, each.subject) for each in requested)
         if isinstance(step, MenuDeadline):
             null_releases = [each for each in requested if each.type == RELEASE and each.subject is None]
             assert len(null_releases) == (oracle_before.is_armed and not oracle_before.reserved)

@@ -1,26 +1,30 @@
-"""docs/saga.md and docs/settings.md are up to date."""
+"""The generated pages of docs are up to date, and docs/saga.md shows the whole decision table."""
 
+from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
 
+import pytest
+
 from order_service.cli.pages import saga_page, settings_page
+from order_service.contract.event_tables import events_page
 from order_service.domain.order import State
 from order_service.domain.saga import DECISIONS
 
 DOCS = Path(__file__).parents[2] / "docs"
-COMMAND = "python -m order_service saga > docs/saga.md"
+PAGES: dict[str, Callable[[], str]] = {"saga": saga_page, "settings": settings_page, "events page": events_page}
 
 
-def test_the_committed_saga_page_is_up_to_date() -> None:
-    committed = (DOCS / "saga.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("command", PAGES)
+def test_the_committed_page_is_up_to_date_and_names_its_command(command: str) -> None:
+    page = f"{command.split()[0]}.md"
+    committed = (DOCS / page).read_text(encoding="utf-8")
 
-    printed = saga_page()
+    printed = PAGES[command]()
 
-    assert committed == printed, f"docs/saga.md is out of date; run: {COMMAND}"
-
-
-def test_the_page_names_the_command_that_generates_it() -> None:
-    assert COMMAND in saga_page()
+    regenerate = f"python -m order_service {command} > docs/{page}"
+    assert committed == printed, f"docs/{page} is out of date; run: {regenerate}"
+    assert regenerate in committed
 
 
 def test_the_page_has_a_row_for_every_message_and_a_cell_with_its_outcome_for_every_state() -> None:
@@ -52,9 +56,3 @@ def test_the_diagram_has_exactly_the_transitions_that_the_rules_declare() -> Non
     first_and_last = {("    [*]", "awaiting_menu"), *((f"    {end}", "[*]") for end in ("paid", "failed", "cancelled"))}
     assert len(declared) == 10
     assert drawn == declared | first_and_last
-
-
-def test_the_committed_settings_page_is_up_to_date() -> None:
-    committed = (DOCS / "settings.md").read_text(encoding="utf-8")
-
-    assert committed == settings_page(), "out of date; run: python -m order_service settings > docs/settings.md"

@@ -58,14 +58,14 @@ def messages(log: CapturingLogger) -> list[object]:
     return [call.args[0] for call in log.calls]
 
 
-def test_outage_is_logged_once_and_its_end_too(log: CapturingLogger) -> None:
+def test_each_outage_is_logged_once_and_its_end_too(log: CapturingLogger) -> None:
     stop = Stop()
 
-    assert run(stop, Unreachable("refused"), Unreachable(), Unreachable(), None)
+    assert run(stop, Unreachable("refused"), Unreachable(), Interrupted(), Unreachable(), None)
 
-    assert messages(log) == [LOST, BACK]
+    assert messages(log) == [LOST, BACK, LOST, BACK]
     assert log.calls[0].kwargs == {"error": "Unreachable: refused"}
-    assert len(stop.waits) == 3
+    assert len(stop.waits) == 4
 
 
 def test_delays_grow_while_an_outage_lasts_and_start_again_after_it() -> None:
@@ -78,12 +78,6 @@ def test_delays_grow_while_an_outage_lasts_and_start_again_after_it() -> None:
     # Full jitter: 40 delays would stay this short once in millions of runs.
     assert max(stop.waits[:40]) > RECONNECT.longest / 2
     assert max(stop.waits[40:]) <= RECONNECT.delay(3)
-
-
-def test_second_outage_is_logged_like_the_first(log: CapturingLogger) -> None:
-    run(Stop(), Unreachable(), Interrupted(), Unreachable(), None)
-
-    assert messages(log) == [LOST, BACK, LOST, BACK]
 
 
 def test_other_exceptions_are_raised() -> None:

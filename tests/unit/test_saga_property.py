@@ -8,7 +8,6 @@ import os
 from collections import defaultdict
 from decimal import Decimal
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -43,7 +42,7 @@ repeatable = settings(
     suppress_health_check=[HealthCheck.too_slow],
 )
 
-AMOUNTS = [TOTAL, Decimal("56000.00"), Decimal("55999.99"), Decimal(112000)]
+AMOUNTS = [TOTAL, Decimal("56000.00"), Decimal("56000.0001"), Decimal("55999.99"), Decimal(55000), Decimal(0)]
 INVALID_ITEMS = [(NASI_AYAM,), (NASI_AYAM, ES_TEH), (NASI_AYAM, KWETIAU, ES_TEH), (NASI_AYAM, NASI_AYAM, KWETIAU)]
 RESERVATION_IDS = st.sampled_from([None, "R1", "R2"])
 RESERVATIONS = st.builds(menu_reserved, RESERVATION_IDS)
@@ -63,7 +62,7 @@ STEPS: st.SearchStrategy[Step] = st.one_of(
     PAYMENTS,
     PAYMENTS,
     st.sampled_from(REPORTS),
-    st.one_of(INVALID_RESERVATIONS, st.sampled_from(ENDS), st.builds(Confirm, st.integers(0, 4))),
+    st.one_of(INVALID_RESERVATIONS, st.sampled_from(ENDS), st.builds(Confirm, st.integers(0, 4), st.booleans())),
 )
 EXPECTED_TOTALS = st.sampled_from([None, None, None, TOTAL, Decimal("56000.0"), Decimal(55000)])
 
@@ -122,15 +121,6 @@ DECIDED = {
     ("cancel", "reserved R1", "reserved R2"): "cancelled",
     ("cancel", "P1 right", "report paid"): "cancelled",
 }
-
-
-@pytest.mark.parametrize(("names", "status"), DECIDED.items(), ids=[" + ".join(names) for names in DECIDED])
-def test_a_decided_set_of_messages_leads_to_one_status_in_any_order(names: tuple[str, ...], status: str) -> None:
-    sequences = [[POOL[name] for name in sequence] for sequence in itertools.permutations(names)]
-
-    statuses = {compare(sequence).state.status for sequence in sequences}
-
-    assert statuses == {status}
 
 
 def test_every_sequence_of_up_to_four_messages_agrees_with_the_oracle() -> None:
