@@ -88,12 +88,14 @@ headers = st.dictionaries(
     header_values,
     max_size=4,
 )
-#: AMQP does not check that short strings are UTF-8.
-short_strings = st.binary(max_size=255) | st.text(max_size=60)
+#: AMQP does not check that short strings are UTF-8, and PostgreSQL stores no NUL.
+short_strings = st.binary(max_size=255) | st.text(max_size=60) | st.sampled_from([b"\xff" * 255, "a\0b", "\0"])
+#: Counts of deliveries set by a sender, which the broker would not set.
+delivery_counts = st.sampled_from([[1], -3]).map(lambda count: {"x-delivery-count": count})
 odd_properties = st.fixed_dictionaries(
     {},
     optional={
-        "headers": headers,
+        "headers": headers | delivery_counts,
         "content_type": short_strings,
         "content_encoding": st.sampled_from(["gzip", "utf-16", ""]),
         "app_id": short_strings,
