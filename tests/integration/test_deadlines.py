@@ -19,8 +19,9 @@ from order_service.storage.database import Database
 from order_service.storage.tables import compensations, orders, outbox
 from publishers import deadlines
 from publishers.deadlines import Deadlines
+from tests.builders import NOW
 from tests.integration import core
-from tests.integration.core import LATER, NOW, Eventually, Log, completed, rejected, reserved
+from tests.integration.core import LATER, Eventually, Log, completed, rejected, reserved
 
 REPLY, PAY = timedelta(seconds=30), timedelta(seconds=900)
 MOMENT = timedelta(microseconds=1)
@@ -118,7 +119,7 @@ def test_menu_deadline_is_postponed_with_its_event_while_that_is_unsent(database
 def test_payment_deadline_is_postponed_with_its_event_while_that_is_unsent(database: Database) -> None:
     [order_id] = core.place_sent(database)
     # The second reservation changes the order: its version is not the event's sequence any more.
-    core.apply(database, reserved(order_id), reserved(order_id, "r2", id="menu-2"))
+    core.apply(database, reserved(order_id), reserved(order_id, "R2", id="menu-2"))
     requested, _ = core.unsent_events(database)
 
     core.pass_deadlines(database, LATER)
@@ -182,7 +183,7 @@ def test_repeated_compensation_has_the_same_data_and_sequence(database: Database
     core.apply(database, reserved(order_id), completed(order_id, amount=Decimal("1.5")))
     first = {event["id"]: event for event in core.unsent_events(database, "RefundRequested", "StockReleaseRequested")}
     # The version of the order rises.
-    core.apply(database, completed(order_id, "p2", id="pay-2"))
+    core.apply(database, completed(order_id, "P2", id="pay-2"))
     core.clear_outbox(database)
 
     repeated = {event["id"]: event for event in repeat_at(database, LATER)}
@@ -194,7 +195,7 @@ def test_repeated_compensation_has_the_same_data_and_sequence(database: Database
 
 def test_compensation_of_a_deleted_order_does_not_stop_the_others(database: Database) -> None:
     deleted, kept = failed_with_refund(database, 2)
-    refund_id = core.get(database, kept).compensation_id(REFUND, "p1")
+    refund_id = core.get(database, kept).compensation_id(REFUND, "P1")
     with database.writing() as connection:
         connection.execute(sa.delete(orders).where(orders.c.id == deleted))
 

@@ -18,6 +18,8 @@ from order_service.domain.order import Order
 from order_service.process import utc_now
 from order_service.storage.database import Database
 from order_service.storage.tables import menu_takings, order_history
+from tests import builders
+from tests.builders import NOW
 from tests.integration import core
 from tests.integration.core import Log
 from tests.integration.old_menu import OldMenu
@@ -28,7 +30,7 @@ DELIVERY = Delivery(MENU_HTTP.name, "order.created", b"")
 
 
 def reserver(database: Database, menus: Menus) -> StockReserver:
-    return StockReserver(core.policy(), database, menus, threading.Event())
+    return StockReserver(builders.policy(), database, menus, threading.Event())
 
 
 class Case:
@@ -238,7 +240,7 @@ def test_process_killed_at_a_put_never_takes_a_line_twice(case: Case, log: Log, 
     case.reserve()
     assert case.result[0] == "awaiting_menu", "the PUT may still be in progress in another process"
     with case.database.writing() as connection:
-        connection.execute(sa.update(menu_takings).values(at=core.NOW))
+        connection.execute(sa.update(menu_takings).values(at=NOW))
     case.reserve()
 
     # then

@@ -18,7 +18,7 @@ from order_service.storage.tables import orders
 from order_service.unit_of_work import UnitOfWork
 from order_service.web import placing
 from order_service.web.placing import Recorder
-from tests.builders import outgoing, policy
+from tests.builders import NOW, outgoing, policy
 from tests.integration import core
 
 Eventually = Callable[..., Any]
@@ -110,7 +110,7 @@ def test_key_locked_by_a_frozen_process_fails_alone(
     recorder: Recorder, gate: Gate, database: Database, eventually: Eventually
 ) -> None:
     with core.opened(database.url) as frozen, frozen.engine.connect() as connection:
-        PLACE_ORDERS(UnitOfWork(connection, policy(), core.NOW), [placement("held")])
+        PLACE_ORDERS(UnitOfWork(connection, policy(), NOW), [placement("held")])
 
         placed = place_together(recorder, gate, eventually, [placement(), placement("held"), placement()])
 
@@ -125,7 +125,7 @@ def test_keys_locked_by_a_frozen_process_do_not_delay_other_orders(
 ) -> None:
     keys = ("one", "another", "third")
     with core.opened(database.url) as frozen, frozen.engine.connect() as connection:
-        PLACE_ORDERS(UnitOfWork(connection, policy(), core.NOW), [placement(key) for key in keys])
+        PLACE_ORDERS(UnitOfWork(connection, policy(), NOW), [placement(key) for key in keys])
 
         together = [placement(key) for key in keys] + [placement() for _ in range(4)]
         place_together(recorder, gate, eventually, [placement(), *together])

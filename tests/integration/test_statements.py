@@ -11,6 +11,7 @@ from consumers.batch import process_batch
 from order_service import handlers
 from order_service.config import Settings
 from order_service.contract.envelope import Delivery, Reply
+from order_service.contract.events import INCOMING
 from order_service.contract.topology import QUEUES
 from order_service.process import utc_now
 from order_service.storage.database import Database
@@ -57,8 +58,8 @@ def process(database: Database, *replies: Reply) -> None:
     deliveries = []
     for reply in replies:
         [queue] = [queue for queue in QUEUES if reply.type in queue.accepts]
-        deliveries.append(Delivery(queue.name, core.ROUTING_KEYS[reply.type], core.event(reply)))
-    process_batch(database, core.policy(), deliveries)
+        deliveries.append(Delivery(queue.name, INCOMING[reply.type].routing_key, builders.event(reply)))
+    process_batch(database, builders.policy(), deliveries)
 
 
 def test_batch_of_any_size_costs_three_statements(database: Database, statements: list[str]) -> None:

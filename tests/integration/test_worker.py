@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from order_service.contract import topology
 from order_service.storage.database import Database
 from order_service.storage.tables import order_history, orders, outbox
+from tests import builders
 from tests.integration import core
 from tests.integration.core import Eventually, Start, Wire, completed, reserved
 
@@ -28,7 +29,7 @@ def dead_letters(database: Database) -> list[dict[str, Any]]:
 def test_dead_letter_names_its_order_and_message_rejected_lists_every_error(
     database: Database, wire: Wire, consuming: Start, eventually: Eventually
 ) -> None:
-    body = core.event(completed(77), data={"order_id": 77, "payment_id": "", "amount": "much"})
+    body = builders.event(completed(77), data={"order_id": 77, "payment_id": "", "amount": "much"})
     wire.send_raw("payment.completed", body, message_id="amqp-id", correlation_id="77", app_id="payment-service")
 
     with consuming():
@@ -63,7 +64,7 @@ def test_message_that_fails_its_batch_is_dead_lettered_alone(
 
     # then
     [letter] = dead_letters(database)
-    assert (letter["x-error"], letter["body"]) == ("internal_error", core.event(reserved(unreadable)))
+    assert (letter["x-error"], letter["body"]) == ("internal_error", builders.event(reserved(unreadable)))
     assert "ValueError" in letter["x-error-detail"]
     assert wire.depth() == 0
 
@@ -73,7 +74,7 @@ def test_two_consumers_at_once_apply_each_reply_once(
 ) -> None:
     ids = core.place_sent(database, 250)
     wire.send(*[reserved(id) for id in ids], *[completed(id) for id in ids])
-    wire.send(*[completed(id, "p2", id="pay-2") for id in ids], *[reserved(id) for id in ids])
+    wire.send(*[completed(id, "P2", id="pay-2") for id in ids], *[reserved(id) for id in ids])
 
     with consuming(batch_size=50), consuming(batch_size=50):
         eventually(lambda: core.count(database, order_history) == 3 * len(ids), "750 replies")
@@ -163,6 +164,6 @@ def test_message_that_repeatedly_ends_the_process_is_dead_lettered_alone(
             break
 
     # then
-    assert [letter["body"] for letter in dead_letters(database)] == [core.event(reserved(ids[0]))]
+    assert [letter["body"] for letter in dead_letters(database)] == [builders.event(reserved(ids[0]))]
     assert "ended the consumer" in dead_letters(database)[0]["x-error-detail"]
     assert core.states(database, ids[1:]) == {"awaiting_payment"}
