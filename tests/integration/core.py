@@ -29,7 +29,7 @@ from order_service.contract.events import INCOMING
 from order_service.contract.outgoing import Outgoing
 from order_service.domain import messages
 from order_service.domain.order import Order
-from order_service.domain.saga import Decision, Policy
+from order_service.domain.saga import Policy
 from order_service.storage import bulk, history
 from order_service.storage import orders as order_rows
 from order_service.storage import outbox as outbox_rows
@@ -97,9 +97,9 @@ def apply(database: Database, *replies: Reply, now: datetime = NOW) -> list[Reje
         return handlers.apply_replies(work, replies)
 
 
-def cancel(database: Database, order_id: int, *, now: datetime = NOW) -> Decision:
+def cancel(database: Database, order_id: int, *, now: datetime = NOW) -> None:
     with unit_of_work(database, now=now) as work:
-        return handlers.change_order(work, order_id, messages.Cancel())[1]
+        handlers.change_order(work, order_id, messages.Cancel())
 
 
 def pass_deadlines(database: Database, now: datetime = LATER, *, limit: int = 100) -> int:

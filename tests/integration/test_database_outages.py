@@ -5,7 +5,7 @@ from pathlib import Path
 from flask.testing import FlaskClient
 
 from tests.builders import order_request
-from tests.http_service import ANSWER_SECONDS, RESPOND_ASYNC, Service, application, body_of, problem
+from tests.http_service import ANSWER_SECONDS, Service, application, body_of, problem
 from tests.integration import core
 
 
@@ -38,22 +38,6 @@ def test_server_that_refuses_connections_is_503_with_retry_after() -> None:
     # given: nothing listens on port 1
     with application("postgresql://secret_name:nothing@127.0.0.1:1/none") as app:
         refused_without_a_database(app.test_client())
-
-
-@core.POSTGRESQL_ONLY
-def test_database_that_comes_back_is_used_again(service: Service) -> None:
-    # given
-    service.post(headers=RESPOND_ASYNC)
-
-    # when
-    with core.database_unreachable(service.database.url):
-        refused = [service.get("/orders/1"), service.post(headers=RESPOND_ASYNC), service.get("/readyz")]
-
-    # then
-    assert [answer.status_code for answer in refused] == [503, 503, 503]
-    assert service.get("/orders/1").status_code == 200
-    assert service.post(headers=RESPOND_ASYNC).status_code == 202
-    assert service.rows()[0] == 2
 
 
 @core.POSTGRESQL_ONLY

