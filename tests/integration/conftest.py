@@ -14,6 +14,7 @@ from publishers.relay import Relay
 from tests.http_service import Eventually, Service, ServiceWith, application
 from tests.integration import core
 from tests.integration.old_menu import OldMenu
+from tests.integration.stand_in import StandIn
 
 
 @pytest.fixture
@@ -48,6 +49,12 @@ def client(tmp_path: Path) -> Iterator[FlaskClient]:
     unusable.mkdir()
     with application(f"sqlite:///{unusable}", wait_seconds=0) as app:
         yield app.test_client()
+
+
+@pytest.fixture
+def stand_in() -> Iterator[StandIn]:
+    with contextlib.closing(StandIn()) as stand_in:
+        yield stand_in
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,11 +25,11 @@ from order_service import unit_of_work as service
 from order_service.config import Settings
 from order_service.contract import topology
 from order_service.contract.envelope import Rejection, Reply
+from order_service.contract.events import INCOMING
 from order_service.contract.outgoing import Outgoing
 from order_service.domain import messages
-from order_service.domain.messages import Item
 from order_service.domain.order import Order
-from order_service.domain.saga import Decision, Policy
+from order_service.domain.saga import Policy
 from order_service.storage import bulk, history
 from order_service.storage import orders as order_rows
 from order_service.storage import outbox as outbox_rows
@@ -37,14 +37,10 @@ from order_service.storage.database import Database
 from order_service.storage.tables import compensations, outbox
 from order_service.unit_of_work import UnitOfWork
 from tests import builders
+from tests.builders import NOW, REQUEST_TOTAL
 
-#: When the tests' orders are placed: long ago, so that everything they wait for is due for a running process.
-NOW = datetime(2025, 1, 2, 3, 4, 5, 678900, tzinfo=UTC)
-#: When everything they wait for is due.
-LATER = NOW + timedelta(hours=1)
-TRACE = builders.TRACE
-SOTO, RENDANG = Item(1, "Soto", Decimal("18000"), 15), Item(2, "Rendang", Decimal("20000.5"), 7)
-TOTAL = Decimal("38000.5")
+#: When everything is due that orders placed at NOW wait for; with microseconds, which both databases keep.
+LATER = NOW + timedelta(hours=1, microseconds=678901)
 #: A broker that cannot be reached.
 UNREACHABLE_BROKER = "amqp://guest:guest@127.0.0.1:1/"
 #: Marks for what exists on one kind of database only, or does not depend on the database.
@@ -52,7 +48,6 @@ POSTGRESQL_ONLY = pytest.mark.parametrize("database_url", ["postgresql"], indire
 SQLITE_ONLY = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 Eventually = Callable[..., Any]
-data, event, policy = builders.event_data, builders.event, builders.policy
 
 
 # Orders and replies.
@@ -80,8 +75,8 @@ def opened(url: str, *, pool_size: int = 5) -> Iterator[Database]:
 def place(
     database: Database, count: int = 1, *, reminders: int = 3, now: datetime = NOW, **placement: Any
 ) -> list[int]:
-    """Orders of one Soto and one Rendang each."""
-    with unit_of_work(database, now=now, policy=policy(reminders=reminders)) as work:
+    """Orders of one portion of dish 1 and one of dish 2 each, placed long ago: all they wait for is due by now."""
+    with unit_of_work(database, now=now, policy=builders.policy(reminders=reminders)) as work:
         return [order.id for order in handlers.place_orders(work, [builders.placement(**placement)] * count)]
 
 
@@ -102,9 +97,9 @@ def apply(database: Database, *replies: Reply, now: datetime = NOW) -> list[Reje
         return handlers.apply_replies(work, replies)
 
 
-def cancel(database: Database, order_id: int, *, now: datetime = NOW) -> Decision:
+def cancel(database: Database, order_id: int, *, now: datetime = NOW) -> None:
     with unit_of_work(database, now=now) as work:
-        return handlers.change_order(work, order_id, messages.Cancel())[1]
+        handlers.change_order(work, order_id, messages.Cancel())
 
 
 def pass_deadlines(database: Database, now: datetime = LATER, *, limit: int = 100) -> int:
@@ -118,24 +113,26 @@ def add_to_outbox(database: Database, messages: Sequence[Outgoing], now: datetim
             bulk.write(connection, part)
 
 
-def reserved(order_id: int, reservation_id: str | None = "r1", *, id: str = "menu-1") -> Reply:
-    return builders.reply(order_id, builders.menu_reserved(reservation_id, SOTO, RENDANG), id=id)
+def reserved(order_id: int, reservation_id: str | None = "R1", *, id: str | None = None) -> Reply:
+    return builders.reply(order_id, builders.menu_reserved(reservation_id), id=id)
 
 
-def rejected(order_id: int, *, id: str = "menu-1") -> Reply:
-    return builders.reply(order_id, builders.menu_rejected(), id=id)
+def rejected(order_id: int) -> Reply:
+    return builders.reply(order_id, builders.menu_rejected())
 
 
-def completed(order_id: int, payment_id: str = "p1", amount: Decimal = TOTAL, *, id: str = "pay-1") -> Reply:
+def completed(
+    order_id: int, payment_id: str = "P1", amount: Decimal = REQUEST_TOTAL, *, id: str | None = None
+) -> Reply:
     return builders.reply(order_id, builders.payment_completed(payment_id, amount), id=id)
 
 
-def released(order_id: int, release_id: str, *, id: str = "released-1") -> Reply:
+def released(order_id: int, release_id: str, *, id: str | None = None) -> Reply:
     return builders.reply(order_id, messages.StockReleased(release_id), id=id)
 
 
-def refunded(order_id: int, refund_id: str, *, id: str = "refunded-1") -> Reply:
-    return builders.reply(order_id, messages.PaymentRefunded(refund_id), id=id)
+def refunded(order_id: int, refund_id: str) -> Reply:
+    return builders.reply(order_id, messages.PaymentRefunded(refund_id))
 
 
 # What the database holds.
@@ -180,14 +177,6 @@ def compensation_rows(database: Database) -> list[sa.Row[Any]]:
 
 # The broker.
 
-ROUTING_KEYS = {
-    "MenuReserved": "menu.reserved",
-    "MenuRejected": "menu.rejected",
-    "StockReleased": "menu.released",
-    "PaymentCompleted": "payment.completed",
-    "PaymentRefunded": "payment.refunded",
-}
-
 
 class Message(NamedTuple):
     routing_key: str
@@ -195,9 +184,8 @@ class Message(NamedTuple):
     body: bytes
 
     @property
-    def event(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.body)
-        return found
+    def event(self) -> Any:
+        return json.loads(self.body)
 
 
 class RawHeader(NamedTuple):
@@ -245,7 +233,9 @@ class Wire:
         with self.channel() as channel:
             for reply in replies:
                 properties = pika.BasicProperties(type=reply.type, message_id=reply.message_id, delivery_mode=2)
-                channel.basic_publish(topology.EXCHANGE, ROUTING_KEYS[reply.type], event(reply), properties)
+                channel.basic_publish(
+                    topology.EXCHANGE, INCOMING[reply.type].routing_key, builders.event(reply), properties
+                )
 
     def depth(self, *queues: topology.Queue) -> int:
         """Messages ready in these queues, or in all of the service's."""

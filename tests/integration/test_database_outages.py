@@ -2,15 +2,11 @@
 
 from pathlib import Path
 
-import pytest
 from flask.testing import FlaskClient
 
 from tests.builders import order_request
-from tests.http_service import ANSWER_SECONDS, RESPOND_ASYNC, Service, application, body_of, problem
+from tests.http_service import ANSWER_SECONDS, Service, application, body_of, problem
 from tests.integration import core
-
-#: Only PostgreSQL can cut its clients off.
-on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
 
 def test_readyz_is_503_before_the_migration(tmp_path: Path) -> None:
@@ -44,23 +40,7 @@ def test_server_that_refuses_connections_is_503_with_retry_after() -> None:
         refused_without_a_database(app.test_client())
 
 
-@on_postgresql
-def test_database_that_comes_back_is_used_again(service: Service) -> None:
-    # given
-    service.post(headers=RESPOND_ASYNC)
-
-    # when
-    with core.database_unreachable(service.database.url):
-        refused = [service.get("/orders/1"), service.post(headers=RESPOND_ASYNC), service.get("/readyz")]
-
-    # then
-    assert [answer.status_code for answer in refused] == [503, 503, 503]
-    assert service.get("/orders/1").status_code == 200
-    assert service.post(headers=RESPOND_ASYNC).status_code == 202
-    assert service.rows()[0] == 2
-
-
-@on_postgresql
+@core.POSTGRESQL_ONLY
 def test_recorded_order_is_202_also_when_the_database_goes_while_the_post_waits(service: Service) -> None:
     # given
     order_id, future = service.post_waiting(headers={"Prefer": "wait=1"})

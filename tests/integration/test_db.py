@@ -11,6 +11,7 @@ from order_service.storage.database import Database
 from order_service.storage.tables import orders
 from order_service.unit_of_work import UnitOfWork
 from tests import builders
+from tests.builders import NOW
 from tests.integration import core
 
 pytestmark = core.POSTGRESQL_ONLY
@@ -21,7 +22,7 @@ def test_idle_transaction_is_ended_and_its_locks_are_freed(database: Database, m
     placement = builders.placement(request={"idempotency_key": "held", "request_hash": "hash"})
     monkeypatch.setattr(database_module, "IDLE_TRANSACTION_MS", 300)
     with core.opened(database.url) as hanging, hanging.engine.connect() as connection:
-        handlers.place_orders(UnitOfWork(connection, core.policy(), core.NOW), [placement])
+        handlers.place_orders(UnitOfWork(connection, builders.policy(), NOW), [placement])
 
         # when
         with core.unit_of_work(database) as other:
@@ -48,7 +49,7 @@ def test_server_ends_vanished_clients_and_lets_the_relay_be_idle_longer(database
 
 def place_and_lose_the_connection(database: Database) -> None:
     with database.writing() as connection:
-        work = UnitOfWork(connection, core.policy(), core.NOW)
+        work = UnitOfWork(connection, builders.policy(), NOW)
         handlers.place_orders(work, [builders.placement()])
         work.write()
         core.end_connections(database.url)

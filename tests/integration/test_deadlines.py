@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from order_service import handlers
-from order_service.contract.envelope import Delivery, Reply, rejection
+from order_service.contract.envelope import Delivery, rejection
 from order_service.contract.outgoing import dead_letter
 from order_service.contract.topology import MENU
 from order_service.domain.order import REFUND, State
@@ -19,8 +19,9 @@ from order_service.storage.database import Database
 from order_service.storage.tables import compensations, orders, outbox
 from publishers import deadlines
 from publishers.deadlines import Deadlines
+from tests.builders import NOW
 from tests.integration import core
-from tests.integration.core import LATER, NOW, Eventually, Log, completed, rejected, reserved
+from tests.integration.core import LATER, Eventually, Log, completed, rejected, reserved
 
 REPLY, PAY = timedelta(seconds=30), timedelta(seconds=900)
 MOMENT = timedelta(microseconds=1)
@@ -34,33 +35,17 @@ def pass_at(database: Database, now: datetime) -> list[dict[str, Any]]:
     return sent
 
 
-def repeat(database: Database, now: datetime) -> list[dict[str, Any]]:
-    """The events in the outbox after compensations were repeated at this moment."""
+def repeat_at(database: Database, now: datetime) -> list[dict[str, Any]]:
+    """The events of the compensations repeated at this moment; they are removed from the outbox."""
     with core.unit_of_work(database, now=now) as work:
         handlers.repeat_compensations(work, limit=100)
-    return core.unsent_events(database)
-
-
-def repeat_at(database: Database, now: datetime) -> list[str]:
-    """The ids of the compensations repeated at this moment; their events are removed from the outbox."""
-    sent = [event["id"] for event in repeat(database, now)]
+    sent = core.unsent_events(database)
     core.clear_outbox(database)
     return sent
 
 
 def types(events: list[dict[str, Any]]) -> list[str]:
     return [event["type"] for event in events]
-
-
-def history_types(database: Database, order_id: int) -> list[str]:
-    return [type for type, _ in core.history_of(database, order_id)]
-
-
-def place_cancelled(database: Database, *, reminders: int) -> int:
-    [order_id] = core.place(database, reminders=reminders)
-    core.cancel(database, order_id)
-    core.clear_outbox(database)
-    return order_id
 
 
 # Reminders and expiry.
@@ -87,23 +72,14 @@ def test_menu_is_reminded_under_the_same_id_until_the_order_expires_with_a_null_
     assert release["sequence"] == 2
     assert core.get(database, order_id).due_at is None
     assert pass_at(database, LATER) == []
-    assert history_types(database, order_id) == ["MenuReminder", "MenuReminder", "MenuDeadline"]
-
-
-def test_payment_of_an_order_that_expires_unanswered_is_refunded(database: Database) -> None:
-    [order_id] = core.place_sent(database, reminders=0)
-    core.apply(database, completed(order_id))
-
-    sent = pass_at(database, LATER)
-
-    assert types(sent) == ["OrderFailed", "RefundRequested", "StockReleaseRequested"]
-    assert {(row.type, row.subject) for row in core.compensation_rows(database)} == {
-        ("StockReleaseRequested", None), ("RefundRequested", "p1"),
-    }  # fmt: skip
+    history = [("MenuReminder", None), ("MenuReminder", None), ("MenuDeadline", None)]
+    assert core.history_of(database, order_id) == history
 
 
 def test_cancelled_order_sends_no_reminders_but_its_null_release_in_time(database: Database) -> None:
-    order_id = place_cancelled(database, reminders=2)
+    [order_id] = core.place(database, reminders=2)
+    core.cancel(database, order_id)
+    core.clear_outbox(database)
 
     assert pass_at(database, NOW + REPLY) == []
     assert pass_at(database, NOW + 2 * REPLY) == []
@@ -113,31 +89,6 @@ def test_cancelled_order_sends_no_reminders_but_its_null_release_in_time(databas
     assert release["data"]["reason"] == "cancelled"
     assert core.get(database, order_id).state is State.CANCELLED
     assert pass_at(database, LATER) == []
-
-
-@pytest.mark.parametrize("answer", [reserved, rejected])
-def test_answer_for_a_cancelled_order_prevents_the_null_release(
-    answer: Callable[[int], Reply], database: Database
-) -> None:
-    order_id = place_cancelled(database, reminders=0)
-    core.apply(database, answer(order_id))
-    core.clear_outbox(database)
-
-    assert pass_at(database, LATER) == []
-
-
-def test_order_that_is_not_paid_in_time_expires_and_its_reservation_is_released(database: Database) -> None:
-    [order_id] = core.place_sent(database)
-    core.apply(database, reserved(order_id))
-    core.clear_outbox(database)
-
-    assert pass_at(database, NOW + PAY - MOMENT) == []
-    failed, release = pass_at(database, NOW + PAY)
-
-    assert (failed["type"], failed["data"]["reason"]) == ("OrderFailed", "expired")
-    assert (release["type"], release["data"]["reservation_id"]) == ("StockReleaseRequested", "r1")
-    assert history_types(database, order_id)[-1] == "PaymentDeadline"
-    assert pass_at(database, LATER + PAY) == []
 
 
 def test_one_transaction_passes_at_most_the_limit(database: Database) -> None:
@@ -162,31 +113,24 @@ def test_menu_deadline_is_postponed_with_its_event_while_that_is_unsent(database
     postponed = core.get(database, order_id)
     assert (postponed.due_at, postponed.reminders_left) == (LATER + REPLY, 3)
     assert postponed.state is State.AWAITING_MENU
-    assert history_types(database, order_id) == []
+    assert core.history_of(database, order_id) == []
 
 
 def test_payment_deadline_is_postponed_with_its_event_while_that_is_unsent(database: Database) -> None:
     [order_id] = core.place_sent(database)
-    core.apply(database, reserved(order_id))
-    [requested] = core.unsent_events(database)
+    # The second reservation changes the order: its version is not the event's sequence any more.
+    core.apply(database, reserved(order_id), reserved(order_id, "R2", id="menu-2"))
+    requested, _ = core.unsent_events(database)
 
     core.pass_deadlines(database, LATER)
 
-    [unsent] = core.unsent_events(database)
+    unsent, _ = core.unsent_events(database)
     assert (unsent["id"], unsent["sequence"]) == (requested["id"], 2)
     assert datetime.fromisoformat(unsent["data"]["pay_by"]) == LATER + PAY == core.get(database, order_id).due_at
     core.clear_outbox(database)
+    assert pass_at(database, LATER + PAY - MOMENT) == []
     assert types(pass_at(database, LATER + PAY)) == ["OrderFailed", "StockReleaseRequested"]
-
-
-def test_postponed_event_keeps_its_sequence_after_the_order_has_changed(database: Database) -> None:
-    [order_id] = core.place_sent(database)
-    core.apply(database, reserved(order_id), reserved(order_id, "r2", id="menu-2"))
-
-    core.pass_deadlines(database, LATER)
-
-    sequences = {event["type"]: event["sequence"] for event in core.unsent_events(database)}
-    assert sequences == {"PaymentRequested": 2, "StockReleaseRequested": 3}
+    assert core.history_of(database, order_id)[-1][0] == "PaymentDeadline"
 
 
 def test_postponing_leaves_a_dead_letter_with_the_event_id_unchanged(database: Database) -> None:
@@ -224,7 +168,7 @@ def test_compensation_is_repeated_under_its_id_with_growing_pauses_until_confirm
         [row] = core.compensation_rows(database)
         pauses.append((row.due_at - before).total_seconds())
         before = row.due_at
-        assert repeat_at(database, before) == [refund.id]
+        assert [event["id"] for event in repeat_at(database, before)] == [refund.id]
         assert repeat_at(database, before) == []
         assert core.compensation_rows(database)[0].attempts == attempt
 
@@ -239,33 +183,23 @@ def test_repeated_compensation_has_the_same_data_and_sequence(database: Database
     core.apply(database, reserved(order_id), completed(order_id, amount=Decimal("1.5")))
     first = {event["id"]: event for event in core.unsent_events(database, "RefundRequested", "StockReleaseRequested")}
     # The version of the order rises.
-    core.apply(database, completed(order_id, "p2", id="pay-2"))
+    core.apply(database, completed(order_id, "P2", id="pay-2"))
     core.clear_outbox(database)
 
-    repeated = {event["id"]: event for event in repeat(database, LATER)}
+    repeated = {event["id"]: event for event in repeat_at(database, LATER)}
 
     assert len(repeated) == 3
     for id, event in first.items():
         assert (repeated[id]["data"], repeated[id]["sequence"]) == (event["data"], event["sequence"])
 
 
-def test_unsent_compensation_is_not_repeated(database: Database) -> None:
-    failed_with_refund(database)
-    [refund] = core.compensation_rows(database)
-
-    for now in (LATER, LATER + timedelta(days=1)):
-        assert [event["id"] for event in repeat(database, now)] == [refund.id]
-
-    assert core.compensation_rows(database)[0].attempts == 2
-
-
 def test_compensation_of_a_deleted_order_does_not_stop_the_others(database: Database) -> None:
     deleted, kept = failed_with_refund(database, 2)
-    refund_id = core.get(database, kept).compensation_id(REFUND, "p1")
+    refund_id = core.get(database, kept).compensation_id(REFUND, "P1")
     with database.writing() as connection:
         connection.execute(sa.delete(orders).where(orders.c.id == deleted))
 
-    assert refund_id in repeat_at(database, LATER)
+    assert refund_id in [event["id"] for event in repeat_at(database, LATER)]
 
 
 # The thread.
@@ -305,7 +239,7 @@ def test_compensation_without_a_confirmation_is_reported_from_the_third_request_
     assert reports[:2] == [(order_id, 3), (order_id, 4)]
 
 
-def test_unsent_compensation_is_not_reported_as_unconfirmed(
+def test_unsent_compensation_is_neither_repeated_nor_reported_as_unconfirmed(
     database: Database, passing: Any, log: Log, eventually: Eventually
 ) -> None:
     failed_with_refund(database)
@@ -345,7 +279,7 @@ def test_two_instances_at_once_do_everything_once(
             "OrderFailed": 120, "StockReleaseRequested": 120, "OrderCreated": 60, "RefundRequested": 60,
         }  # fmt: skip
         assert max(Counter(event["id"] for event in sent).values()) == 1
-        assert {tuple(history_types(one, id)) for id in reminded} == {("MenuReminder",)}
+        assert all(core.history_of(one, id) == [("MenuReminder", None)] for id in reminded)
 
 
 def test_deadlines_are_passed_after_an_outage_of_the_database(

@@ -23,12 +23,6 @@ def ok(body: bytes, *, length: int | None = None) -> bytes:
 
 
 @pytest.fixture
-def stand_in() -> Iterator[StandIn]:
-    with contextlib.closing(StandIn()) as stand_in:
-        yield stand_in
-
-
-@pytest.fixture
 def client(stand_in: StandIn) -> Iterator[HttpClient]:
     with contextlib.closing(HttpClient(stand_in.url, total_seconds=TOTAL_SECONDS)) as client:
         yield client
@@ -71,12 +65,22 @@ def test_answer_has_the_status_and_json_with_exact_decimals(stand_in: StandIn, c
     "answer",
     [
         drips(ok(b"1" * 100), first=len(ok(b"1" * 100)) - 90),
+        drips(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 20, first=47),
+        drips(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 100, first=19),
         says(ok(b"1" * (MAX_ANSWER_BYTES + 1))),
         lambda stand_in, connection: (says(ok(b"12", length=3))(stand_in, connection), hangs_up(stand_in, connection)),
         says(ok(b"[" * 60_000)),
         says(ok(b"\xff")),
     ],
-    ids=["too slow", "too long", "breaks off", "too deep", "not UTF-8"],
+    ids=[
+        "too slow",
+        "chunked and too slow",
+        "until it closes and too slow",
+        "too long",
+        "breaks off",
+        "too deep",
+        "not UTF-8",
+    ],
 )
 def test_status_stands_without_a_usable_body(stand_in: StandIn, client: HttpClient, answer: Answer) -> None:
     stand_in.answers = [answer]
@@ -88,7 +92,18 @@ def test_status_stands_without_a_usable_body(stand_in: StandIn, client: HttpClie
     assert time.monotonic() - start < TOTAL_SECONDS + SLACK_SECONDS
 
 
-@pytest.mark.parametrize("answer", [silent, hangs_up, drips(ok(b"{}"))], ids=["silent", "hangs up", "drips"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        silent,
+        hangs_up,
+        drips(ok(b"{}")),
+        drips(ok(b"{}"), first=ok(b"{}").index(b"\r\n") + 2),
+        drips(b"HTTP/1.1 500 NO\r\n" + b"X-Filler: 1\r\n" * 20 + b"\r\n"),
+        drips(b"HTTP/1.1 100 Continue\r\n\r\n" * 20 + ok(b"{}"), pause=0.05),
+    ],
+    ids=["silent", "hangs up", "drips", "drips headers", "drips endless headers", "only continues"],
+)
 def test_request_without_a_status_may_have_been_sent(stand_in: StandIn, client: HttpClient, answer: Answer) -> None:
     stand_in.answers = [answer]
 

@@ -68,6 +68,15 @@ def test_every_problem_is_documented_under_its_own_status() -> None:
     assert shown == {(code, kind.status) for code, kind in KINDS.items() if code not in UNDOCUMENTED}
 
 
+def test_message_of_a_problem_names_the_same_values_in_both_languages() -> None:
+    def names(message: str) -> set[str]:
+        return set(re.findall(r"{(\w+)}", message))
+
+    assert {code: names(kind.english) for code, kind in KINDS.items()} == {
+        code: names(kind.indonesian) for code, kind in KINDS.items()
+    }
+
+
 def test_answers_have_exactly_the_documented_members() -> None:
     schemas = DOCUMENT["components"]["schemas"]
 

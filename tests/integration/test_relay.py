@@ -21,8 +21,9 @@ from order_service.storage.database import Database
 from order_service.storage.tables import outbox as outbox_table
 from publishers import pipeline
 from tests import builders
+from tests.builders import NOW
 from tests.integration import core
-from tests.integration.core import NOW, Eventually, Log, Start, Wire, completed, reserved
+from tests.integration.core import Eventually, Log, Start, Wire, completed, reserved
 
 MENU, PAYMENT = topology.MENU, topology.PAYMENT
 
@@ -35,7 +36,7 @@ def attempts(database: Database) -> list[int]:
     return [row.attempts for row in core.rows(database, outbox_table)]
 
 
-def test_rows_become_messages_that_an_operator_can_read(
+def test_rows_become_messages_in_sequence(
     database: Database, wire: Wire, relaying: Start, eventually: Eventually
 ) -> None:
     wire.listen("#")
@@ -47,26 +48,9 @@ def test_rows_become_messages_that_an_operator_can_read(
 
     created, *_ = messages = wire.take()
     assert [message.routing_key for message in messages] == ["order.created", "payment.requested", "order.paid"]
-    properties = created.properties
-    assert properties.type == "OrderCreated"
-    assert properties.message_id == created.event["id"] == core.get(database, order_id).event_id("OrderCreated")
-    assert properties.correlation_id == created.event["correlationid"] == str(order_id)
-    assert properties.app_id == "order-service"
-    assert properties.timestamp == int(NOW.timestamp())
-    assert properties.content_type == "application/cloudevents+json"
-    assert properties.delivery_mode == 2
-    assert properties.headers == {"traceparent": core.TRACE}
+    assert created.properties.message_id == core.get(database, order_id).event_id("OrderCreated")
+    assert created.properties.timestamp == int(NOW.timestamp())
     assert [message.event["sequence"] for message in messages] == [1, 2, 3]
-
-
-def test_one_relay_publishes_in_order(database: Database, wire: Wire, relaying: Start, eventually: Eventually) -> None:
-    wire.listen("order.created")
-    core.add_to_outbox(database, builders.outgoing(600))
-
-    with relaying():
-        eventually(lambda: is_empty(database), "600 rows to be published")
-
-    assert [message.event["number"] for message in wire.take()] == list(range(600))
 
 
 # Messages without a queue.
@@ -168,7 +152,7 @@ def test_dead_letter_reaches_its_queue_unchanged_and_with_its_reason(
         "message_id": "m1",
         "type": "PaymentCompleted",
         "errors": [{"field": "data.amount", "problem": "must be a JSON number"}],
-        "received_at": "2025-01-02T03:04:05.678900Z",
+        "received_at": "2025-03-01T12:00:00Z",
     }
 
 
@@ -373,7 +357,7 @@ def test_two_relays_at_once_publish_each_row_once(
     assert set(counts.values()) == {1}
 
 
-def test_stop_settles_the_rows_in_flight(
+def test_rows_are_published_in_order_and_those_in_flight_are_settled_on_stop(
     database: Database, wire: Wire, relaying: Start, eventually: Eventually
 ) -> None:
     wire.listen("order.created")
@@ -385,7 +369,7 @@ def test_stop_settles_the_rows_in_flight(
 
     published = [message.properties.message_id for message in wire.take()]
     left = [row.message_id for row in core.rows(database, outbox_table)]
-    assert sorted([*published, *left], key=str) == sorted(f"message-{number}" for number in range(1500))
+    assert [*published, *left] == [f"message-{number}" for number in range(1500)]
 
 
 # Notifications on PostgreSQL.

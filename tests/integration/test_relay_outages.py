@@ -4,18 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-from collections import Counter
-from typing import Any
 
 import pytest
 
 from order_service.process import utc_now
 from order_service.storage.database import Database
 from order_service.storage.tables import outbox
-from publishers import pipeline
 from publishers.relay import Relay
-from tests import builders
 from tests.integration import core
 from tests.integration.core import Eventually, Log, Start, Wire
 
@@ -48,54 +43,6 @@ def test_on_sqlite_a_second_relay_stands_by_until_the_first_process_ends(
     assert len(wire.take()) == 2
 
 
-@core.SQLITE_ONLY
-def test_on_sqlite_a_relay_that_stands_by_stops_when_asked(amqp_url: str, database: Database, wire: Wire) -> None:
-    assert database.acquire_role("relay")
-    with (
-        core.opened(database.url) as other,
-        core.running(lambda stop: Relay(core.settings(amqp_url, other.url), other, stop)) as second,
-    ):
-        assert second.is_alive
-
-
-@core.POSTGRESQL_ONLY
-def test_everything_is_published_when_broker_connections_are_cut(
-    database: Database, wire: Wire, management: Any, relaying: Start, eventually: Eventually, log: Log,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(pipeline, "WINDOW", 20)
-    wire.listen("order.created")
-
-    with relaying():
-        eventually(lambda: log.count("relaying"), "the relay to start")
-        core.add_to_outbox(database, builders.outgoing(150))
-        eventually(management.close_connections, "the relay's connection to be cut")
-        core.add_to_outbox(database, builders.outgoing(150))
-        eventually(lambda: is_empty(database), "300 rows to be published")
-
-    assert log.count("relaying") == 2
-    counts = Counter(message.properties.message_id for message in wire.take())
-    assert len(counts) == 150
-    assert min(counts.values()) >= 2
-
-
-@core.POSTGRESQL_ONLY
-def test_relay_continues_when_its_database_connections_are_ended(
-    database: Database, wire: Wire, relaying: Start, eventually: Eventually
-) -> None:
-    wire.listen("order.created")
-
-    with relaying():
-        for _ in range(2):
-            core.place(database)
-            eventually(lambda: is_empty(database), "the relay to publish")
-            core.end_connections(database.url)
-        core.place(database)
-        eventually(lambda: is_empty(database), "the relay to publish again")
-
-    assert len(wire.take()) == 3
-
-
 def test_relay_waits_while_the_database_is_unreachable(
     database: Database, wire: Wire, relaying: Start, eventually: Eventually, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,25 +60,3 @@ def test_relay_waits_while_the_database_is_unreachable(
             eventually(lambda: is_empty(opened_later), "the relay to continue")
 
     assert {message.properties.type for message in wire.take()} == {"OrderCreated"}
-
-
-def test_relay_refuses_a_broker_without_topology_naming_the_command(
-    database: Database, amqp_url: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    relay = Relay(core.settings(amqp_url, database.url), database, threading.Event())
-
-    with pytest.raises(SystemExit) as refused:
-        relay.run()
-
-    assert refused.value.code == 2
-    assert "python -m order_service topology" in capsys.readouterr().err
-
-
-def test_relay_waits_for_an_unreachable_broker_and_stops_when_asked(database: Database) -> None:
-    settings = core.settings(core.UNREACHABLE_BROKER, database.url)
-    core.place(database)
-
-    with core.running(lambda stop: Relay(settings, database, stop)) as process:
-        assert process.is_alive
-
-    assert [row.attempts for row in core.rows(database, outbox)] == [0]

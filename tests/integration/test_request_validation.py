@@ -1,15 +1,12 @@
 """What is not a valid request is refused with its remedy, before the database is asked."""
 
-import io
 import json
-from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
-from structlog.testing import capture_logs
 
 from tests.builders import order_request
-from tests.http_service import JSON_HEADERS, problem, send, served
+from tests.http_service import JSON_HEADERS, problem
 
 INTEGER_EN = "must be an integer from 1 to 2147483647"
 LIST_EN = "must be a list of 1 to 100 integers from 1 to 2147483647"
@@ -119,54 +116,3 @@ def test_64_kib_are_read_and_one_byte_more_is_413(client: FlaskClient) -> None:
 
     problem(fits, 422, "invalid_request")
     assert "64 KiB" in problem(too_large, 413, "body_too_large")["message"]
-
-
-@pytest.mark.parametrize(("size", "status"), [(10, 422), (LIMIT_BYTES + 1, 413), (1024 * 1024, 413)])
-def test_chunked_body_without_a_length_is_read_up_to_the_limit(client: FlaskClient, size: int, status: int) -> None:
-    # given: a body that http.client sends in chunks, as it cannot know its length
-    chunks = (b"{}".ljust(size)[start : start + 4096] for start in range(0, size, 4096))
-
-    # when
-    with served(client.application) as address:
-        answered, body = send(address, "POST", "/orders", chunks)
-
-    # then
-    assert (answered, body["status"]) == (status, status)
-
-
-class BrokenChunk(Exception):
-    """As gunicorn's own errors, it derives from nothing in particular."""
-
-
-class Broken(io.RawIOBase):
-    """A request's body that cannot be read to its end."""
-
-    def __init__(self, error: Exception) -> None:
-        self._error = error
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        raise self._error
-
-
-@pytest.mark.parametrize(
-    "error", [BrokenChunk("zz"), OSError("gone"), EOFError(), TimeoutError(), ConnectionResetError()]
-)
-@pytest.mark.parametrize("length", ["2", None])
-@with_body
-def test_body_that_breaks_off_is_400_and_no_error_of_the_service(
-    client: FlaskClient, method: str, path: str, length: str | None, error: Exception
-) -> None:
-    # given
-    headers = JSON_HEADERS | ({"Content-Length": length} if length else {})
-    environ = {"wsgi.input": Broken(error), "wsgi.input_terminated": length is None}
-
-    # when
-    with capture_logs() as lines:
-        answer = client.open(path, method=method, headers=headers, environ_overrides=environ)
-
-    # then
-    problem(answer, 400, "bad_request")
-    assert {line["log_level"] for line in lines} <= {"info"}

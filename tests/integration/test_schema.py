@@ -31,9 +31,12 @@ def tables(url: str) -> set[str]:
 EVERYTHING = {*metadata.tables, "alembic_version"}
 
 
-def test_migrations_go_up_twice_down_and_up_again(empty_url: str) -> None:
+def test_migrations_go_up_twice_keeping_the_orders_and_down_and_up_again(empty_url: str) -> None:
     schema.upgrade(empty_url)
-    schema.upgrade(empty_url)
+    with core.opened(empty_url) as database:
+        [order_id] = core.place(database)
+        schema.upgrade(empty_url)
+        assert core.get(database, order_id).user_id == 7
     assert tables(empty_url) == EVERYTHING
 
     schema.downgrade(empty_url)
@@ -44,15 +47,6 @@ def test_migrations_go_up_twice_down_and_up_again(empty_url: str) -> None:
     with core.opened(empty_url) as database:
         schema.check_migrated(database)
         assert core.place(database) == [1]
-
-
-def test_repeated_migration_keeps_the_orders(database_url: str) -> None:
-    with core.opened(database_url) as database:
-        [order_id] = core.place(database)
-
-        schema.upgrade(database_url)
-
-        assert core.get(database, order_id).user_id == 7
 
 
 def test_migrations_lead_to_the_schema_of_the_code(database_url: str) -> None:
@@ -72,14 +66,12 @@ def test_id_of_a_deleted_order_is_not_used_again(database_url: str) -> None:
         assert second > first
 
 
-def test_database_without_tables_is_refused(empty_url: str) -> None:
-    with core.opened(empty_url) as database, pytest.raises(schema.NotMigrated, match="at migration none"):
-        schema.check_migrated(database)
-
-
-def test_database_at_another_migration_is_refused_naming_it(empty_url: str) -> None:
-    schema.upgrade(empty_url)
+def test_database_at_another_migration_or_none_is_refused_naming_it(empty_url: str) -> None:
     with core.opened(empty_url) as database:
+        with pytest.raises(schema.NotMigrated, match="at migration none"):
+            schema.check_migrated(database)
+
+        schema.upgrade(empty_url)
         with database.writing() as connection:
             connection.execute(sa.text("update alembic_version set version_num = '0000'"))
 

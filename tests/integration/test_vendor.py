@@ -50,7 +50,9 @@ def test_message_with_an_undecodable_header_is_applied(
     header: bytes, database: Database, wire: Wire, consuming: Start, eventually: Eventually
 ) -> None:
     first, second = ids = core.place_sent(database, 2)
-    wire.send_raw("menu.reserved", core.event(reserved(first)), headers={"x-odd": core.RawHeader(header), "x-next": 1})
+    wire.send_raw(
+        "menu.reserved", builders.event(reserved(first)), headers={"x-odd": core.RawHeader(header), "x-next": 1}
+    )
     wire.send(reserved(second))
 
     with consuming():

@@ -1,22 +1,20 @@
 """The consumer: replies become transitions, messages that can never be applied become dead letters, each once."""
 
 import json
-from collections import Counter
 from datetime import datetime
 from typing import Any
 
 import pika
-import pytest
 import sqlalchemy as sa
 
 from order_service.contract import topology
-from order_service.contract.envelope import MAX_BODY_BYTES
 from order_service.storage.database import Database
 from order_service.storage.tables import order_history, orders, outbox
+from tests import builders
 from tests.integration import core
-from tests.integration.core import Eventually, Start, Wire, completed, rejected, reserved
+from tests.integration.core import Eventually, Start, Wire, completed, reserved
 
-MENU, PAYMENT = topology.MENU, topology.PAYMENT
+PAYMENT = topology.PAYMENT
 
 
 def dead_letters(database: Database) -> list[dict[str, Any]]:
@@ -28,84 +26,10 @@ def dead_letters(database: Database) -> list[dict[str, Any]]:
     ]
 
 
-def test_replies_change_orders(database: Database, wire: Wire, consuming: Start, eventually: Eventually) -> None:
-    ids = core.place_sent(database, 30)
-    paid, unserved, unpaid = ids[:10], ids[10:20], ids[20:]
-    wire.send(*[reserved(id) for id in paid + unpaid], *[rejected(id) for id in unserved])
-    wire.send(*[completed(id) for id in paid])
-
-    with consuming():
-        eventually(lambda: core.states(database, paid) == {"paid"}, "orders to be paid")
-        eventually(lambda: core.states(database, unserved) == {"failed"}, "orders to fail")
-        eventually(lambda: core.states(database, unpaid) == {"awaiting_payment"}, "orders to wait for their payment")
-
-    assert wire.depth() == 0
-    assert dead_letters(database) == []
-
-
-def enveloped(**attributes: Any) -> bytes:
-    return core.event(reserved(9), **attributes)
-
-
-def bare(**content: Any) -> bytes:
-    return json.dumps(content).encode()
-
-
-def one_item() -> bytes:
-    return bare(order_id=9, items=[{"id": 1, "name": "Soto", "price": 18000, "stock": 1}])
-
-
-MENU_KEY, PAYMENT_KEY = "menu.reserved", "payment.failed"
-SHORT_STRINGS = ("type", "message_id", "correlation_id", "app_id", "content_type")
-#: Name -> the reason, routing key, body (order 9 exists), AMQP properties.
-INVALID: dict[str, tuple[str, str, bytes, dict[str, Any]]] = {
-    "not JSON": ("malformed", MENU_KEY, b"{", {}),
-    "nested deeply": ("malformed", MENU_KEY, b"[" * 100_000, {}),
-    "oversized": ("oversized", MENU_KEY, b" " * (MAX_BODY_BYTES + 1), {}),
-    "unknown type": ("unknown_type", MENU_KEY, enveloped(type="MenuEaten"), {}),
-    "type of the other queue": ("unknown_type", MENU_KEY, core.event(completed(9)), {}),
-    "newer schema": ("newer_version", MENU_KEY, enveloped(dataschema="urn:restaurant:schema:MenuReserved:2"), {}),
-    "items not as ordered": ("invalid", MENU_KEY, one_item(), {}),
-    "unknown order": ("unknown_order", PAYMENT_KEY, bare(order_id=2**31 - 1, reason="x"), {}),
-    "release not requested": ("invalid", "menu.released", bare(order_id=9, release_id="mine"), {}),
-    "properties that are not UTF-8": ("malformed", MENU_KEY, b"{1", dict.fromkeys(SHORT_STRINGS, b"\xff" * 255)),
-    "properties with NUL": ("malformed", MENU_KEY, b"{2", dict.fromkeys(SHORT_STRINGS, "a\0b")),
-    "only NUL as the message id": ("invalid", PAYMENT_KEY, bare(order_id=9, reason="y"), {"message_id": "\0"}),
-}
-
-
-def test_messages_that_can_never_be_applied_are_dead_lettered_with_their_reason_and_delay_no_others(
-    database: Database, wire: Wire, consuming: Start, eventually: Eventually
-) -> None:
-    # given
-    ids = core.place_sent(database, 9)
-    wire.send(reserved(ids[0]))
-    for _, routing_key, body, properties in INVALID.values():
-        wire.send_raw(routing_key, body, **properties)
-    wire.send(completed(ids[0]))
-
-    # when
-    with consuming():
-        eventually(lambda: len(dead_letters(database)) == len(INVALID), "the dead letters")
-        eventually(lambda: core.states(database, ids[:1]) == {"paid"}, "the valid messages to be applied")
-
-    # then
-    by_body = {letter["body"]: letter for letter in dead_letters(database)}
-    for name, (code, routing_key, body, _) in INVALID.items():
-        queue = MENU if routing_key in MENU.routing_keys else PAYMENT
-        letter = by_body[body]
-        assert (letter["x-error"], letter["queue"]) == (code, queue.dead_letters), name
-        assert letter["x-origin-queue"] == queue.name, name
-        assert letter["x-error-detail"].startswith(f"{code}: "), name
-    assert len(core.unsent_events(database, "MessageRejected")) == len(INVALID)
-    assert wire.depth() == 0
-    assert core.states(database, ids[1:]) == {"awaiting_menu"}
-
-
 def test_dead_letter_names_its_order_and_message_rejected_lists_every_error(
     database: Database, wire: Wire, consuming: Start, eventually: Eventually
 ) -> None:
-    body = core.event(completed(77), data={"order_id": 77, "payment_id": "", "amount": "much"})
+    body = builders.event(completed(77), data={"order_id": 77, "payment_id": "", "amount": "much"})
     wire.send_raw("payment.completed", body, message_id="amqp-id", correlation_id="77", app_id="payment-service")
 
     with consuming():
@@ -113,55 +37,14 @@ def test_dead_letter_names_its_order_and_message_rejected_lists_every_error(
 
     [letter] = dead_letters(database)
     assert (letter["type"], letter["id"], letter["x-order-id"]) == ("PaymentCompleted", "pay-1", "77")
+    assert (letter["x-error"], letter["x-origin-queue"]) == ("invalid", PAYMENT.name)
+    assert (letter["queue"], letter["body"]) == (PAYMENT.dead_letters, body)
     [row] = core.rows(database, outbox, outbox.c.exchange == "")
     assert json.loads(row.properties)["app_id"] == "payment-service"
     [rejection] = core.unsent_events(database, "MessageRejected")
     assert (rejection["correlationid"], rejection["data"]["message_id"]) == ("77", "pay-1")
     assert {error["field"] for error in rejection["data"]["errors"]} == {"data.payment_id", "data.amount"}
     assert datetime.fromisoformat(rejection["data"]["received_at"])
-
-
-def test_message_with_properties_that_are_not_utf8_is_applied(
-    database: Database, wire: Wire, consuming: Start, eventually: Eventually
-) -> None:
-    first, second = core.place_sent(database, 2)
-    odd = dict.fromkeys(("correlation_id", "app_id", "content_type"), b"\xff\xfe")
-    wire.send_raw(MENU_KEY, core.event(reserved(first)), **odd)
-    content = bare(**core.data(reserved(second)))
-    wire.send_raw(MENU_KEY, content, message_id=b"\xff\xfe", app_id="a\0b", content_type="a\0b")
-
-    with consuming():
-        eventually(lambda: core.states(database, [first, second]) == {"awaiting_payment"}, "both to be applied")
-
-    assert dead_letters(database) == []
-
-
-@core.SQLITE_ONLY
-@pytest.mark.parametrize("count", [[1], -3, 50])
-def test_delivery_count_set_by_the_sender_does_no_harm(
-    count: Any, database: Database, wire: Wire, consuming: Start, eventually: Eventually
-) -> None:
-    [order_id] = core.place_sent(database)
-    wire.send_raw(MENU_KEY, core.event(reserved(order_id)), headers={"x-delivery-count": count})
-
-    with consuming():
-        eventually(lambda: core.states(database, [order_id]) == {"awaiting_payment"}, "it to be applied")
-
-
-def test_repeated_message_without_an_id_is_applied_once(
-    database: Database, wire: Wire, consuming: Start, eventually: Eventually
-) -> None:
-    [order_id] = core.place_sent(database)
-    wire.send(reserved(order_id, None))
-    for separators in ((",", ":"), (", ", ": ")):
-        wire.send_raw(MENU_KEY, json.dumps(core.data(reserved(order_id, "r2")), separators=separators).encode())
-    wire.send(completed(order_id))
-
-    with consuming():
-        eventually(lambda: core.states(database, [order_id]) == {"paid"}, "the order to be paid")
-
-    counts = Counter(type for type, _ in core.history_of(database, order_id))
-    assert counts == {"MenuReserved": 2, "PaymentCompleted": 1}
 
 
 def test_message_that_fails_its_batch_is_dead_lettered_alone(
@@ -181,7 +64,7 @@ def test_message_that_fails_its_batch_is_dead_lettered_alone(
 
     # then
     [letter] = dead_letters(database)
-    assert (letter["x-error"], letter["body"]) == ("internal_error", core.event(reserved(unreadable)))
+    assert (letter["x-error"], letter["body"]) == ("internal_error", builders.event(reserved(unreadable)))
     assert "ValueError" in letter["x-error-detail"]
     assert wire.depth() == 0
 
@@ -191,7 +74,7 @@ def test_two_consumers_at_once_apply_each_reply_once(
 ) -> None:
     ids = core.place_sent(database, 250)
     wire.send(*[reserved(id) for id in ids], *[completed(id) for id in ids])
-    wire.send(*[completed(id, "p2", id="pay-2") for id in ids], *[reserved(id) for id in ids])
+    wire.send(*[completed(id, "P2", id="pay-2") for id in ids], *[reserved(id) for id in ids])
 
     with consuming(batch_size=50), consuming(batch_size=50):
         eventually(lambda: core.count(database, order_history) == 3 * len(ids), "750 replies")
@@ -227,7 +110,7 @@ def test_message_redelivered_often_is_still_applied(
     for _ in range(5):
         eventually(lambda: wire.depth() == 1, "the message to be back")
         connection = pika.BlockingConnection(pika.URLParameters(amqp_url))
-        assert connection.channel().basic_get(MENU.name)[0] is not None
+        assert connection.channel().basic_get(topology.MENU.name)[0] is not None
         connection.close()
     wire.send(*[reserved(id) for id in ids[1:]])
 
@@ -281,6 +164,6 @@ def test_message_that_repeatedly_ends_the_process_is_dead_lettered_alone(
             break
 
     # then
-    assert [letter["body"] for letter in dead_letters(database)] == [core.event(reserved(ids[0]))]
+    assert [letter["body"] for letter in dead_letters(database)] == [builders.event(reserved(ids[0]))]
     assert "ended the consumer" in dead_letters(database)[0]["x-error-detail"]
     assert core.states(database, ids[1:]) == {"awaiting_payment"}
