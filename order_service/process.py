@@ -96,9 +96,9 @@ def supervise(
 ) -> bool:
     """Call `attempt` until it returns or `stop` is set, with a growing delay after each failure.
 
-    Returns whether it returned. An `unreachable` error is logged once per outage of `what`. Any other exception is raised, or with `restart`
-    logged with its traceback. `attempt` receives a function to call once it works, which ends the outage and resets
-    the delay.
+    Returns whether it returned. An `unreachable` error is logged once per outage of `what`. Any other exception is
+    raised, or with `restart` logged with its traceback. `attempt` receives a function to call once it works, which ends
+    the outage and resets the delay.
     """
     lost, back = f"{what} is unreachable, retrying", f"{what} is reachable again"
     delays, is_outage = RECONNECT.jittered(), False
