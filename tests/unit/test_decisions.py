@@ -312,8 +312,11 @@ def test_the_same_or_no_reservation_id_again_is_a_repeat(column: str, repeat: Me
     assert (decision.effects, decision.changed) == ((), False)
 
 
-def test_the_detail_of_a_failed_payment_is_the_text_of_its_message() -> None:
-    assert order_after(payment_failed("card declined")).detail == "card declined"
+def test_the_detail_of_a_failed_order_names_the_dish_or_the_cause_of_the_message() -> None:
+    rejected, unpaid = order_after(menu_rejected("menu_not_found", 2)), order_after(payment_failed("card declined"))
+
+    assert (rejected.rejected_menu_id, rejected.detail) == (2, "menu item 2 was not found")
+    assert unpaid.detail == "card declined"
 
 
 @pytest.mark.parametrize(
