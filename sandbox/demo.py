@@ -16,7 +16,7 @@ from typing import Any
 import pika
 
 from sandbox import processes
-from sandbox.processes import PORTS, PROJECT_DIR, Processes, Trouble
+from sandbox.processes import PORTS, PROJECT_DIR, Processes, StartupError
 from sandbox.servers import broker, http_client, process_group
 from sandbox.servers.management import console
 from sandbox.servers.sources import Unavailable, print_line
@@ -48,7 +48,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print_line("Stopped.")
         return 130
-    except (Trouble, Unavailable) as trouble:
+    except (StartupError, Unavailable) as trouble:
         print(f"\n{trouble}", file=sys.stderr)
         return 1
     return 0
@@ -70,8 +70,8 @@ def _demo(found: broker.Broker, amqp_url: str) -> None:
             processes.wait_healthy(running)
             _follow_order(amqp_url, running)
             _check_stock()
-        except (Trouble, http_client.NoAnswer) as trouble:
-            raise Trouble(f"{trouble}\n{_tails(running)}\n{RETRY}") from trouble
+        except (StartupError, http_client.NoResponse) as trouble:
+            raise StartupError(f"{trouble}\n{_tails(running)}\n{RETRY}") from trouble
     print_line(f"""
 The order is paid. All of it was real: the messages went through this broker, whose console shows queues and messages:
   {console(found.management_url)}
@@ -87,7 +87,7 @@ def _tails(running: Processes) -> str:
 
 
 def _follow_order(amqp_url: str, running: Processes) -> None:
-    """Post the order, and show every event until it is paid. Raises Trouble if it is not."""
+    """Post the order, and show every event until it is paid. Raises StartupError if it is not."""
     start = time.monotonic()
 
     def show(what: str, detail: str) -> None:
@@ -100,20 +100,20 @@ def _follow_order(amqp_url: str, running: Processes) -> None:
         while not (order_id and seen == "OrderPaid"):
             processes.require_alive(running)
             if time.monotonic() - start > PAID_SECONDS:
-                raise Trouble(f"The order was not paid within {PAID_SECONDS} s.")
+                raise StartupError(f"The order was not paid within {PAID_SECONDS} s.")
             if event := next(events):
                 seen = event["type"]
                 show(seen, _describe(seen, event["data"]))
             if not order_id and posted.done():
                 answer = posted.result()
                 if answer.status not in (201, 202):
-                    raise Trouble(f"POST /orders answered {answer.status}: {json.dumps(answer.body)}")
+                    raise StartupError(f"POST /orders answered {answer.status}: {json.dumps(answer.body)}")
                 order_id = answer.body["id"]
                 show(f"answer {answer.status}", _priced(answer.body))
     order = http_client.call("GET", f"{API}/orders/{order_id}").body
     show("GET", _priced(order))
     if (order["status"], order["total_price"]) != ("paid", TOTAL):
-        raise Trouble(f"The order should be paid, with total_price {TOTAL}. It is: {order}")
+        raise StartupError(f"The order should be paid, with total_price {TOTAL}. It is: {order}")
     print_line(f"\nGET {API}/orders/{order_id}\n{json.dumps(order, indent=2)}")
 
 
@@ -142,7 +142,7 @@ DETAILS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 def _describe(event_type: str, data: dict[str, Any]) -> str:
     if event_type not in DETAILS:
-        raise Trouble(f"{event_type}, which should not happen here: {json.dumps(data)}")
+        raise StartupError(f"{event_type}, which should not happen here: {json.dumps(data)}")
     return DETAILS[event_type](data)
 
 
@@ -151,13 +151,13 @@ def _priced(order: dict[str, Any]) -> str:
 
 
 def _check_stock() -> None:
-    """Show the stock at the Menu Service. Raises Trouble if it is not what the order leaves."""
+    """Show the stock at the Menu Service. Raises StartupError if it is not what the order leaves."""
     print_line(f"\nStock at the Menu Service, {MENU}/menus")
     for menu_id, expected in STOCK_AFTER.items():
         menu = http_client.call("GET", f"{MENU}/menus/{menu_id}").body
         print_line(f"  {menu['name']:<18}{menu['stock']}")
         if menu["stock"] != expected:
-            raise Trouble(f"The stock of menu {menu_id} should be {expected}.")
+            raise StartupError(f"The stock of menu {menu_id} should be {expected}.")
 
 
 if __name__ == "__main__":

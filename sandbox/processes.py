@@ -27,14 +27,14 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Processes = Mapping[str, subprocess.Popen[bytes]]
 
 
-class Trouble(Exception):
+class StartupError(Exception):
     """An expected failure; the text says what happened and what to do."""
 
 
 def require_free_ports() -> None:
     taken = [f"  {port} (for {name})" for name, port in PORTS.items() if ports.free_ports(port) != [port]]
     if taken:
-        raise Trouble(
+        raise StartupError(
             "These ports are taken, perhaps by another `make run` or by `docker-compose up`:\n"
             + "\n".join(taken)
             + "\nStop what listens there (`ss -ltnp` names it), and run the command again."
@@ -64,7 +64,7 @@ def prepare(env: Mapping[str, str]) -> None:
         command = [sys.executable, "-m", "order_service", step]
         done = subprocess.run(command, cwd=PROJECT_DIR, env=env, capture_output=True, text=True, check=False)  # noqa: S603
         if done.returncode:
-            raise Trouble(f"`python -m order_service {step}` failed:\n{done.stdout}{done.stderr}")
+            raise StartupError(f"`python -m order_service {step}` failed:\n{done.stdout}{done.stderr}")
 
 
 @contextlib.contextmanager
@@ -85,20 +85,20 @@ def started(env: Mapping[str, str], log_dir: Path | None) -> Iterator[Processes]
 
 
 def wait_healthy(running: Processes) -> None:
-    """Return once every process with an HTTP side is healthy. Raises Trouble if one ends or takes too long."""
+    """Return once every process with an HTTP side is healthy. Raises StartupError if one ends or takes too long."""
     deadline = time.monotonic() + HEALTHY_SECONDS
     waiting = dict(PORTS)
     while waiting:
         require_alive(running)
         waiting = {name: port for name, port in waiting.items() if not _is_healthy(port)}
         if waiting and time.monotonic() > deadline:
-            raise Trouble(f"Not healthy after {HEALTHY_SECONDS} s: {', '.join(waiting)}.")
+            raise StartupError(f"Not healthy after {HEALTHY_SECONDS} s: {', '.join(waiting)}.")
         time.sleep(process_group.POLL_SECONDS)
 
 
 def _is_healthy(port: int) -> bool:
     """Whether /healthz says so, and that the broker is connected if it mentions the broker."""
-    with contextlib.suppress(http_client.NoAnswer):
+    with contextlib.suppress(http_client.NoResponse):
         answer = http_client.call("GET", f"http://localhost:{port}/healthz")
         return answer.status == 200 and answer.body.get("broker") != "absent"
     return False
@@ -107,7 +107,7 @@ def _is_healthy(port: int) -> bool:
 def require_alive(running: Processes) -> None:
     for name, process in running.items():
         if process.poll() is not None:
-            raise Trouble(f"{name} ended by itself, with status {process.returncode}.")
+            raise StartupError(f"{name} ended by itself, with status {process.returncode}.")
 
 
 def interrupt_once() -> None:

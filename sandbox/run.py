@@ -6,7 +6,7 @@ import sys
 import threading
 
 from sandbox import processes
-from sandbox.processes import PORTS, PROJECT_DIR, Trouble
+from sandbox.processes import PORTS, PROJECT_DIR, StartupError
 from sandbox.servers import broker
 from sandbox.servers.management import console
 from sandbox.servers.sources import Unavailable, print_line
@@ -40,14 +40,14 @@ def main() -> int:
             _run(found)
     except KeyboardInterrupt:
         print_line("Stopped.")
-    except (Trouble, Unavailable) as trouble:
+    except (StartupError, Unavailable) as trouble:
         print(trouble, file=sys.stderr)
         return 1
     return 0
 
 
 def _run(found: broker.Broker) -> None:
-    """Print the output of the processes until one of them ends, which raises Trouble."""
+    """Print the output of the processes until one of them ends, which raises StartupError."""
     env, ended = processes.environment(found, found.amqp_url), threading.Event()
     processes.prepare(env)
     with processes.started(env, log_dir=None) as running:

@@ -11,18 +11,18 @@ from typing import Any
 RESPONSE_SECONDS = 10
 
 
-class NoAnswer(Exception):
-    """The address does not answer, or not with JSON."""
+class NoResponse(Exception):
+    """The address does not respond, or not with JSON."""
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     status: int
     body: Any
 
 
-def call(method: str, url: str, body: object = None, *, login: str = "") -> Answer:
-    """One request, with `login` (user:password) as basic authentication. An error status is an answer too."""
+def call(method: str, url: str, body: object = None, *, login: str = "") -> Response:
+    """One request, with `login` (user:password) as basic authentication. An error status is a response too."""
     headers = {"content-type": "application/json"}
     if login:
         headers["authorization"] = "Basic " + b64encode(login.encode()).decode()
@@ -34,6 +34,6 @@ def call(method: str, url: str, body: object = None, *, login: str = "") -> Answ
         except urllib.error.HTTPError as error:
             response = error
         with response:
-            return Answer(response.status, json.loads(response.read() or "null"))
+            return Response(response.status, json.loads(response.read() or "null"))
     except (OSError, ValueError) as error:
-        raise NoAnswer(f"{method} {url}: {error}") from error
+        raise NoResponse(f"{method} {url}: {error}") from error

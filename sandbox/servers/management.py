@@ -16,12 +16,12 @@ class Management:
         self._base = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
 
     def call(self, method: str, *path: str, body: object = None) -> Any:
-        """One call, its path segments quoted here (the default vhost is `/`). Raises NoAnswer, also if refused."""
+        """One call, its path segments quoted here (the default vhost is `/`). Raises NoResponse, also if refused."""
         url = "/".join([self._base, "api", *(quote(segment, safe="") for segment in path)])
-        answer = http_client.call(method, url, body, login=self._login)
-        if answer.status >= 400:
-            raise http_client.NoAnswer(f"{method} {url}: {answer.status} {answer.body}")
-        return answer.body
+        response = http_client.call(method, url, body, login=self._login)
+        if response.status >= 400:
+            raise http_client.NoResponse(f"{method} {url}: {response.status} {response.body}")
+        return response.body
 
     def create_vhost(self, name: str) -> None:
         """Create a vhost with full permissions for its creator. May be repeated."""
@@ -34,10 +34,10 @@ class Management:
 
 
 def refusal(url: str) -> str | None:
-    """Why the API at this URL cannot be used; None if it answers."""
+    """Why the API at this URL cannot be used; None if it responds."""
     try:
         Management(url).call("GET", "whoami")
-    except http_client.NoAnswer as error:
+    except http_client.NoResponse as error:
         return str(error)
     return None
 

@@ -1,4 +1,4 @@
-"""JSON over HTTP, and the process around it: settings, threads, an orderly end on SIGTERM."""
+"""JSON over HTTP, and the process around it: settings, threads, graceful shutdown on SIGTERM."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ STOP_SECONDS = 3.0
 
 #: Ids and numbers of the contract.
 Id = Annotated[int, Field(ge=1, le=2**31 - 1)]
-#: An id that another service chose, returned as it came.
+#: An id that another service chose, returned unchanged.
 Reference = Annotated[str, Field(max_length=100)] | int
 #: A JSON number keeps 15 digits in every language (RFC 8259, section 6).
 Amount = Annotated[Decimal, Field(ge=0, max_digits=15)]
@@ -60,7 +60,7 @@ def json_app(name: str, service: Service | None = None) -> Flask:
 
 
 def read_body(model: type[Body]) -> Body:
-    """The body of the request. A body that is not JSON, or does not match the model, is answered with 400."""
+    """The body of the request. If it is not JSON or does not match the model, the response is 400."""
     value = None
     with suppress(ValueError, RecursionError):
         value = json.loads(request.get_data())
@@ -68,7 +68,7 @@ def read_body(model: type[Body]) -> Body:
 
 
 def found(value: T | None, message: str) -> T:
-    """The value; without one, the request is answered with 404."""
+    """The value. Without one, the response is 404."""
     if value is None:
         raise NotFound(message)
     return value
@@ -79,7 +79,7 @@ def database_path(name: str) -> Path:
 
 
 def serve(app: Flask, port: int, service: Service | None = None) -> None:
-    """Answer HTTP, and serve the broker in a thread of its own, until SIGTERM or SIGINT."""
+    """Serve HTTP, and the broker in another thread, until SIGTERM or SIGINT."""
     level = os.environ.get("LOG_LEVEL", "INFO").upper()
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(message)s")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # not every request

@@ -1,9 +1,9 @@
-"""The Payment Service: takes payments and refunds them.
+"""The Payment Service: charges and refunds payments.
 
-With PAYMENT_MODE=auto it pays every request, once per order. With PAYMENT_MODE=manual only POST /payments pays. Each
-POST is a payment, also a second one for the same order: the Order Service has that one refunded. It ignores `pay_by`:
-the Order Service judges whether a payment is late. After a refund of everything, a PaymentRequested for the order is
-neither paid nor answered: the order has ended, so nothing waits for an answer.
+With PAYMENT_MODE=auto it charges every request, once per order. With PAYMENT_MODE=manual only POST /payments pays. Each
+POST is a payment, also a second one for the same order: the Order Service requests its refund. It ignores `pay_by`: the
+Order Service decides whether a payment is late. After a refund of everything, a PaymentRequested for the order is
+neither charged nor replied to: the order has ended, so no reply is expected.
 """
 
 import os
@@ -22,7 +22,7 @@ from sandbox.siblings.faults import Faults, FaultyService
 from sandbox.siblings.http import Amount, Id, Reference, database_path, found, json_app, json_number, read_body, serve
 from sandbox.siblings.kit import Event, Handler, connect, transaction
 
-#: `closed_orders`: orders whose payments were all refunded, and for which nothing is paid any more.
+#: `closed_orders`: orders that were refunded completely and are not charged again.
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS payments (
     id INTEGER PRIMARY KEY AUTOINCREMENT, order_id INTEGER NOT NULL, user_id INTEGER NOT NULL,
@@ -32,7 +32,7 @@ CREATE TABLE IF NOT EXISTS payments (
 CREATE INDEX IF NOT EXISTS payments_by_order ON payments (order_id);
 CREATE TABLE IF NOT EXISTS closed_orders (order_id INTEGER PRIMARY KEY);
 """
-#: The service's own faults, in automatic mode. In manual mode, the person who pays decides.
+#: The service's own faults, in automatic mode. In manual mode, the user decides.
 DECIDING = ("reject", "wrong_amount")
 UNKNOWN_PAYMENT = "Pembayaran tidak ditemukan."
 
@@ -65,9 +65,9 @@ def create_service(database: Path, mode: str = "auto", faults: Faults | None = N
 
 
 def payment_requested(faults: Faults, mode: str, db: sqlite3.Connection, data: dict[str, Any]) -> Event | None:
-    """Pay once for the order, unless in manual mode. A repeated request gets the same payment as its answer."""
+    """Charge the order once, unless in manual mode. The reply to a repeated request has the same payment."""
     wanted = NewPayment.model_validate(data)
-    query = "SELECT * FROM payments WHERE order_id = ? ORDER BY status, id"  # those not refunded first
+    query = "SELECT * FROM payments WHERE order_id = ? ORDER BY status, id"  # paid ones before refunded ones
     known = db.execute(query, [wanted.order_id]).fetchone()
     if known and known["status"] == "paid":
         return completed(known)
@@ -95,7 +95,7 @@ def completed(payment: sqlite3.Row) -> Event:
 def refund_requested(db: sqlite3.Connection, data: dict[str, Any]) -> Event:
     """Refund the payment, once, and confirm in any case.
 
-    Null means every payment of the order, and that nothing is paid for it later, even if it is unknown yet.
+    Null refunds every payment of the order, and prevents later charges for it, also if it is not known yet.
     """
     refund = RefundRequested.model_validate(data)
     payment_id = None if refund.payment_id is None else str(refund.payment_id)
@@ -113,7 +113,7 @@ def as_json(payment: sqlite3.Row) -> dict[str, Any]:
 
 
 def create_app(service: FaultyService) -> Flask:
-    """The service over HTTP, with a connection per request: each request runs in a thread of its own."""
+    """The service over HTTP, with a database connection per request: each request has its own thread."""
     app = json_app(service.name, service)
     faults.add_routes(app, service.faults)
 

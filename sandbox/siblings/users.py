@@ -29,13 +29,13 @@ class NewUser(BaseModel):
 
 
 class PaymentStatus(BaseModel):
-    """The field has either name."""
+    """The field may have either name."""
 
     status: Literal["pending", "paid", "failed"] = Field(validation_alias=AliasChoices("payment_status", "status"))
 
 
 def create_app(database: Path) -> Flask:
-    """The service over HTTP, with a connection per request: each request runs in a thread of its own."""
+    """The service over HTTP, with a database connection per request: each request has its own thread."""
     create(database, SCHEMA)
     app = json_app("user-service")
 
