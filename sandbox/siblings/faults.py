@@ -30,10 +30,9 @@ SENDING = ("silent", "delay", "duplicate", "reorder")
 
 
 class Faults:
-    """The faults of one service, off at first. One thread sets them, others read them."""
+    """The faults of one service, off at first; `deciding` names its own. One thread sets them, others read them."""
 
     def __init__(self, deciding: Collection[str] = ()) -> None:
-        """`deciding` names the service's own faults."""
         self.known = [*deciding, *SENDING]
         self.active: Mapping[str, Any] = {}
         self._turns = itertools.count()
@@ -89,8 +88,6 @@ class FaultyService(Service):
 
 
 def add_routes(app: Flask, faults: Faults) -> None:
-    """GET and PUT /faults."""
-
     @app.get("/faults")
     def show_faults() -> ResponseReturnValue:
         return {"active": dict(faults.active), "known": faults.known}

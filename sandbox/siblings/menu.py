@@ -5,7 +5,6 @@ OrderCreated for the order reserves nothing and gets no reply: the order has end
 """
 
 import json
-import os
 import sqlite3
 from collections import Counter
 from contextlib import closing
@@ -19,9 +18,8 @@ from flask.typing import ResponseReturnValue
 from pydantic import BaseModel, Field
 from werkzeug.exceptions import BadRequest
 
-from sandbox.siblings import faults
-from sandbox.siblings.faults import Faults, FaultyService
-from sandbox.siblings.http import Amount, Id, Reference, database_path, found, json_app, json_number, read_body, serve
+from sandbox.siblings.faults import Faults, FaultyService, add_routes, from_environment
+from sandbox.siblings.http import Amount, Id, OwnId, Reference, db_path, found, json_app, json_number, read_body, serve
 from sandbox.siblings.kit import Event, Handler, connect, transaction
 
 #: `orders` holds the reply to each order (`answer` is its type) and, in `lines`, the reserved quantities. A row without
@@ -60,7 +58,7 @@ class StockReleaseRequested(BaseModel):
 
     order_id: Id
     release_id: Reference
-    reservation_id: Reference | None
+    reservation_id: OwnId | None
 
 
 class NewMenu(BaseModel):
@@ -129,13 +127,12 @@ def stock_release_requested(db: sqlite3.Connection, data: dict[str, Any]) -> Eve
     Null releases everything held for the order, and prevents later reservations for it, also if it is not known yet.
     """
     request = StockReleaseRequested.model_validate(data)
-    reservation_id = None if request.reservation_id is None else str(request.reservation_id)
-    if reservation_id is None:
+    if request.reservation_id is None:
         db.execute("INSERT OR IGNORE INTO orders (order_id) VALUES (?)", [request.order_id])
     released = db.execute(
         "UPDATE orders SET released = 1"
         " WHERE order_id = ? AND NOT released AND reservation_id IS coalesce(?, reservation_id) RETURNING lines",
-        [request.order_id, reservation_id],
+        [request.order_id, request.reservation_id],
     ).fetchall()
     for row in released:
         for menu_id, quantity in json.loads(row["lines"]).items():
@@ -152,9 +149,8 @@ def as_json(menu: sqlite3.Row) -> dict[str, Any]:
 
 
 def create_app(service: FaultyService) -> Flask:
-    """The service over HTTP, with a database connection per request: each request has its own thread."""
     app = json_app(service.name, service)
-    faults.add_routes(app, service.faults)
+    add_routes(app, service.faults)
 
     @app.get("/menus")
     def list_menus() -> ResponseReturnValue:
@@ -188,6 +184,5 @@ def create_app(service: FaultyService) -> Flask:
 
 
 def main() -> None:
-    """Serve HTTP and the broker until SIGTERM."""
-    service = create_service(database_path("menu.db"), faults.from_environment("MENU_FAULTS", DECIDING))
-    serve(create_app(service), int(os.environ.get("MENU_PORT", "5002")), service)
+    service = create_service(db_path("menu.db"), from_environment("MENU_FAULTS", DECIDING))
+    serve(create_app(service), "MENU_PORT", 5002, service)
