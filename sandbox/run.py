@@ -40,8 +40,7 @@ def run() -> None:
             for (name, process), colour in zip(running.items(), itertools.cycle(COLOURS), strict=False):
                 threading.Thread(target=_print_output, args=[name, process, colour, exited], daemon=True).start()
             processes.wait_healthy(running)
-            addresses = {name: str(port) for name, port in PORTS.items()}
-            print_line(READY.format(**addresses, console=console(found.management_url), amqp_url=found.amqp_url))
+            print_line(READY.format(**PORTS, console=console(found.management_url), amqp_url=found.amqp_url))
             exited.wait()
             processes.require_alive(running)
 

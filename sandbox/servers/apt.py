@@ -2,12 +2,13 @@
 
 import os
 import shutil
-import subprocess
 import threading
 
 from sandbox.servers.process_group import succeeds
 from sandbox.servers.sources import Say, Unavailable
 
+#: Seconds for apt to download and install, on a slow line.
+INSTALL_SECONDS = 1800
 #: apt allows one install at a time, and the tests start their servers in parallel.
 _install_lock = threading.Lock()
 
@@ -35,18 +36,14 @@ def install(package: str, *, say: Say) -> None:
     with _install_lock:
         say(f"Installing Debian's {package} package, which takes a minute or two ...")
         had_epmd = shutil.which("epmd")
-        _apt([*prefix, apt, "-qq", "update"])
-        command = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive", apt, "install", "-q", "-y"]
-        _apt([*command, "--no-install-recommends", package])
+        for arguments in (["-qq", "update"], ["-q", "-y", "--no-install-recommends", "install", package]):
+            command = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive", apt, *arguments]
+            if not succeeds(command, seconds=INSTALL_SECONDS, quiet=False):
+                raise Unavailable(f"`{' '.join(command)}` failed")
         service = shutil.which("service", path=os.environ.get("PATH", "") + os.pathsep + "/usr/sbin")
         if service and succeeds([*prefix, service, package, "status"]):
             say(f"The package started its own {package} service, which is not needed here: stopping it.")
-            succeeds([*prefix, service, package, "stop"])
+            succeeds([*prefix, service, package, "stop"], seconds=60)
         epmd = shutil.which("epmd")
         if epmd and not had_epmd:
             succeeds([*prefix, epmd, "-kill"])  # refused while it is in use
-
-
-def _apt(command: list[str]) -> None:
-    if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode:  # noqa: S603
-        raise Unavailable(f"`{' '.join(command)}` failed")

@@ -25,8 +25,8 @@ PULL_SECONDS = 180
 START_SECONDS = 90
 COMPOSE_FILE = Path(__file__).parents[2] / "docker-compose.yml"
 
-#: The URLs of AMQP and of the management API (None: unreachable), and a description.
-RabbitMQ = tuple[tuple[str, str | None], str]
+#: The URLs of AMQP and of the management API (None: unreachable).
+Urls = tuple[str, str | None]
 
 
 def require_image(image: str, say: Say) -> None:
@@ -38,12 +38,12 @@ def require_image(image: str, say: Say) -> None:
     if succeeds(["docker", "image", "inspect", image]):
         return
     say(f"Docker does not have the image {image} yet: pulling it (for {PULL_SECONDS} s at most) ...")
-    if not succeeds(["docker", "pull", image], seconds=PULL_SECONDS, capture_output=False):
+    if not succeeds(["docker", "pull", image], seconds=PULL_SECONDS, quiet=False):
         raise Unavailable(f"Docker could not pull {image} within {PULL_SECONDS} s")
 
 
 @contextlib.contextmanager
-def compose_rabbitmq(name: str, *, keep: bool, say: Say) -> Iterator[RabbitMQ]:
+def compose_rabbitmq(name: str, *, keep: bool, say: Say) -> Iterator[tuple[Urls, str]]:
     """The compose file's RabbitMQ, in a compose project of its own; with `keep`, its volume outlives the block."""
     require_image(RABBITMQ_IMAGE, say)
     program = ["docker", "compose"] if succeeds(["docker", "compose", "version"]) else ["docker-compose"]
@@ -70,7 +70,7 @@ def _compose(command: list[str], env: dict[str, str]) -> None:
         raise Unavailable(f"`{' '.join(command)}` failed: {textwrap.shorten(done.stderr[-400:], 300)}")
 
 
-def _ready(authority: str, amqp_port: int, management_port: int) -> tuple[str, str]:
+def _ready(authority: str, amqp_port: int, management_port: int) -> Urls:
     """Both URLs, once the management API responds, which is the last thing to start."""
     management_url = f"http://{authority}:{management_port}"
     deadline = time.monotonic() + START_SECONDS
@@ -82,7 +82,7 @@ def _ready(authority: str, amqp_port: int, management_port: int) -> tuple[str, s
 
 
 @contextlib.contextmanager
-def throwaway_rabbitmq(say: Say) -> Iterator[RabbitMQ]:
+def throwaway_rabbitmq(say: Say) -> Iterator[tuple[Urls, str]]:
     """RabbitMQ in a container of testcontainers (a development requirement), on free ports."""
     with contextlib.ExitStack() as stack:
         with _testcontainers(RABBITMQ_IMAGE, say):

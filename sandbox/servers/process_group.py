@@ -31,12 +31,11 @@ POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Command:
-    """A command with its log (None: a pipe for the caller to read) and OS user (None: the current one)."""
+    """A command with its log (None: a pipe for the caller to read)."""
 
     arguments: Sequence[str]
     env: Mapping[str, str]
     log: Path | None
-    user: str | None = None
     cwd: Path | None = None
     stop_signal: Literal["TERM", "KILL"] = "TERM"
     #: Seconds that the server gets to stop before it is killed.
@@ -59,9 +58,6 @@ def serving(command: Command) -> Iterator[subprocess.Popen[bytes]]:
             stderr=subprocess.STDOUT,
             cwd=command.cwd,
             start_new_session=True,
-            user=command.user,
-            group=command.user,
-            extra_groups=[] if command.user else None,
         )
     try:
         yield process
@@ -96,10 +92,11 @@ def wait_ready(process: subprocess.Popen[bytes], log: Path, ready: Callable[[], 
         time.sleep(POLL_SECONDS)
 
 
-def succeeds(command: Sequence[str], *, seconds: float = 15, capture_output: bool = True) -> bool:
+def succeeds(command: Sequence[str], *, seconds: float = 15, quiet: bool = True) -> bool:
     """Whether the command can be run and ends with status 0 within the time."""
     with contextlib.suppress(subprocess.TimeoutExpired, OSError):
-        done = subprocess.run(command, capture_output=capture_output, timeout=seconds, check=False)  # noqa: S603
+        stdin = subprocess.DEVNULL
+        done = subprocess.run(command, stdin=stdin, capture_output=quiet, timeout=seconds, check=False)  # noqa: S603
         return done.returncode == 0
     return False
 

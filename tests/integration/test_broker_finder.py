@@ -15,7 +15,7 @@ import pytest
 
 from sandbox.servers import apt, broker, docker, process_group, rabbitmq_node
 from sandbox.servers.broker import Broker
-from sandbox.servers.http_client import NoResponse
+from sandbox.servers.http_client import RequestFailed
 from sandbox.servers.management import Management
 from sandbox.servers.sources import Say, Unavailable
 
@@ -28,7 +28,7 @@ requires_rabbitmq_server = pytest.mark.skipif(
 
 
 @contextlib.contextmanager
-def no_docker(say: Say) -> Iterator[tuple[broker.Address, str]]:
+def no_docker(say: Say) -> Iterator[tuple[docker.Urls, str]]:
     raise Unavailable("no Docker in this test")
     yield
 
@@ -151,7 +151,7 @@ def test_a_broker_without_management_api_is_skipped_when_a_fresh_vhost_is_needed
 ) -> None:
     monkeypatch.setenv("RABBITMQ_MANAGEMENT_URL", "http://guest:guest@127.0.0.1:1")
 
-    with pytest.raises(Unavailable, match="its management API, which makes the fresh vhosts, does not"):
+    with pytest.raises(Unavailable, match="its management API, which creates fresh vhosts, is not"):
         finding(tmp_path, []).__enter__()
 
     with finding(tmp_path, [], needs_management=False) as found:
@@ -199,5 +199,5 @@ def test_a_server_that_ends_is_reported_with_the_end_of_its_log(tmp_path: Path) 
 
 
 def test_an_unreachable_management_api_is_reported_with_the_call() -> None:
-    with pytest.raises(NoResponse, match=r"GET http://127\.0\.0\.1:1/api/whoami"):
+    with pytest.raises(RequestFailed, match=r"GET http://127\.0\.0\.1:1/api/whoami"):
         Management("http://guest:secret@127.0.0.1:1").call("GET", "whoami")
