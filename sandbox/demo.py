@@ -1,25 +1,21 @@
 """`make demo`: one order, from POST to paid, through real processes and a real broker.
 
-Its files are below var/demo, replaced each time, and nothing is left running. A queue of the demo's own shows every
-event as it passes the broker.
+Files are in var/demo and replaced on each run; no process is left running.
 """
 
 import contextlib
 import json
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from datetime import UTC, datetime
 
 import pika
 
 from sandbox import processes
-from sandbox.processes import PORTS, PROJECT_DIR, Processes, Trouble
+from sandbox.processes import PORTS, PROJECT_DIR, StartupError
 from sandbox.servers import broker, http_client, process_group
 from sandbox.servers.management import console
-from sandbox.servers.sources import Unavailable, print_line
+from sandbox.servers.sources import print_line
 
 DEMO_DIR = PROJECT_DIR / "var" / "demo"
 EXCHANGE = "restaurant.events"
@@ -27,138 +23,86 @@ EXCHANGE = "restaurant.events"
 ORDER = {"user_id": 1, "menu_ids": [1, 2]}
 TOTAL = 38000
 STOCK_AFTER = {1: 14, 2: 6}
-#: Seconds until the order is paid; it takes less than one.
-PAID_SECONDS = 30
+#: The fields that are printed of each event of an order that gets paid.
+FIELDS = {
+    "OrderCreated": ["order_id", "menu_ids"],
+    "MenuReserved": ["items"],
+    "PaymentRequested": ["amount"],
+    "PaymentCompleted": ["payment_id", "amount"],
+    "OrderPaid": ["order_id"],
+}
+#: Seconds until the next event of the order; it takes less than one.
+EVENT_SECONDS = 10
 
 API, MENU = (f"http://localhost:{PORTS[name]}" for name in ("api", "menu"))
 
-RETRY = """
-The logs of all processes are in var/demo/*.log. Run `make demo` again, or `make run` to look around
-while everything stays up."""
+RETRY = "All logs are in var/demo/*.log. Run `make demo` again, or `make run` to explore the running services."
 
 
-def main() -> int:
-    """Returns the exit status."""
-    processes.interrupt_once()
-    try:
-        processes.require_free_ports()
-        shutil.rmtree(DEMO_DIR, ignore_errors=True)
-        with broker.running(DEMO_DIR / "broker") as found, broker.fresh_vhost(found, "order-service-demo") as amqp_url:
-            _demo(found, amqp_url)
-    except KeyboardInterrupt:
-        print_line("Stopped.")
-        return 130
-    except (Trouble, Unavailable) as trouble:
-        print(f"\n{trouble}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _demo(found: broker.Broker, amqp_url: str) -> None:
-    env = processes.environment(
-        found,
-        amqp_url,
-        DATABASE_URL=f"sqlite:///{DEMO_DIR / 'order-service.db'}",
-        SANDBOX_DIR=str(DEMO_DIR / "sandbox"),
-        USER_SERVICE_URL=f"http://localhost:{PORTS['users']}",
-        HOST="127.0.0.1",
-    )
-    processes.prepare(env)
-    with processes.started(env, DEMO_DIR) as running:
-        print_line(f"Starting {', '.join(running)} ...")
-        try:
-            processes.wait_healthy(running)
-            _follow_order(amqp_url, running)
-            _check_stock()
-        except (Trouble, http_client.NoAnswer) as trouble:
-            raise Trouble(f"{trouble}\n{_tails(running)}\n{RETRY}") from trouble
-    print_line(f"""
-The order is paid. All of it was real: the messages went through this broker, whose console shows queues and messages:
+def demo() -> None:
+    shutil.rmtree(DEMO_DIR, ignore_errors=True)
+    with broker.running(DEMO_DIR / "broker") as found, broker.fresh_vhost(found, "order-service-demo") as amqp_url:
+        env = processes.environment(
+            found,
+            amqp_url,
+            DATABASE_URL=f"sqlite:///{DEMO_DIR / 'order-service.db'}",
+            SANDBOX_DIR=str(DEMO_DIR / "sandbox"),
+            USER_SERVICE_URL=f"http://localhost:{PORTS['users']}",
+            HOST="127.0.0.1",
+        )
+        processes.prepare(env)
+        with processes.started(env, DEMO_DIR) as running:
+            print_line(f"Starting {', '.join(running)} ...")
+            try:
+                processes.wait_healthy(running)
+                _follow_order(amqp_url)
+                _check_stock()
+            except (StartupError, http_client.RequestFailed) as error:
+                tails = [f"The end of {log}:\n{process_group.tail(log)}" for log in sorted(DEMO_DIR.glob("*.log"))]
+                raise StartupError("\n".join([str(error), *tails, "", RETRY])) from error
+        print_line(f"""
+The order is paid. All messages passed through this broker, whose console shows queues and messages:
   {console(found.management_url)}
-Everything that the demo started is stopped again. `make run` keeps everything up: post orders, and watch the queues
-order-service.menu and order-service.payment in the console.""")
+Everything that the demo started is stopped again. `make run` keeps everything running: post orders, and watch the
+queues order-service.menu and order-service.payment in the console.""")
 
 
-def _tails(running: Processes) -> str:
-    """The ends of the logs, longer for a process that has ended."""
-    lines = {name: 5 if process.poll() is None else 40 for name, process in running.items()}
-    tails = {name: process_group.tail(DEMO_DIR / f"{name}.log", count) for name, count in lines.items()}
-    return "\n".join(f"The end of var/demo/{name}.log:\n{tail}" for name, tail in tails.items())
-
-
-def _follow_order(amqp_url: str, running: Processes) -> None:
-    """Post the order, and show every event until it is paid. Raises Trouble if it is not."""
-    start = time.monotonic()
-
-    def show(what: str, detail: str) -> None:
-        print_line(f"  {time.monotonic() - start:5.2f} s  {what:<18}{detail}")
-
-    with _listening(amqp_url) as events, ThreadPoolExecutor(1) as pool:
-        print_line(f"\nPOST {API}/orders  {json.dumps(ORDER)}")
-        posted = pool.submit(http_client.call, "POST", f"{API}/orders", ORDER)
-        order_id, seen = 0, ""
-        while not (order_id and seen == "OrderPaid"):
-            processes.require_alive(running)
-            if time.monotonic() - start > PAID_SECONDS:
-                raise Trouble(f"The order was not paid within {PAID_SECONDS} s.")
-            if event := next(events):
-                seen = event["type"]
-                show(seen, _describe(seen, event["data"]))
-            if not order_id and posted.done():
-                answer = posted.result()
-                if answer.status not in (201, 202):
-                    raise Trouble(f"POST /orders answered {answer.status}: {json.dumps(answer.body)}")
-                order_id = answer.body["id"]
-                show(f"answer {answer.status}", _priced(answer.body))
-    order = http_client.call("GET", f"{API}/orders/{order_id}").body
-    show("GET", _priced(order))
-    if (order["status"], order["total_price"]) != ("paid", TOTAL):
-        raise Trouble(f"The order should be paid, with total_price {TOTAL}. It is: {order}")
-    print_line(f"\nGET {API}/orders/{order_id}\n{json.dumps(order, indent=2)}")
-
-
-@contextlib.contextmanager
-def _listening(amqp_url: str) -> Iterator[Iterator[dict[str, Any] | None]]:
-    """Every event as it passes the broker, and None whenever none passes for a moment."""
+def _follow_order(amqp_url: str) -> None:
+    """Post the order, and print every event until it is paid. Raises StartupError if it is not."""
     with contextlib.closing(pika.BlockingConnection(pika.URLParameters(amqp_url))) as connection:
         channel = connection.channel()
         queue = channel.queue_declare("", exclusive=True).method.queue
         channel.queue_bind(queue, EXCHANGE, "#")
-        messages = channel.consume(queue, auto_ack=True, inactivity_timeout=0.02)
-        yield (json.loads(body) if body else None for _, _, body in messages)
-
-
-#: What to show of the data of each event on the way to a paid order.
-DETAILS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "OrderCreated": lambda data: f"order {data['order_id']} is pending; the menu is asked for {data['menu_ids']}",
-    "MenuReserved": lambda data: (
-        "reserved: " + ", ".join(f"{item['name']} {item['price']} ({item['stock']} left)" for item in data["items"])
-    ),
-    "PaymentRequested": lambda data: f"total {data['amount']}",
-    "PaymentCompleted": lambda data: f"payment {data['payment_id']} of {data['amount']}",
-    "OrderPaid": lambda data: f"order {data['order_id']} is paid",
-}
-
-
-def _describe(event_type: str, data: dict[str, Any]) -> str:
-    if event_type not in DETAILS:
-        raise Trouble(f"{event_type}, which should not happen here: {json.dumps(data)}")
-    return DETAILS[event_type](data)
-
-
-def _priced(order: dict[str, Any]) -> str:
-    return f"order {order['id']}: status {order['status']}, total_price {order['total_price']}"
+        print_line(f"\nPOST {API}/orders  {json.dumps(ORDER)}")
+        start = datetime.now(UTC)
+        posted = http_client.call("POST", f"{API}/orders", ORDER)
+        print_line(f"  status {posted['status']}, total_price {posted['total_price']}\n\nEvents since the request:")
+        for _, _, body in channel.consume(queue, auto_ack=True, inactivity_timeout=EVENT_SECONDS):
+            if not body:
+                raise StartupError(f"The order is not paid, and there was no event for {EVENT_SECONDS} s.")
+            event = json.loads(body)
+            seconds = (datetime.fromisoformat(event["time"]) - start).total_seconds()
+            if event["type"] not in FIELDS:
+                raise StartupError(f"Unexpected event {event['type']}: {json.dumps(event['data'])}")
+            fields = " ".join(f"{name}={json.dumps(event['data'][name])}" for name in FIELDS[event["type"]])
+            print_line(f"  {seconds:5.2f} s  {event['type']:<18}{fields}")
+            if event["type"] == "OrderPaid":
+                break
+    order = http_client.call("GET", f"{API}/orders/{posted['id']}")
+    print_line(f"\nGET {API}/orders/{posted['id']}\n{json.dumps(order, indent=2)}")
+    if (order["status"], order["total_price"]) != ("paid", TOTAL):
+        raise StartupError(f"The order should be paid, with total_price {TOTAL}.")
 
 
 def _check_stock() -> None:
-    """Show the stock at the Menu Service. Raises Trouble if it is not what the order leaves."""
+    """Print the stock of the Menu Service. Raises StartupError if it is not what the order leaves."""
+    menus = http_client.call("GET", f"{MENU}/menus")
     print_line(f"\nStock at the Menu Service, {MENU}/menus")
-    for menu_id, expected in STOCK_AFTER.items():
-        menu = http_client.call("GET", f"{MENU}/menus/{menu_id}").body
+    for menu in menus:
         print_line(f"  {menu['name']:<18}{menu['stock']}")
-        if menu["stock"] != expected:
-            raise Trouble(f"The stock of menu {menu_id} should be {expected}.")
+    if {menu["id"]: menu["stock"] for menu in menus} != STOCK_AFTER:
+        raise StartupError(f"The stock by menu id should be {STOCK_AFTER}.")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(processes.exit_status(demo, if_interrupted=130))

@@ -6,16 +6,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from sandbox.servers import http_client, ports, process_group
 from sandbox.servers.broker import Broker
 from sandbox.servers.process_group import Command
-from sandbox.servers.sources import print_line
+from sandbox.servers.sources import Unavailable, print_line
 
 PROJECT_DIR = Path(__file__).parent.parent
-#: Where each process with an HTTP side listens.
+#: The port of each process that serves HTTP.
 PORTS = {"users": 5001, "menu": 5002, "api": 5003, "payment": 5004}
 #: Seconds for all processes to be healthy; a busy two-core machine took 10.
 HEALTHY_SECONDS = 60
@@ -27,17 +27,31 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Processes = Mapping[str, subprocess.Popen[bytes]]
 
 
-class Trouble(Exception):
-    """An expected failure; the text says what happened and what to do."""
+class StartupError(Exception):
+    """An expected failure of `make demo` or `make run`; the text says what happened and what to do."""
+
+
+def exit_status(command: Callable[[], None], *, if_interrupted: int) -> int:
+    """Run the command if its ports are free. Prints an expected failure, and returns the exit status."""
+    interrupt_once()
+    try:
+        require_free_ports()
+        command()
+    except KeyboardInterrupt:
+        print_line("Stopped.")
+        return if_interrupted
+    except (StartupError, Unavailable) as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def require_free_ports() -> None:
-    taken = [f"  {port} (for {name})" for name, port in PORTS.items() if ports.free_ports(port) != [port]]
-    if taken:
-        raise Trouble(
-            "These ports are taken, perhaps by another `make run` or by `docker-compose up`:\n"
-            + "\n".join(taken)
-            + "\nStop what listens there (`ss -ltnp` names it), and run the command again."
+    if used := [f"  {port} (for {name})" for name, port in PORTS.items() if ports.free_ports(port) != [port]]:
+        raise StartupError(
+            "These ports are in use, perhaps by another `make run` or by `docker-compose up`:\n"
+            + "\n".join(used)
+            + "\nStop the processes that listen there (`ss -ltnp` lists them), and run the command again."
         )
 
 
@@ -64,7 +78,7 @@ def prepare(env: Mapping[str, str]) -> None:
         command = [sys.executable, "-m", "order_service", step]
         done = subprocess.run(command, cwd=PROJECT_DIR, env=env, capture_output=True, text=True, check=False)  # noqa: S603
         if done.returncode:
-            raise Trouble(f"`python -m order_service {step}` failed:\n{done.stdout}{done.stderr}")
+            raise StartupError(f"`python -m order_service {step}` failed:\n{done.stdout}{done.stderr}")
 
 
 @contextlib.contextmanager
@@ -85,29 +99,28 @@ def started(env: Mapping[str, str], log_dir: Path | None) -> Iterator[Processes]
 
 
 def wait_healthy(running: Processes) -> None:
-    """Return once every process with an HTTP side is healthy. Raises Trouble if one ends or takes too long."""
+    """Return once every process that serves HTTP is healthy. Raises StartupError if one exits or takes too long."""
     deadline = time.monotonic() + HEALTHY_SECONDS
     waiting = dict(PORTS)
     while waiting:
         require_alive(running)
         waiting = {name: port for name, port in waiting.items() if not _is_healthy(port)}
         if waiting and time.monotonic() > deadline:
-            raise Trouble(f"Not healthy after {HEALTHY_SECONDS} s: {', '.join(waiting)}.")
+            raise StartupError(f"Not healthy after {HEALTHY_SECONDS} s: {', '.join(waiting)}.")
         time.sleep(process_group.POLL_SECONDS)
 
 
 def _is_healthy(port: int) -> bool:
-    """Whether /healthz says so, and that the broker is connected if it mentions the broker."""
-    with contextlib.suppress(http_client.NoAnswer):
-        answer = http_client.call("GET", f"http://localhost:{port}/healthz")
-        return answer.status == 200 and answer.body.get("broker") != "absent"
+    """Whether /healthz reports success, and does not report the broker as absent."""
+    with contextlib.suppress(http_client.RequestFailed):
+        return bool(http_client.call("GET", f"http://localhost:{port}/healthz").get("broker") != "absent")
     return False
 
 
 def require_alive(running: Processes) -> None:
     for name, process in running.items():
         if process.poll() is not None:
-            raise Trouble(f"{name} ended by itself, with status {process.returncode}.")
+            raise StartupError(f"{name} exited unexpectedly, with status {process.returncode}.")
 
 
 def interrupt_once() -> None:

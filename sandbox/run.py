@@ -1,4 +1,4 @@
-"""`make run`: all processes, with their output prefixed by their names, until Ctrl-C. The data is kept."""
+"""`make run`: all processes, with their output prefixed by their names, until Ctrl-C. Data is kept."""
 
 import itertools
 import subprocess
@@ -6,10 +6,10 @@ import sys
 import threading
 
 from sandbox import processes
-from sandbox.processes import PORTS, PROJECT_DIR, Trouble
+from sandbox.processes import PORTS, PROJECT_DIR
 from sandbox.servers import broker
 from sandbox.servers.management import console
-from sandbox.servers.sources import Unavailable, print_line
+from sandbox.servers.sources import print_line
 
 VAR = PROJECT_DIR / "var"
 #: ANSI's cyan, yellow, green, magenta, blue, red, for the names of the processes.
@@ -30,45 +30,30 @@ READY = """
 """
 
 
-def main() -> int:
-    """Returns the exit status."""
-    processes.interrupt_once()
-    try:
-        processes.require_free_ports()
-        VAR.mkdir(exist_ok=True)
-        with broker.running(VAR / "run" / "broker", needs_management=False, keep=True) as found:
-            _run(found)
-    except KeyboardInterrupt:
-        print_line("Stopped.")
-    except (Trouble, Unavailable) as trouble:
-        print(trouble, file=sys.stderr)
-        return 1
-    return 0
+def run() -> None:
+    """Print the output of the processes until one of them exits, which raises StartupError."""
+    VAR.mkdir(exist_ok=True)
+    with broker.running(VAR / "run" / "broker", needs_management=False, keep=True) as found:
+        env, exited = processes.environment(found, found.amqp_url), threading.Event()
+        processes.prepare(env)
+        with processes.started(env, log_dir=None) as running:
+            for (name, process), colour in zip(running.items(), itertools.cycle(COLOURS), strict=False):
+                threading.Thread(target=_print_output, args=[name, process, colour, exited], daemon=True).start()
+            processes.wait_healthy(running)
+            print_line(READY.format(**PORTS, console=console(found.management_url), amqp_url=found.amqp_url))
+            exited.wait()
+            processes.require_alive(running)
 
 
-def _run(found: broker.Broker) -> None:
-    """Print the output of the processes until one of them ends, which raises Trouble."""
-    env, ended = processes.environment(found, found.amqp_url), threading.Event()
-    processes.prepare(env)
-    with processes.started(env, log_dir=None) as running:
-        for (name, process), colour in zip(running.items(), itertools.cycle(COLOURS), strict=False):
-            threading.Thread(target=_print_output, args=[name, process, colour, ended], daemon=True).start()
-        processes.wait_healthy(running)
-        addresses = {name: str(port) for name, port in PORTS.items()}
-        print_line(READY.format(**addresses, console=console(found.management_url), amqp_url=found.amqp_url))
-        ended.wait()
-        processes.require_alive(running)
-
-
-def _print_output(name: str, process: subprocess.Popen[bytes], colour: int, ended: threading.Event) -> None:
+def _print_output(name: str, process: subprocess.Popen[bytes], colour: int, exited: threading.Event) -> None:
     prefix = f"{name:<10} |"
     if sys.stdout.isatty():
         prefix = f"\033[{colour}m{prefix}\033[0m"
     for line in process.stdout or ():
         print_line(f"{prefix} {line.decode(errors='replace').rstrip()}")
     process.wait()
-    ended.set()
+    exited.set()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(processes.exit_status(run, if_interrupted=0))

@@ -2,7 +2,7 @@
 
 Sources, in this order: the broker at RABBITMQ_URL, or at its default; Docker; a private node of the installed
 `rabbitmq-server`, which is installed from Debian's package if need be and permissions allow. A broker that was already
-running is never emptied: `fresh_vhost` gives an empty place on it.
+running is never emptied: `fresh_vhost` creates an empty vhost on it.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ import pika
 from pika.exceptions import AMQPError
 
 from sandbox.servers import apt, management, rabbitmq_node
-from sandbox.servers.docker import RabbitMQ, compose_rabbitmq
+from sandbox.servers.docker import Urls, compose_rabbitmq
 from sandbox.servers.management import Management
 from sandbox.servers.sources import Say, Source, Unavailable, first_available, print_line
 
 DEFAULT_URL = "amqp://guest:guest@localhost:5672/"
-#: Seconds for a broker to answer a connection, which takes a few milliseconds.
-ANSWER_SECONDS = 5
+#: Seconds for a broker to accept a connection, which takes a few milliseconds.
+CONNECT_SECONDS = 5
 #: AMQP and management ports that `make run` prefers, so that the defaults of all commands find its broker.
 DEFAULT_PORTS = (5672, 15672)
 
@@ -36,12 +36,10 @@ ADVICE = """No RabbitMQ is available. Provide one of these three, then run the s
   3. a local rabbitmq-server:           sudo apt-get install rabbitmq-server   (a private node of it is started here)
 What was tried:"""
 
-Address = tuple[str, str | None]
-
 
 @dataclass(frozen=True)
 class Broker:
-    """A broker that answers. The URLs include user and password; `how` says what it is and why it was chosen."""
+    """A reachable broker. The URLs include user and password; `how` says what it is and why it was chosen."""
 
     amqp_url: str
     management_url: str | None
@@ -52,7 +50,7 @@ class Broker:
 def running(
     data_dir: Path,
     *,
-    docker: Source[Address] | None = None,
+    docker: Source[Urls] | None = None,
     docker_only: bool = False,
     needs_management: bool = True,
     keep: bool = False,
@@ -64,7 +62,7 @@ def running(
     data is kept (in data_dir, or a Docker volume), and it has the default ports if they are free.
     """
     docker = docker or (lambda say: compose_rabbitmq(data_dir.parent.name, keep=keep, say=say))
-    sources: list[Source[Address]] = [
+    sources: list[Source[Urls]] = [
         lambda _: _configured(needs_management=needs_management),
         docker,
         lambda say: _private(data_dir, keep=keep, say=say),
@@ -74,12 +72,11 @@ def running(
 
 
 @contextlib.contextmanager
-def _configured(*, needs_management: bool) -> Iterator[RabbitMQ]:
+def _configured(*, needs_management: bool) -> Iterator[tuple[Urls, str]]:
     configured = os.environ.get("RABBITMQ_URL")
-    which = "RABBITMQ_URL" if configured else "the default"
     refusals = []
-    for url in re.split(r"\s*,\s*", configured or DEFAULT_URL):  # of a cluster's addresses, the first that answers
-        name = f"{which} {masked(url)}"
+    for url in re.split(r"\s*,\s*", configured or DEFAULT_URL):  # of a cluster's addresses, the first reachable one
+        name = f"{'RABBITMQ_URL' if configured else 'the default'} {masked(url)}"
         reason = refusal(url)
         if reason is None:
             break
@@ -90,17 +87,14 @@ def _configured(*, needs_management: bool) -> Iterator[RabbitMQ]:
     reason = management.refusal(management_url)
     if reason and needs_management:
         raise Unavailable(
-            f"{name} answers, but its management API, which makes the fresh vhosts, does not ({reason}; "
-            "RABBITMQ_MANAGEMENT_URL says where it is)"
+            f"{name} is reachable, but its management API, which creates fresh vhosts, is not ({reason}; "
+            "RABBITMQ_MANAGEMENT_URL sets its address)"
         )
-    if reason:
-        yield (url, None), f"{name}, which answers (its management API does not, so there is no console)"
-    else:
-        yield (url, management_url), f"{name}, which answers"
+    yield (url, None if reason else management_url), name + (" (its management API is unreachable)" if reason else "")
 
 
 @contextlib.contextmanager
-def _private(data_dir: Path, *, keep: bool, say: Say) -> Iterator[RabbitMQ]:
+def _private(data_dir: Path, *, keep: bool, say: Say) -> Iterator[tuple[Urls, str]]:
     if rabbitmq_node.script() is None:
         apt.install("rabbitmq-server", say=say)
     ports = rabbitmq_node.free_ports(preferred=DEFAULT_PORTS if keep else (0, 0))
@@ -117,10 +111,10 @@ def refusal(url: str) -> str | None:
     logger.setLevel(logging.CRITICAL)  # it logs each failed attempt as an error
     try:
         parameters = pika.URLParameters(url)
-        parameters.socket_timeout = parameters.stack_timeout = parameters.blocked_connection_timeout = ANSWER_SECONDS
+        parameters.socket_timeout = parameters.stack_timeout = parameters.blocked_connection_timeout = CONNECT_SECONDS
         pika.BlockingConnection(parameters).close()
     except (AMQPError, OSError) as error:
-        return f"no broker answers ({_cause(error)})"
+        return f"no broker responds ({_cause(error)})"
     finally:
         logger.setLevel(level)
     return None

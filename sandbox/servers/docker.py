@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sandbox.servers import management, ports
-from sandbox.servers.process_group import POLL_SECONDS
+from sandbox.servers.process_group import POLL_SECONDS, succeeds
 from sandbox.servers.sources import Say, Unavailable
 
 RABBITMQ_IMAGE = "rabbitmq:4-management"
@@ -25,48 +25,38 @@ PULL_SECONDS = 180
 START_SECONDS = 90
 COMPOSE_FILE = Path(__file__).parents[2] / "docker-compose.yml"
 
-#: The URLs of AMQP and of the management API, and a description.
-RabbitMQ = tuple[tuple[str, str | None], str]
+#: The URLs of AMQP and of the management API (None: unreachable).
+Urls = tuple[str, str | None]
 
 
 def require_image(image: str, say: Say) -> None:
     """Pull the image if the engine does not have it. Raises Unavailable if that is not possible."""
-    docker = shutil.which("docker")
-    if docker is None:
+    if shutil.which("docker") is None:
         raise Unavailable("Docker is not installed")
-    if not _succeeds([docker, "version", "--format", "{{.Server.Version}}"]):
-        raise Unavailable("Docker has no running engine (or we may not use it)")
-    if _succeeds([docker, "image", "inspect", image]):
+    if not succeeds(["docker", "version", "--format", "{{.Server.Version}}"]):
+        raise Unavailable("Docker has no running engine (or access is denied)")
+    if succeeds(["docker", "image", "inspect", image]):
         return
     say(f"Docker does not have the image {image} yet: pulling it (for {PULL_SECONDS} s at most) ...")
-    if not _succeeds([docker, "pull", image], seconds=PULL_SECONDS, capture_output=False):
+    if not succeeds(["docker", "pull", image], seconds=PULL_SECONDS, quiet=False):
         raise Unavailable(f"Docker could not pull {image} within {PULL_SECONDS} s")
 
 
-def _succeeds(command: list[str], *, seconds: float = 15, capture_output: bool = True) -> bool:
-    with contextlib.suppress(subprocess.TimeoutExpired, OSError):
-        done = subprocess.run(command, capture_output=capture_output, timeout=seconds, check=False)  # noqa: S603
-        return done.returncode == 0
-    return False
-
-
 @contextlib.contextmanager
-def compose_rabbitmq(name: str, *, keep: bool, say: Say) -> Iterator[RabbitMQ]:
+def compose_rabbitmq(name: str, *, keep: bool, say: Say) -> Iterator[tuple[Urls, str]]:
     """The compose file's RabbitMQ, in a compose project of its own; with `keep`, its volume outlives the block."""
     require_image(RABBITMQ_IMAGE, say)
-    program = ["docker", "compose"] if _succeeds(["docker", "compose", "version"]) else ["docker-compose"]
-    if not _succeeds([*program, "version"]):
+    program = ["docker", "compose"] if succeeds(["docker", "compose", "version"]) else ["docker-compose"]
+    if not succeeds([*program, "version"]):
         raise Unavailable("Docker is installed, but neither `docker compose` nor `docker-compose` is")
     compose = [*program, "--project-name", f"order-service-{name}", "--file", COMPOSE_FILE.name]
     amqp, console_port = ports.free_ports(5672, 15672)
-    user, password = (os.environ.get(f"RABBITMQ_{each}", "order_service") for each in ("USER", "PASSWORD"))
+    login = ":".join(os.environ.get(f"RABBITMQ_{each}", "order_service") for each in ("USER", "PASSWORD"))
     env = os.environ | {"RABBITMQ_PORT": str(amqp), "RABBITMQ_CONSOLE_PORT": str(console_port)}
     say(f"Starting RabbitMQ with `{' '.join(compose)} up`, which takes 10 to 20 seconds ...")
     try:
         _compose([*compose, "up", "--detach", "rabbitmq"], env)
-        console = f"http://{user}:{password}@localhost:{console_port}"
-        _wait_management(console)
-        yield (f"amqp://{user}:{password}@localhost:{amqp}/", console), f"Docker, {RABBITMQ_IMAGE} by compose"
+        yield _ready(f"{login}@localhost", amqp, console_port), f"Docker, {RABBITMQ_IMAGE} by compose"
     finally:
         with contextlib.suppress(Unavailable):
             _compose([*compose, "down", "--timeout", "20", *([] if keep else ["--volumes"])], env)
@@ -80,40 +70,36 @@ def _compose(command: list[str], env: dict[str, str]) -> None:
         raise Unavailable(f"`{' '.join(command)}` failed: {textwrap.shorten(done.stderr[-400:], 300)}")
 
 
-def _wait_management(url: str) -> None:
-    """Return once the management API answers, which is the last thing to start."""
+def _ready(authority: str, amqp_port: int, management_port: int) -> Urls:
+    """Both URLs, once the management API responds, which is the last thing to start."""
+    management_url = f"http://{authority}:{management_port}"
     deadline = time.monotonic() + START_SECONDS
-    while reason := management.refusal(url):
+    while reason := management.refusal(management_url):
         if time.monotonic() > deadline:
             raise Unavailable(f"RabbitMQ in Docker was not ready after {START_SECONDS} s: {reason}")
         time.sleep(POLL_SECONDS)
+    return f"amqp://{authority}:{amqp_port}/", management_url
 
 
 @contextlib.contextmanager
-def throwaway_rabbitmq(say: Say) -> Iterator[RabbitMQ]:
+def throwaway_rabbitmq(say: Say) -> Iterator[tuple[Urls, str]]:
     """RabbitMQ in a container of testcontainers (a development requirement), on free ports."""
-    require_image(RABBITMQ_IMAGE, say)
-    say(f"Starting {RABBITMQ_IMAGE} with testcontainers, which takes about 10 seconds ...")
     with contextlib.ExitStack() as stack:
-        with _translated_errors():
+        with _testcontainers(RABBITMQ_IMAGE, say):
             from testcontainers.community.rabbitmq import RabbitMqContainer
 
             container = RabbitMqContainer(RABBITMQ_IMAGE, username="guest", password="guest", vhost="/")  # noqa: S106
             stack.enter_context(container.with_exposed_ports(15672))
-            login = f"guest:guest@{container.get_container_host_ip()}"
-            amqp, console_port = container.get_exposed_port(5672), container.get_exposed_port(15672)
-        console = f"http://{login}:{console_port}"
-        _wait_management(console)
-        yield (f"amqp://{login}:{amqp}/", console), f"Docker, {RABBITMQ_IMAGE} by testcontainers"
+            exposed = [container.get_exposed_port(port) for port in (5672, 15672)]
+        urls = _ready(f"guest:guest@{container.get_container_host_ip()}", *exposed)
+        yield urls, f"Docker, {RABBITMQ_IMAGE} by testcontainers"
 
 
 @contextlib.contextmanager
 def throwaway_postgres(say: Say) -> Iterator[tuple[str, str]]:
     """PostgreSQL in a container of testcontainers: the URL of its server, and a description."""
-    require_image(POSTGRES_IMAGE, say)
-    say(f"Starting {POSTGRES_IMAGE} with testcontainers, which takes about 5 seconds ...")
     with contextlib.ExitStack() as stack:
-        with _translated_errors():
+        with _testcontainers(POSTGRES_IMAGE, say):
             from testcontainers.community.postgres import PostgresContainer
 
             container = PostgresContainer(POSTGRES_IMAGE, username="postgres", password="postgres")  # noqa: S106
@@ -123,10 +109,12 @@ def throwaway_postgres(say: Say) -> Iterator[tuple[str, str]]:
 
 
 @contextlib.contextmanager
-def _translated_errors() -> Iterator[None]:
-    """Raise the errors of testcontainers as Unavailable, and ignore its deprecation warnings."""
+def _testcontainers(image: str, say: Say) -> Iterator[None]:
+    """Start a container of the image in the block. Errors of testcontainers are raised as Unavailable."""
+    require_image(image, say)
+    say(f"Starting {image} with testcontainers, which takes about 10 seconds ...")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # its deprecation warnings
         try:
             import docker.errors  # type: ignore[import-untyped]
 

@@ -4,36 +4,29 @@ import json
 import urllib.error
 import urllib.request
 from base64 import b64encode
-from dataclasses import dataclass
 from typing import Any
 
 #: Seconds for one response: more than the 2 s that POST /orders may wait for the menu.
 RESPONSE_SECONDS = 10
 
 
-class NoAnswer(Exception):
-    """The address does not answer, or not with JSON."""
+class RequestFailed(Exception):
+    """There was no response, or one with an error status or without JSON."""
 
 
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    body: Any
-
-
-def call(method: str, url: str, body: object = None, *, login: str = "") -> Answer:
-    """One request, with `login` (user:password) as basic authentication. An error status is an answer too."""
+def call(method: str, url: str, body: object = None, *, login: str = "") -> Any:
+    """The JSON of the response. `login` (user:password) is sent as basic authentication. Raises RequestFailed."""
     headers = {"content-type": "application/json"}
     if login:
         headers["authorization"] = "Basic " + b64encode(login.encode()).decode()
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, headers, method=method)  # noqa: S310
     try:
-        try:
-            response = urllib.request.urlopen(request, timeout=RESPONSE_SECONDS)  # noqa: S310
-        except urllib.error.HTTPError as error:
-            response = error
-        with response:
-            return Answer(response.status, json.loads(response.read() or "null"))
+        with urllib.request.urlopen(request, timeout=RESPONSE_SECONDS) as response:  # noqa: S310
+            return json.loads(response.read() or "null")
+    except urllib.error.HTTPError as error:
+        with error:
+            text = error.read().decode(errors="replace")
+        raise RequestFailed(f"{method} {url}: {error.code} {text}") from error
     except (OSError, ValueError) as error:
-        raise NoAnswer(f"{method} {url}: {error}") from error
+        raise RequestFailed(f"{method} {url}: {error}") from error

@@ -13,15 +13,12 @@ class Management:
         parts = urlsplit(url)
         self.user = parts.username or "guest"
         self._login = f"{self.user}:{parts.password or 'guest'}"
-        self._base = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+        self.base = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
 
     def call(self, method: str, *path: str, body: object = None) -> Any:
-        """One call, its path segments quoted here (the default vhost is `/`). Raises NoAnswer, also if refused."""
-        url = "/".join([self._base, "api", *(quote(segment, safe="") for segment in path)])
-        answer = http_client.call(method, url, body, login=self._login)
-        if answer.status >= 400:
-            raise http_client.NoAnswer(f"{method} {url}: {answer.status} {answer.body}")
-        return answer.body
+        """One call, its path segments quoted here (the default vhost is `/`). Raises RequestFailed."""
+        url = "/".join([self.base, "api", *(quote(segment, safe="") for segment in path)])
+        return http_client.call(method, url, body, login=self._login)
 
     def create_vhost(self, name: str) -> None:
         """Create a vhost with full permissions for its creator. May be repeated."""
@@ -34,10 +31,10 @@ class Management:
 
 
 def refusal(url: str) -> str | None:
-    """Why the API at this URL cannot be used; None if it answers."""
+    """Why the API at this URL cannot be used; None if it responds."""
     try:
         Management(url).call("GET", "whoami")
-    except http_client.NoAnswer as error:
+    except http_client.RequestFailed as error:
         return str(error)
     return None
 
@@ -46,6 +43,4 @@ def console(url: str | None) -> str:
     """The console's address and login, for display."""
     if url is None:
         return "not reachable (the broker's management plugin is off, or elsewhere)"
-    parts = urlsplit(url)
-    address = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-    return f"{address}  (login {parts.username}, password {parts.password})"
+    return f"{Management(url).base}  (login {urlsplit(url).username}, password {urlsplit(url).password})"

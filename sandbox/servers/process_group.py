@@ -1,7 +1,7 @@
-"""Run a server that must not outlive this process, and wait until it is ready.
+"""Run a server that stops with this process, and wait until it is ready.
 
-A signal handler cannot see `kill -9`, so the server is tied to a pipe: a small shell waits for the end of its standard
-input, which comes when this process closes it or ends in any way, and then stops the server.
+`kill -9` cannot be handled, so the server depends on a pipe: a small shell reads its standard input until this process
+closes it or ends in any way, and then stops the server.
 """
 
 import contextlib
@@ -31,12 +31,11 @@ POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Command:
-    """A command with its log (None: a pipe for the caller to read) and OS user (None: the current one)."""
+    """A command with its log (None: a pipe for the caller to read)."""
 
     arguments: Sequence[str]
     env: Mapping[str, str]
     log: Path | None
-    user: str | None = None
     cwd: Path | None = None
     stop_signal: Literal["TERM", "KILL"] = "TERM"
     #: Seconds that the server gets to stop before it is killed.
@@ -59,9 +58,6 @@ def serving(command: Command) -> Iterator[subprocess.Popen[bytes]]:
             stderr=subprocess.STDOUT,
             cwd=command.cwd,
             start_new_session=True,
-            user=command.user,
-            group=command.user,
-            extra_groups=[] if command.user else None,
         )
     try:
         yield process
@@ -90,10 +86,19 @@ def wait_ready(process: subprocess.Popen[bytes], log: Path, ready: Callable[[], 
     deadline = time.monotonic() + seconds
     while not ready():
         if process.poll() is not None:
-            raise Unavailable(f"it ended with status {process.returncode}; the end of {log}:\n{tail(log)}")
+            raise Unavailable(f"it exited with status {process.returncode}; the end of {log}:\n{tail(log)}")
         if time.monotonic() > deadline:
             raise Unavailable(f"it was not ready after {seconds:.0f} s; the end of {log}:\n{tail(log)}")
         time.sleep(POLL_SECONDS)
+
+
+def succeeds(command: Sequence[str], *, seconds: float = 15, quiet: bool = True) -> bool:
+    """Whether the command can be run and ends with status 0 within the time."""
+    with contextlib.suppress(subprocess.TimeoutExpired, OSError):
+        stdin = subprocess.DEVNULL
+        done = subprocess.run(command, stdin=stdin, capture_output=quiet, timeout=seconds, check=False)  # noqa: S603
+        return done.returncode == 0
+    return False
 
 
 def tail(log: Path, lines: int = 15) -> str:

@@ -18,7 +18,7 @@ from sandbox.servers import ports, process_group
 from sandbox.servers.process_group import Command
 from sandbox.servers.sources import Unavailable
 
-#: Debian's script itself. The one on PATH is a wrapper that switches to the user `rabbitmq`.
+#: Debian's script itself: the one on PATH is a wrapper that switches to the user `rabbitmq`.
 DEBIAN_SCRIPT = "/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server"
 #: Erlang's name server, if it is not on PATH.
 DEBIAN_EPMD = "/usr/lib/erlang/erts-*/bin/epmd"
@@ -38,7 +38,7 @@ class Ports:
 
 def script() -> str | None:
     """The rabbitmq-server script to run, or None when none is installed."""
-    return next(iter(sorted(glob.glob(DEBIAN_SCRIPT), reverse=True)), None) or shutil.which("rabbitmq-server")
+    return max(glob.glob(DEBIAN_SCRIPT), default=None) or shutil.which("rabbitmq-server")
 
 
 def free_ports(*, preferred: tuple[int, int] = (0, 0)) -> Ports:
@@ -50,12 +50,12 @@ def free_ports(*, preferred: tuple[int, int] = (0, 0)) -> Ports:
 def running(data_dir: Path, node_ports: Ports, *, keep: bool) -> Iterator[None]:
     """Run a node on these ports with all its files in data_dir. Yields when AMQP and management are up.
 
-    Without `keep`, the node starts empty and is killed at the end: an orderly stop takes 6 s.
+    Without `keep`, the node starts empty and is killed at the end: a graceful shutdown takes 6 s.
     """
     if not keep:
         shutil.rmtree(data_dir, ignore_errors=True)
     server = script()
-    epmd = shutil.which("epmd") or next(iter(sorted(glob.glob(DEBIAN_EPMD), reverse=True)), None)
+    epmd = shutil.which("epmd") or max(glob.glob(DEBIAN_EPMD), default=None)
     if not server or not epmd:
         raise Unavailable("rabbitmq-server is not installed")
     env = _environment(data_dir.absolute(), node_ports)
@@ -64,12 +64,10 @@ def running(data_dir: Path, node_ports: Ports, *, keep: bool) -> Iterator[None]:
     log = data_dir / "node.log"
     node = Command([server], env, log, stop_signal="TERM" if keep else "KILL")
 
-    def is_up() -> bool:
-        return _listens(node_ports.amqp) and _listens(node_ports.management)
-
     # The name server starts first and stops last: the node deregisters when it stops.
     with process_group.serving(name_server), process_group.serving(node) as process:
-        process_group.wait_ready(process, log, is_up, seconds=START_SECONDS)
+        listening = [node_ports.amqp, node_ports.management]
+        process_group.wait_ready(process, log, lambda: all(map(_listens, listening)), seconds=START_SECONDS)
         yield
 
 

@@ -1,4 +1,4 @@
-"""Sources of a server, tried in order. The first available one is used, and why the others are not is reported."""
+"""Sources of a server, tried in order: the first available one is used, and the reasons against others are reported."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -7,14 +7,14 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-#: Shows a line to the person at the terminal.
+#: Prints a line for the user.
 Say = Callable[[str], None]
-#: Has a server, with its description, for the length of a block; raises Unavailable on entry.
+#: Provides a server, with its description, for the length of a block; raises Unavailable on entry.
 Source = Callable[[Say], AbstractContextManager[tuple[T, str]]]
 
 
 class Unavailable(Exception):
-    """A source has no server; says why. Another source may have one."""
+    """A source provides no server; the text says why."""
 
 
 @contextlib.contextmanager

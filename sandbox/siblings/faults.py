@@ -1,9 +1,9 @@
-"""Faults that a sibling shows on demand, to see how the Order Service deals with them.
+"""Injected faults of a sibling service, to test the Order Service.
 
 docs/siblings.md lists them. They are set at the start (MENU_FAULTS="delay=2,duplicate") and over HTTP (PUT /faults).
-The service's own rows stay right: they hold what was decided and taken, and what is asked back is given back. An order
-once reserved, rejected or paid stays so when the faults change. A delayed answer is published at its time, also after a
-restart; an answer withheld by `silent` is never published, but a repeated request is answered again.
+The service's own rows stay correct: they record each decision, and compensations are applied. A decision does not
+change when the faults change. A delayed reply is published at its due time, also after a restart. A reply that `silent`
+suppresses is never published; a repeated request gets a new reply.
 """
 
 import itertools
@@ -21,25 +21,24 @@ from werkzeug.exceptions import BadRequest
 
 from sandbox.siblings.kit import Event, Service
 
-#: How long `reorder` holds an answer back, in seconds: longer than the time until the next one.
+#: Seconds by which `reorder` delays a reply: more than the time until the next one.
 REORDER_SECONDS = 1.0
 #: The longest `delay`, in seconds.
 MAX_SECONDS = 86_400
-#: Faults in what is sent, which every sibling has. The others are faults in what is decided.
+#: Faults of publishing, which every sibling has. The others are faults of its decisions.
 SENDING = ("silent", "delay", "duplicate", "reorder")
 
 
 class Faults:
-    """The faults of one service, off at first. One thread sets them, others read them."""
+    """The faults of one service, off at first; `deciding` names its own. One thread sets them, others read them."""
 
     def __init__(self, deciding: Collection[str] = ()) -> None:
-        """`deciding` names the service's own faults."""
         self.known = [*deciding, *SENDING]
         self.active: Mapping[str, Any] = {}
         self._turns = itertools.count()
 
     def replace(self, wanted: object) -> None:
-        """Have these faults and no others. Raises ValueError and changes nothing if one of them is impossible."""
+        """Set exactly these faults. Raises ValueError, and changes nothing, if one of them is invalid."""
         if not isinstance(wanted, dict):
             raise ValueError('faults must be a JSON object, such as {"delay": 2}')
         for name, value in wanted.items():
@@ -53,7 +52,7 @@ class Faults:
         self.active = {name: value for name, value in wanted.items() if value is not False}
 
     def copies(self) -> Iterator[tuple[str, float]]:
-        """The message id and the due time of each copy of one answer."""
+        """The message id and the due time of each copy of one reply."""
         active = self.active
         if "silent" in active:
             return
@@ -66,7 +65,7 @@ class Faults:
 
 
 def from_environment(name: str, deciding: Collection[str]) -> Faults:
-    """The faults that the variable sets, such as delay=2,duplicate. Exits with its name if it sets impossible ones."""
+    """The faults that the variable sets, such as delay=2,duplicate. Exits with its name if one of them is invalid."""
     parts = [part.strip().partition("=") for part in os.environ.get(name, "").split(",") if part.strip()]
     faults = Faults(deciding)
     try:
@@ -77,20 +76,18 @@ def from_environment(name: str, deciding: Collection[str]) -> Faults:
 
 
 class FaultyService(Service):
-    """A service that publishes its answers as its faults say."""
+    """A service whose replies are subject to faults."""
 
     def __init__(self, faults: Faults, *service: Any) -> None:
         super().__init__(*service)
         self.faults = faults
 
-    def enqueue(self, db: sqlite3.Connection, answer: Event, trace: str | None = None, *_: Any) -> None:
+    def enqueue(self, db: sqlite3.Connection, reply: Event, trace: str | None = None, *_: Any) -> None:
         for message_id, due_at in self.faults.copies():
-            super().enqueue(db, answer, trace, message_id, due_at)
+            super().enqueue(db, reply, trace, message_id, due_at)
 
 
 def add_routes(app: Flask, faults: Faults) -> None:
-    """GET and PUT /faults."""
-
     @app.get("/faults")
     def show_faults() -> ResponseReturnValue:
         return {"active": dict(faults.active), "known": faults.known}

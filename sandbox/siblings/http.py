@@ -1,11 +1,9 @@
-"""JSON over HTTP, and the process around it: settings, threads, an orderly end on SIGTERM."""
+"""JSON over HTTP, and the process around it: settings, threads, graceful shutdown on SIGTERM."""
 
-import json
 import logging
 import os
 import signal
 import threading
-from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -23,8 +21,10 @@ STOP_SECONDS = 3.0
 
 #: Ids and numbers of the contract.
 Id = Annotated[int, Field(ge=1, le=2**31 - 1)]
-#: An id that another service chose, returned as it came.
+#: An id that another service chose, returned unchanged.
 Reference = Annotated[str, Field(max_length=100)] | int
+#: An id that this service chose, as text: others may return an integer.
+OwnId = Annotated[str, Field(coerce_numbers_to_str=True)]
 #: A JSON number keeps 15 digits in every language (RFC 8259, section 6).
 Amount = Annotated[Decimal, Field(ge=0, max_digits=15)]
 
@@ -40,7 +40,10 @@ def json_number(amount: str) -> int | float:
 
 
 def json_app(name: str, service: Service | None = None) -> Flask:
-    """An application whose responses are JSON, errors included. It is healthy without the broker."""
+    """An application whose responses are JSON, errors included. It is healthy without the broker.
+
+    Each request runs in its own thread and so needs its own database connection.
+    """
     app = Flask(name, static_folder=None)
 
     @app.get("/healthz")
@@ -60,33 +63,30 @@ def json_app(name: str, service: Service | None = None) -> Flask:
 
 
 def read_body(model: type[Body]) -> Body:
-    """The body of the request. A body that is not JSON, or does not match the model, is answered with 400."""
-    value = None
-    with suppress(ValueError, RecursionError):
-        value = json.loads(request.get_data())
-    return model.model_validate(value)
+    """The body of the request. If it is not JSON or does not match the model, the response is 400."""
+    return model.model_validate_json(request.get_data())
 
 
 def found(value: T | None, message: str) -> T:
-    """The value; without one, the request is answered with 404."""
+    """The value. Without one, the response is 404."""
     if value is None:
         raise NotFound(message)
     return value
 
 
-def database_path(name: str) -> Path:
+def db_path(name: str) -> Path:
     return Path(os.environ.get("SANDBOX_DIR", "var/sandbox")) / name
 
 
-def serve(app: Flask, port: int, service: Service | None = None) -> None:
-    """Answer HTTP, and serve the broker in a thread of its own, until SIGTERM or SIGINT."""
+def serve(app: Flask, port_variable: str, default_port: int, service: Service | None = None) -> None:
+    """Serve HTTP, and the broker in another thread, until SIGTERM or SIGINT."""
     level = os.environ.get("LOG_LEVEL", "INFO").upper()
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(message)s")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # not every request
     # Blocked before the first thread starts, so that sigwait below receives them.
     stop_signals = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
-    host = os.environ.get("HOST", "127.0.0.1")
+    host, port = os.environ.get("HOST", "127.0.0.1"), int(os.environ.get(port_variable, default_port))
     server = make_server(host, port, app, threaded=True)
     stopping = threading.Event()
     threads = [threading.Thread(target=server.serve_forever, daemon=True)]

@@ -1,4 +1,4 @@
-"""The broker's side of a service: a transaction per batch of messages, an outbox, publishing with confirms."""
+"""Messaging for a service: a transaction per batch of messages, an outbox, publishing with confirms."""
 
 import json
 import logging
@@ -39,14 +39,14 @@ CREATE TABLE IF NOT EXISTS outbox (
 """
 #: Unacknowledged messages, and so the most in one transaction.
 PREFETCH = 100
-#: Seconds between two looks at the outbox. A delivery ends the wait at once.
+#: Seconds between two polls of the outbox. A delivery ends the wait at once.
 POLL_SECONDS = 0.2
 
 log = logging.getLogger(__name__)
 
-#: The type and the data of an answer.
+#: The type and the data of a reply.
 Event = tuple[str, dict[str, Any]]
-#: Reads the data of an event, changes rows in the caller's transaction, and returns the answer, if there is one.
+#: Reads the data of an event, changes rows in the caller's transaction, and returns the reply, if there is one.
 Handler = Callable[[sqlite3.Connection, dict[str, Any]], Event | None]
 
 
@@ -61,7 +61,7 @@ class Service:
         create(database, OUTBOX + schema)
 
     def run(self, stopping: threading.Event | None = None) -> None:
-        """Serve until stopped. After a failure, connect again: what was not acknowledged is delivered again."""
+        """Serve until stopped. After a failure, reconnect: unacknowledged messages are delivered again."""
         stopping = stopping or threading.Event()
         logging.getLogger("pika").setLevel(logging.CRITICAL)  # it logs every failed attempt; here the first is logged
         failures = 0
@@ -91,8 +91,9 @@ class Service:
             while not stopping.is_set():
                 connection.process_data_events(time_limit=POLL_SECONDS)
                 if deliveries:
-                    self.answer(db, [(properties, body) for _, _, properties, body in deliveries])
-                    channel.basic_ack(deliveries[-1][1].delivery_tag, multiple=True)  # a crash before this: a repeat
+                    self.handle(db, [(properties, body) for _, _, properties, body in deliveries])
+                    # After a crash before this line, the messages are delivered again.
+                    channel.basic_ack(deliveries[-1][1].delivery_tag, multiple=True)
                     deliveries.clear()
                 self._publish_outbox(db, channel)
                 if not channel.consumer_tags:
@@ -102,13 +103,13 @@ class Service:
         channel.confirm_delivery()
         channel.basic_qos(prefetch_count=PREFETCH)
         channel.exchange_declare(EXCHANGE, "topic", durable=True)
-        # RabbitMQ 4 drops a message after 20 deliveries, unless the queue says otherwise.
+        # RabbitMQ 4 drops a message after 20 deliveries, unless the queue sets a limit.
         arguments = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000}
         channel.queue_declare(self.queue, durable=True, arguments=arguments)
         for event_type in self.handlers:
             channel.queue_bind(self.queue, EXCHANGE, ROUTING_KEYS[event_type])
 
-    def answer(self, db: sqlite3.Connection, messages: Sequence[tuple[pika.BasicProperties, bytes]]) -> None:
+    def handle(self, db: sqlite3.Connection, messages: Sequence[tuple[pika.BasicProperties, bytes]]) -> None:
         """Handle the messages in one transaction. One that cannot be handled changes nothing and is dropped.
 
         An error of the database rolls all of them back and is raised.
@@ -118,9 +119,9 @@ class Service:
                 db.execute("SAVEPOINT message")
                 try:
                     event = json.loads(body)
-                    if answer := self.handlers[event["type"]](db, event["data"]):
+                    if reply := self.handlers[event["type"]](db, event["data"]):
                         trace = (properties.headers or {}).get("traceparent")
-                        self.enqueue(db, answer, trace if isinstance(trace, str) else None)
+                        self.enqueue(db, reply, trace if isinstance(trace, str) else None)
                 except sqlite3.Error:
                     raise
                 except Exception as error:
@@ -129,10 +130,10 @@ class Service:
                 db.execute("RELEASE message")
 
     def enqueue(
-        self, db: sqlite3.Connection, answer: Event, trace: str | None = None, message_id: str = "", due_at: float = 0
+        self, db: sqlite3.Connection, reply: Event, trace: str | None = None, message_id: str = "", due_at: float = 0
     ) -> None:
         """Put an event into the outbox, in the caller's transaction. It is published at `due_at` (Unix time)."""
-        event_type, data = answer
+        event_type, data = reply
         message_id, order_id = message_id or str(uuid.uuid4()), data["order_id"]
         event = {
             "specversion": "1.0",
@@ -181,7 +182,7 @@ class Service:
 
 
 def backoff_seconds(attempts: int) -> float:
-    """The time to wait after so many failed attempts: growing up to 5 s, and random, so that services spread out."""
+    """The time to wait after this many failed attempts: up to 5 s, and random to spread reconnects."""
     return random.uniform(0.1, min(5.0, 0.1 * 2 ** min(attempts, 10)))  # noqa: S311
 
 
@@ -203,7 +204,7 @@ def create(database: Path, schema: str) -> None:
 
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """Commit the block, or roll it back. IMMEDIATE: a read before a write would fail if another writer came between."""
+    """Commit the block, or roll it back. IMMEDIATE because a write after a read fails if another writer was first."""
     db.execute("BEGIN IMMEDIATE")
     try:
         yield

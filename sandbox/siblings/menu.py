@@ -1,11 +1,10 @@
-"""The Menu Service: dishes, and how many portions are left of each.
+"""The Menu Service: menu items and their stock.
 
-It decides once per order. It ignores `reply_by`: the Order Service judges whether an answer is late. After a release,
-an OrderCreated for the order reserves nothing and is not answered: the order has ended, so nothing waits for an answer.
+It decides once per order. It ignores `reply_by`: the Order Service decides whether a reply is late. After a release, an
+OrderCreated for the order reserves nothing and gets no reply: the order has ended, so none is expected.
 """
 
 import json
-import os
 import sqlite3
 from collections import Counter
 from contextlib import closing
@@ -19,13 +18,12 @@ from flask.typing import ResponseReturnValue
 from pydantic import BaseModel, Field
 from werkzeug.exceptions import BadRequest
 
-from sandbox.siblings import faults
-from sandbox.siblings.faults import Faults, FaultyService
-from sandbox.siblings.http import Amount, Id, Reference, database_path, found, json_app, json_number, read_body, serve
+from sandbox.siblings.faults import Faults, FaultyService, add_routes, from_environment
+from sandbox.siblings.http import Amount, Id, OwnId, Reference, db_path, found, json_app, json_number, read_body, serve
 from sandbox.siblings.kit import Event, Handler, connect, transaction
 
-#: `orders` holds the answer to each order and, in `lines`, what is reserved for it. A row without an answer is of an
-#: order that was released before it was created.
+#: `orders` holds the reply to each order (`answer` is its type) and, in `lines`, the reserved quantities. A row without
+#: a reply belongs to an order that was released before its OrderCreated arrived.
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS menus (
     id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, price TEXT NOT NULL,
@@ -39,7 +37,7 @@ CREATE TABLE IF NOT EXISTS orders (
 """
 #: The service's own faults.
 DECIDING = ("reject", "price")
-#: What the fault `price` adds to the price of each dish.
+#: What the fault `price` adds to the price of each menu item.
 SURCHARGE = 1000
 UNKNOWN_MENU = "Menu tidak ditemukan."
 MENU = "/menus/<int(max=2147483647):menu_id>"
@@ -60,7 +58,7 @@ class StockReleaseRequested(BaseModel):
 
     order_id: Id
     release_id: Reference
-    reservation_id: Reference | None
+    reservation_id: OwnId | None
 
 
 class NewMenu(BaseModel):
@@ -83,7 +81,7 @@ def create_service(database: Path, faults: Faults | None = None) -> FaultyServic
 
 
 def order_created(faults: Faults, db: sqlite3.Connection, data: dict[str, Any]) -> Event | None:
-    """Reserve every line of the order or none, once. A repeated order gets the same answer."""
+    """Reserve every line of the order or none, once. A repeated order gets the same reply."""
     order = OrderCreated.model_validate(data)
     known = db.execute("SELECT * FROM orders WHERE order_id = ?", [order.order_id]).fetchone()
     if known:
@@ -91,18 +89,18 @@ def order_created(faults: Faults, db: sqlite3.Connection, data: dict[str, Any]) 
     wanted: Counter[int] = Counter()
     for line in order.lines:
         wanted[line.menu_id] += line.quantity
-    event_type, answer = decide(db, wanted, faults)
-    answer = {"order_id": order.order_id} | answer
+    event_type, reply = decide(db, wanted, faults)
+    reply = {"order_id": order.order_id} | reply
     held = json.dumps(wanted if event_type == "MenuReserved" else {})
     db.execute(
         "INSERT INTO orders (order_id, answer, data, reservation_id, lines) VALUES (?, ?, ?, ?, ?)",
-        [order.order_id, event_type, json.dumps(answer), answer.get("reservation_id"), held],
+        [order.order_id, event_type, json.dumps(reply), reply.get("reservation_id"), held],
     )
-    return event_type, answer
+    return event_type, reply
 
 
 def decide(db: sqlite3.Connection, wanted: Counter[int], faults: Faults) -> Event:
-    """Take the stock of all lines, or say which menu cannot be reserved: the first that is unknown or short."""
+    """Reserve all quantities, or name the first menu item that is unknown or out of stock."""
     for menu_id, quantity in wanted.items():
         menu = find_menu(db, menu_id)
         if menu is None:
@@ -111,31 +109,30 @@ def decide(db: sqlite3.Connection, wanted: Counter[int], faults: Faults) -> Even
             return "MenuRejected", {"reason": "out_of_stock", "menu_id": menu_id}
     if "reject" in faults.active:
         return "MenuRejected", {"reason": "out_of_stock", "menu_id": next(iter(wanted))}
-    surcharge = SURCHARGE if "price" in faults.active else 0
-    items = [take(db, menu_id, quantity) for menu_id, quantity in wanted.items()]
-    items = [item | {"price": item["price"] + surcharge} for item in items]
+    items = [reserve(db, menu_id, quantity) for menu_id, quantity in wanted.items()]
+    if "price" in faults.active:
+        items = [item | {"price": item["price"] + SURCHARGE} for item in items]
     return "MenuReserved", {"reservation_id": str(uuid4()), "items": items}
 
 
-def take(db: sqlite3.Connection, menu_id: int, quantity: int) -> dict[str, Any]:
-    """Take portions from the stock. Returns the menu with what remains."""
+def reserve(db: sqlite3.Connection, menu_id: int, quantity: int) -> dict[str, Any]:
+    """Reduce the stock. Returns the menu item with the remaining stock."""
     update = "UPDATE menus SET stock = stock - ? WHERE id = ? RETURNING *"
     return as_json(db.execute(update, [quantity, menu_id]).fetchone())
 
 
 def stock_release_requested(db: sqlite3.Connection, data: dict[str, Any]) -> Event:
-    """Give back what is still reserved under the id, and confirm in any case.
+    """Release the reservation if it is still held, and confirm in any case.
 
-    Null means everything reserved for the order, and that nothing is reserved for it later, even if it is unknown yet.
+    Null releases everything held for the order, and prevents later reservations for it, also if it is not known yet.
     """
     request = StockReleaseRequested.model_validate(data)
-    reservation_id = None if request.reservation_id is None else str(request.reservation_id)
-    if reservation_id is None:
+    if request.reservation_id is None:
         db.execute("INSERT OR IGNORE INTO orders (order_id) VALUES (?)", [request.order_id])
     released = db.execute(
         "UPDATE orders SET released = 1"
         " WHERE order_id = ? AND NOT released AND reservation_id IS coalesce(?, reservation_id) RETURNING lines",
-        [request.order_id, reservation_id],
+        [request.order_id, request.reservation_id],
     ).fetchall()
     for row in released:
         for menu_id, quantity in json.loads(row["lines"]).items():
@@ -152,9 +149,8 @@ def as_json(menu: sqlite3.Row) -> dict[str, Any]:
 
 
 def create_app(service: FaultyService) -> Flask:
-    """The service over HTTP, with a connection per request: each request runs in a thread of its own."""
     app = json_app(service.name, service)
-    faults.add_routes(app, service.faults)
+    add_routes(app, service.faults)
 
     @app.get("/menus")
     def list_menus() -> ResponseReturnValue:
@@ -182,12 +178,11 @@ def create_app(service: FaultyService) -> Flask:
                 raise BadRequest("Invalid quantity.")
             if menu["stock"] < quantity:
                 raise BadRequest("Stok tersedia tidak mencukupi.")
-            return {"message": "Stok berhasil diperbarui.", "stock": take(db, menu_id, quantity)["stock"]}
+            return {"message": "Stok berhasil diperbarui.", "stock": reserve(db, menu_id, quantity)["stock"]}
 
     return app
 
 
 def main() -> None:
-    """Serve HTTP and the broker until SIGTERM."""
-    service = create_service(database_path("menu.db"), faults.from_environment("MENU_FAULTS", DECIDING))
-    serve(create_app(service), int(os.environ.get("MENU_PORT", "5002")), service)
+    service = create_service(db_path("menu.db"), from_environment("MENU_FAULTS", DECIDING))
+    serve(create_app(service), "MENU_PORT", 5002, service)

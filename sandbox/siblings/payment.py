@@ -1,9 +1,9 @@
-"""The Payment Service: takes payments and refunds them.
+"""The Payment Service: charges and refunds payments.
 
-With PAYMENT_MODE=auto it pays every request, once per order. With PAYMENT_MODE=manual only POST /payments pays. Each
-POST is a payment, also a second one for the same order: the Order Service has that one refunded. It ignores `pay_by`:
-the Order Service judges whether a payment is late. After a refund of everything, a PaymentRequested for the order is
-neither paid nor answered: the order has ended, so nothing waits for an answer.
+With PAYMENT_MODE=auto it charges every request, once per order. With PAYMENT_MODE=manual only POST /payments pays. Each
+POST is a payment, also a second one for the same order: the Order Service requests its refund. It ignores `pay_by`: the
+Order Service decides whether a payment is late. After a refund of everything, a PaymentRequested for the order is
+neither charged nor replied to: the order has ended, so no reply is expected.
 """
 
 import os
@@ -17,12 +17,11 @@ from flask import Flask, request
 from flask.typing import ResponseReturnValue
 from pydantic import BaseModel
 
-from sandbox.siblings import faults
-from sandbox.siblings.faults import Faults, FaultyService
-from sandbox.siblings.http import Amount, Id, Reference, database_path, found, json_app, json_number, read_body, serve
+from sandbox.siblings.faults import Faults, FaultyService, add_routes, from_environment
+from sandbox.siblings.http import Amount, Id, OwnId, Reference, db_path, found, json_app, json_number, read_body, serve
 from sandbox.siblings.kit import Event, Handler, connect, transaction
 
-#: `closed_orders`: orders whose payments were all refunded, and for which nothing is paid any more.
+#: `closed_orders`: orders that were refunded completely and are not charged again.
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS payments (
     id INTEGER PRIMARY KEY AUTOINCREMENT, order_id INTEGER NOT NULL, user_id INTEGER NOT NULL,
@@ -32,9 +31,8 @@ CREATE TABLE IF NOT EXISTS payments (
 CREATE INDEX IF NOT EXISTS payments_by_order ON payments (order_id);
 CREATE TABLE IF NOT EXISTS closed_orders (order_id INTEGER PRIMARY KEY);
 """
-#: The service's own faults, in automatic mode. In manual mode, the person who pays decides.
+#: The service's own faults, in automatic mode. In manual mode, the user decides.
 DECIDING = ("reject", "wrong_amount")
-UNKNOWN_PAYMENT = "Pembayaran tidak ditemukan."
 
 
 class NewPayment(BaseModel):
@@ -52,7 +50,7 @@ class RefundRequested(BaseModel):
 
     order_id: Id
     refund_id: Reference
-    payment_id: Reference | None
+    payment_id: OwnId | None
 
 
 def create_service(database: Path, mode: str = "auto", faults: Faults | None = None) -> FaultyService:
@@ -65,9 +63,9 @@ def create_service(database: Path, mode: str = "auto", faults: Faults | None = N
 
 
 def payment_requested(faults: Faults, mode: str, db: sqlite3.Connection, data: dict[str, Any]) -> Event | None:
-    """Pay once for the order, unless in manual mode. A repeated request gets the same payment as its answer."""
+    """Charge the order once, unless in manual mode. The reply to a repeated request has the same payment."""
     wanted = NewPayment.model_validate(data)
-    query = "SELECT * FROM payments WHERE order_id = ? ORDER BY status, id"  # those not refunded first
+    query = "SELECT * FROM payments WHERE order_id = ? ORDER BY status, id"  # paid ones before refunded ones
     known = db.execute(query, [wanted.order_id]).fetchone()
     if known and known["status"] == "paid":
         return completed(known)
@@ -82,7 +80,6 @@ def payment_requested(faults: Faults, mode: str, db: sqlite3.Connection, data: d
 
 
 def pay(db: sqlite3.Connection, new: NewPayment) -> Event:
-    """Record the payment. Returns its event."""
     insert = "INSERT INTO payments (order_id, user_id, amount) VALUES (?, ?, ?) RETURNING *"
     return completed(db.execute(insert, [new.order_id, new.user_id, str(new.amount)]).fetchone())
 
@@ -95,15 +92,14 @@ def completed(payment: sqlite3.Row) -> Event:
 def refund_requested(db: sqlite3.Connection, data: dict[str, Any]) -> Event:
     """Refund the payment, once, and confirm in any case.
 
-    Null means every payment of the order, and that nothing is paid for it later, even if it is unknown yet.
+    Null refunds every payment of the order, and prevents later charges for it, also if it is not known yet.
     """
     refund = RefundRequested.model_validate(data)
-    payment_id = None if refund.payment_id is None else str(refund.payment_id)
-    if payment_id is None:
+    if refund.payment_id is None:
         db.execute("INSERT OR IGNORE INTO closed_orders VALUES (?)", [refund.order_id])
     db.execute(
         "UPDATE payments SET status = 'refunded' WHERE order_id = ? AND CAST(id AS TEXT) = coalesce(?, id)",
-        [refund.order_id, payment_id],
+        [refund.order_id, refund.payment_id],
     )
     return "PaymentRefunded", {"order_id": refund.order_id, "refund_id": refund.refund_id}
 
@@ -113,9 +109,8 @@ def as_json(payment: sqlite3.Row) -> dict[str, Any]:
 
 
 def create_app(service: FaultyService) -> Flask:
-    """The service over HTTP, with a connection per request: each request runs in a thread of its own."""
     app = json_app(service.name, service)
-    faults.add_routes(app, service.faults)
+    add_routes(app, service.faults)
 
     @app.post("/payments")
     def add_payment() -> ResponseReturnValue:
@@ -136,16 +131,15 @@ def create_app(service: FaultyService) -> Flask:
     def show_payment(payment_id: int) -> ResponseReturnValue:
         with closing(connect(service.database)) as db:
             row = db.execute("SELECT * FROM payments WHERE id = ?", [payment_id]).fetchone()
-            return as_json(found(row, UNKNOWN_PAYMENT))
+            return as_json(found(row, "Pembayaran tidak ditemukan."))
 
     return app
 
 
 def main() -> None:
-    """Serve HTTP and the broker until SIGTERM."""
     mode = os.environ.get("PAYMENT_MODE", "auto")
     if mode not in ("auto", "manual"):
         raise SystemExit(f"PAYMENT_MODE is {mode}, neither auto nor manual")
-    switched = faults.from_environment("PAYMENT_FAULTS", DECIDING if mode == "auto" else ())
-    service = create_service(database_path("payment.db"), mode, switched)
-    serve(create_app(service), int(os.environ.get("PAYMENT_PORT", "5004")), service)
+    switched = from_environment("PAYMENT_FAULTS", DECIDING if mode == "auto" else ())
+    service = create_service(db_path("payment.db"), mode, switched)
+    serve(create_app(service), "PAYMENT_PORT", 5004, service)

@@ -1,6 +1,5 @@
 """The User Service: who may order. HTTP only."""
 
-import os
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +8,7 @@ from flask import Flask
 from flask.typing import ResponseReturnValue
 from pydantic import AliasChoices, BaseModel, Field
 
-from sandbox.siblings.http import database_path, found, json_app, read_body, serve
+from sandbox.siblings.http import db_path, found, json_app, read_body, serve
 from sandbox.siblings.kit import connect, create, transaction
 
 #: User 1 exists from the start, so that a first order needs no preparation.
@@ -29,13 +28,10 @@ class NewUser(BaseModel):
 
 
 class PaymentStatus(BaseModel):
-    """The field has either name."""
-
     status: Literal["pending", "paid", "failed"] = Field(validation_alias=AliasChoices("payment_status", "status"))
 
 
 def create_app(database: Path) -> Flask:
-    """The service over HTTP, with a connection per request: each request runs in a thread of its own."""
     create(database, SCHEMA)
     app = json_app("user-service")
 
@@ -66,9 +62,8 @@ def create_app(database: Path) -> Flask:
 
 
 def main() -> None:
-    """Serve until SIGTERM."""
-    database = database_path("users.db")
+    database = db_path("users.db")
     app = create_app(database)
     # Kept open: SQLite checkpoints its write-ahead log when the last connection closes, here after every request.
     with closing(connect(database)):
-        serve(app, int(os.environ.get("USERS_PORT", "5001")))
+        serve(app, "USERS_PORT", 5001)

@@ -17,8 +17,8 @@ class Direct:
         self.service, self.client, self.db = service, app.test_client(), connect(service.database)
 
     def tell(self, *messages: bytes) -> list[dict[str, Any]]:
-        """Handle the messages as one batch. Returns the answers as they would be published."""
-        self.service.answer(self.db, [(pika.BasicProperties(), body) for body in messages])
+        """Handle the messages as one batch. Returns the replies as they would be published."""
+        self.service.handle(self.db, [(pika.BasicProperties(), body) for body in messages])
         return self.outbox()
 
     def outbox(self) -> list[dict[str, Any]]:
@@ -41,8 +41,8 @@ def event(event_type: str, **data: Any) -> bytes:
     return json.dumps({"specversion": "1.0", "id": "1", "type": event_type, "data": data}).encode()
 
 
-def types(answers: list[dict[str, Any]]) -> list[str]:
-    return [each["type"] for each in answers]
+def types(replies: list[dict[str, Any]]) -> list[str]:
+    return [each["type"] for each in replies]
 
 
 def order(order_id: int, lines: dict[int, int]) -> bytes:

@@ -15,7 +15,7 @@ import pytest
 
 from sandbox.servers import apt, broker, docker, process_group, rabbitmq_node
 from sandbox.servers.broker import Broker
-from sandbox.servers.http_client import NoAnswer
+from sandbox.servers.http_client import RequestFailed
 from sandbox.servers.management import Management
 from sandbox.servers.sources import Say, Unavailable
 
@@ -28,7 +28,7 @@ requires_rabbitmq_server = pytest.mark.skipif(
 
 
 @contextlib.contextmanager
-def no_docker(say: Say) -> Iterator[tuple[broker.Address, str]]:
+def no_docker(say: Say) -> Iterator[tuple[docker.Urls, str]]:
     raise Unavailable("no Docker in this test")
     yield
 
@@ -59,11 +59,11 @@ def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @requires_rabbitmq_server
-def test_private_node_answers_and_is_gone_afterwards(
+def test_private_node_accepts_connections_and_is_gone_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., Any]
 ) -> None:
     monkeypatch.setenv("RABBITMQ_URL", NOWHERE)
-    monkeypatch.setenv("RABBITMQ_NODE_PORT", "1")  # what is set for another node is not for this one
+    monkeypatch.setenv("RABBITMQ_NODE_PORT", "1")  # a setting of another node, which this one ignores
     said: list[str] = []
 
     with finding(tmp_path / "a directory" / "broker", said) as found:
@@ -137,7 +137,7 @@ def test_a_running_broker_is_used_and_never_emptied(configured: str, management:
     assert urlsplit(configured).password not in said[-1].partition("@")[0].split(":")
 
 
-def test_of_several_addresses_the_first_that_answers_is_used(
+def test_of_several_addresses_the_first_reachable_one_is_used(
     configured: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RABBITMQ_URL", f"{NOWHERE}, {configured}")
@@ -146,12 +146,12 @@ def test_of_several_addresses_the_first_that_answers_is_used(
         assert found.amqp_url == configured
 
 
-def test_a_broker_without_management_api_is_passed_over_when_a_fresh_vhost_is_needed(
+def test_a_broker_without_management_api_is_skipped_when_a_fresh_vhost_is_needed(
     nothing_installed: None, configured: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RABBITMQ_MANAGEMENT_URL", "http://guest:guest@127.0.0.1:1")
 
-    with pytest.raises(Unavailable, match="its management API, which makes the fresh vhosts, does not"):
+    with pytest.raises(Unavailable, match="its management API, which creates fresh vhosts, is not"):
         finding(tmp_path, []).__enter__()
 
     with finding(tmp_path, [], needs_management=False) as found:
@@ -170,7 +170,7 @@ def test_advice_names_the_three_sources_when_none_is_available(nothing_installed
     assert "guest:guest@127" not in message
 
 
-def test_an_engine_that_does_not_answer_is_no_docker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_docker_without_a_running_engine_is_unavailable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     program = tmp_path / "docker"
     program.write_text("#!/bin/sh\nexit 1\n")
     program.chmod(0o755)
@@ -198,6 +198,6 @@ def test_a_server_that_ends_is_reported_with_the_end_of_its_log(tmp_path: Path) 
         process_group.wait_ready(process, log, lambda: False, seconds=10)
 
 
-def test_an_unreachable_management_api_is_said_with_the_call() -> None:
-    with pytest.raises(NoAnswer, match=r"GET http://127\.0\.0\.1:1/api/whoami"):
+def test_an_unreachable_management_api_is_reported_with_the_call() -> None:
+    with pytest.raises(RequestFailed, match=r"GET http://127\.0\.0\.1:1/api/whoami"):
         Management("http://guest:secret@127.0.0.1:1").call("GET", "whoami")

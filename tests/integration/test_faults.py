@@ -1,4 +1,4 @@
-"""The sandbox's faults: with each, our real consumers, relay and deadlines do what the decision table says."""
+"""The sandbox's faults: with each, the real consumers, relay and deadlines do what the decision table says."""
 
 import contextlib
 import threading
@@ -26,11 +26,11 @@ from tests.integration import core
 
 Eventually = Callable[..., Any]
 FULL = {1: 15, 2: 7}
-TAKEN = {1: 14, 2: 6}
+RESERVED = {1: 14, 2: 6}
 
 
 class Restaurant:
-    """Our processes and the sandbox's Menu and Payment Services as threads, over a real broker."""
+    """The Order Service's processes and the sandbox's Menu and Payment Services as threads, over a real broker."""
 
     def __init__(self, stack: ExitStack, amqp_url: str, database: Database, directory: Path) -> None:
         self.database = database
@@ -49,7 +49,7 @@ class Restaurant:
         stack.enter_context(core.running(lambda stop: Deadlines(self.settings, database, stop)))
 
     def place(self, expected_total: Decimal | None = None) -> int:
-        """An order of one portion of each dish, placed now."""
+        """An order of one portion of each menu item, placed now."""
         placement = handlers.Placement(user_id=1, menu_ids=(1, 2), expected_total=expected_total)
         with unit_of_work(self.database, self.settings.policy) as work:
             [placed] = handlers.place_orders(work, [placement])
@@ -63,7 +63,7 @@ class Restaurant:
         return [row.type for row in core.rows(self.database, order_history, order_history.c.order_id == order_id)]
 
     def confirmed(self) -> list[str]:
-        """What was given back and confirmed; empty while anything is not."""
+        """The confirmed compensations; empty while one is unconfirmed."""
         rows = core.compensation_rows(self.database)
         return [row.type for row in rows] if all(row.confirmed_at for row in rows) else []
 
@@ -117,7 +117,7 @@ RELEASE, REFUND = "StockReleaseRequested", "RefundRequested"
     ],
     ids=["the menu rejects", "the payment is rejected", "the amount is wrong", "faults are combined"],
 )
-def test_order_fails_and_what_was_taken_for_it_is_given_back(
+def test_order_fails_and_is_compensated(
     restaurant: Restaurant,
     eventually: Eventually,
     menu_faults: dict[str, object],
@@ -148,10 +148,10 @@ def test_changed_price_fails_the_order_that_expected_another_before_any_payment(
     eventually(lambda: restaurant.state(trusting)[0] == "paid", "the other one to be paid")
     eventually(lambda: restaurant.confirmed() == [RELEASE], "the release to be confirmed")
     assert restaurant.payments() == [("40000", "paid")]
-    assert restaurant.stock() == TAKEN
+    assert restaurant.stock() == RESERVED
 
 
-def test_silent_menu_is_reminded_then_the_order_expires_and_all_is_asked_back(
+def test_silent_menu_is_reminded_then_the_order_expires_and_its_release_is_requested(
     restaurant: Restaurant, eventually: Eventually
 ) -> None:
     restaurant.menu.replace({"silent": True})
@@ -162,7 +162,7 @@ def test_silent_menu_is_reminded_then_the_order_expires_and_all_is_asked_back(
     assert restaurant.history(order_id) == ["MenuReminder", "MenuReminder", "MenuDeadline"]
     [release] = core.compensation_rows(restaurant.database)
     assert (release.type, release.subject) == (RELEASE, None)
-    eventually(lambda: restaurant.stock() == FULL, "the stock to be given back")
+    eventually(lambda: restaurant.stock() == FULL, "the stock to be released")
     assert restaurant.confirmed() == []
 
     restaurant.menu.replace({})
@@ -170,18 +170,18 @@ def test_silent_menu_is_reminded_then_the_order_expires_and_all_is_asked_back(
     assert restaurant.stock() == FULL
 
 
-def test_late_menu_is_reminded_and_takes_the_stock_once(restaurant: Restaurant, eventually: Eventually) -> None:
+def test_late_menu_is_reminded_and_reserves_the_stock_once(restaurant: Restaurant, eventually: Eventually) -> None:
     restaurant.menu.replace({"delay": 1.6})
 
     order_id = restaurant.place()
 
     eventually(lambda: restaurant.state(order_id)[0] == "paid", "the order to be paid")
     assert "MenuReminder" in restaurant.history(order_id)
-    assert restaurant.stock() == TAKEN
+    assert restaurant.stock() == RESERVED
     assert restaurant.payments() == [("38000", "paid")]
 
 
-def test_menu_later_than_its_deadline_gets_its_reservation_back(restaurant: Restaurant, eventually: Eventually) -> None:
+def test_reservation_after_the_deadline_is_released(restaurant: Restaurant, eventually: Eventually) -> None:
     restaurant.menu.replace({"delay": 4})
 
     order_id = restaurant.place()
@@ -192,7 +192,7 @@ def test_menu_later_than_its_deadline_gets_its_reservation_back(restaurant: Rest
 
 
 @pytest.mark.parametrize("fault", ["duplicate", "reorder"])
-def test_answers_sent_twice_or_out_of_order_leave_every_order_paid_once(
+def test_replies_sent_twice_or_out_of_order_leave_every_order_paid_once(
     restaurant: Restaurant, eventually: Eventually, fault: str
 ) -> None:
     restaurant.menu.replace({fault: True})
@@ -207,7 +207,7 @@ def test_answers_sent_twice_or_out_of_order_leave_every_order_paid_once(
     assert restaurant.confirmed() == []
 
 
-def test_copies_share_an_id_and_every_other_answer_is_held_back() -> None:
+def test_copies_share_an_id_and_every_other_reply_is_delayed() -> None:
     switched = Faults()
     switched.replace({"duplicate": True, "reorder": True})
 
@@ -236,9 +236,7 @@ def test_environment_sets_faults_at_the_start(monkeypatch: pytest.MonkeyPatch) -
         ("silent=2", "silent must be true or false"),
     ],
 )
-def test_impossible_fault_in_the_environment_is_named(
-    monkeypatch: pytest.MonkeyPatch, wanted: str, problem: str
-) -> None:
+def test_invalid_fault_in_the_environment_is_named(monkeypatch: pytest.MonkeyPatch, wanted: str, problem: str) -> None:
     monkeypatch.setenv("MENU_FAULTS", wanted)
     with pytest.raises(SystemExit, match=f"MENU_FAULTS: {problem}"):
         faults.from_environment("MENU_FAULTS", menu.DECIDING)
@@ -276,7 +274,7 @@ def test_faults_are_replaced_over_http(client: FlaskClient) -> None:
         (b"\xff", "can't decode"),
     ],
 )
-def test_impossible_fault_is_400_and_changes_nothing(client: FlaskClient, body: bytes, problem: str) -> None:
+def test_invalid_fault_is_400_and_changes_nothing(client: FlaskClient, body: bytes, problem: str) -> None:
     client.put("/faults", data=b'{"silent": true}')
 
     refused = client.put("/faults", data=body)

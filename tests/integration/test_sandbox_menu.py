@@ -41,7 +41,7 @@ def test_order_reserves_all_its_lines_in_an_event_about_the_order(menu: Direct) 
     ("lines", "reason", "menu_id"),
     [({1: 1, 2: 8}, "out_of_stock", 2), ({1: 1, 9: 1}, "menu_not_found", 9), ({2: 8, 9: 1}, "out_of_stock", 2)],
 )
-def test_order_that_cannot_be_reserved_whole_takes_nothing(
+def test_order_that_cannot_be_reserved_completely_reserves_nothing(
     menu: Direct, lines: dict[int, int], reason: str, menu_id: int
 ) -> None:
     [rejected] = menu.tell(order(5, lines))
@@ -61,7 +61,7 @@ def test_lines_of_the_same_menu_count_together(menu: Direct) -> None:
     assert [(item["id"], item["stock"]) for item in reserved["data"]["items"]] == [(2, 0)]
 
 
-def test_repeated_order_gets_the_same_answer_in_a_new_event_and_takes_nothing_more(menu: Direct) -> None:
+def test_repeated_order_gets_the_same_reply_in_a_new_event_and_reserves_nothing_more(menu: Direct) -> None:
     [first] = menu.tell(order(5, {1: 2}))
     [again] = menu.tell(order(5, {1: 2}))
 
@@ -70,7 +70,7 @@ def test_repeated_order_gets_the_same_answer_in_a_new_event_and_takes_nothing_mo
     assert stock(menu)[1] == 13
 
 
-def test_last_portion_goes_to_one_order_and_the_other_stays_rejected_when_it_comes_back(menu: Direct) -> None:
+def test_last_portion_goes_to_one_order_and_the_other_stays_rejected_after_its_release(menu: Direct) -> None:
     [reserved, first] = menu.tell(order(1, {2: 7}), order(2, {2: 1}))
     assert (first["type"], stock(menu)[2]) == ("MenuRejected", 0)
 
@@ -93,7 +93,7 @@ def test_reservation_is_released_once_and_every_request_confirmed(menu: Direct) 
     assert stock(menu) == FULL
 
 
-def test_release_of_everything_gives_back_what_the_order_holds(menu: Direct) -> None:
+def test_release_of_everything_releases_what_the_order_holds(menu: Direct) -> None:
     menu.tell(order(5, {1: 2}), order(6, {1: 1}))
 
     assert types(menu.tell(release(5, None))) == ["StockReleased"]
@@ -101,9 +101,9 @@ def test_release_of_everything_gives_back_what_the_order_holds(menu: Direct) -> 
 
 
 def test_release_of_everything_before_the_order_prevents_its_reservation(menu: Direct) -> None:
-    answers = menu.tell(release(5, None), order(5, {1: 2}), release(5, None, "release-2"))
+    replies = menu.tell(release(5, None), order(5, {1: 2}), release(5, None, "release-2"))
 
-    assert [each["data"].get("release_id") for each in answers] == ["release-1", "release-2"]
+    assert [each["data"].get("release_id") for each in replies] == ["release-1", "release-2"]
     assert stock(menu) == FULL
 
 
@@ -111,10 +111,10 @@ def test_release_of_everything_before_the_order_prevents_its_reservation(menu: D
 def test_release_of_an_unknown_reservation_is_confirmed_and_changes_nothing(
     menu: Direct, reservation_id: object
 ) -> None:
-    answers = menu.tell(release(5, reservation_id), order(5, {1: 1}), release(5, reservation_id))
+    replies = menu.tell(release(5, reservation_id), order(5, {1: 1}), release(5, reservation_id))
 
-    assert types(answers) == ["StockReleased", "MenuReserved", "StockReleased"]
-    assert types(menu.tell(release(6, answers[1]["data"]["reservation_id"]))) == ["StockReleased"]
+    assert types(replies) == ["StockReleased", "MenuReserved", "StockReleased"]
+    assert types(menu.tell(release(6, replies[1]["data"]["reservation_id"]))) == ["StockReleased"]
     assert stock(menu)[1] == 14
 
 
@@ -134,17 +134,17 @@ def test_release_of_an_unknown_reservation_is_confirmed_and_changes_nothing(
     ],
 )
 def test_invalid_message_is_dropped_alone(menu: Direct, invalid: bytes) -> None:
-    answers = menu.tell(order(1, {1: 1}), invalid, order(2, {1: 1}))
-    assert [each["data"]["order_id"] for each in answers] == [1, 2]
+    replies = menu.tell(order(1, {1: 1}), invalid, order(2, {1: 1}))
+    assert [each["data"]["order_id"] for each in replies] == [1, 2]
     assert stock(menu) == {1: 13, 2: 7}
 
 
-def test_handler_that_fails_halfway_leaves_no_trace_of_its_message(menu: Direct) -> None:
-    def take_and_fail(db: sqlite3.Connection, data: dict[str, Any]) -> None:
+def test_changes_of_a_handler_that_fails_are_rolled_back(menu: Direct) -> None:
+    def reserve_and_fail(db: sqlite3.Connection, data: dict[str, Any]) -> None:
         db.execute("UPDATE menus SET stock = 0")
         raise LookupError
 
-    menu.service.handlers = {**menu.service.handlers, "StockReleaseRequested": take_and_fail}
+    menu.service.handlers = {**menu.service.handlers, "StockReleaseRequested": reserve_and_fail}
 
     assert types(menu.tell(order(1, {1: 1}), release(1, None), order(2, {1: 1}))) == ["MenuReserved"] * 2
     assert stock(menu) == {1: 13, 2: 7}
@@ -198,9 +198,9 @@ def test_menus_are_listed_found_and_sold(menu: Direct) -> None:
         (None, "Data tidak valid: sold_quantity."),
     ],
 )
-def test_impossible_sale_is_400(menu: Direct, quantity: object, message: str) -> None:
-    answer = menu.client.put("/menus/1/update-stock", json={"sold_quantity": quantity})
-    assert (answer.status_code, answer.json) == (400, {"message": message})
+def test_invalid_sale_is_400(menu: Direct, quantity: object, message: str) -> None:
+    response = menu.client.put("/menus/1/update-stock", json={"sold_quantity": quantity})
+    assert (response.status_code, response.json) == (400, {"message": message})
     assert stock(menu) == FULL
 
 

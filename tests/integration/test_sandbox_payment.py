@@ -1,4 +1,4 @@
-"""The sandbox's Payment Service without a broker: what it pays and refunds, and its HTTP side."""
+"""The sandbox's Payment Service without a broker: what it charges and refunds, and its HTTP side."""
 
 import json
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def states(payment: Direct) -> list[tuple[Any, ...]]:
     return payment.rows("SELECT order_id, status FROM payments ORDER BY id")
 
 
-def test_payment_is_made_once_and_a_repeated_request_gets_the_same_answer_in_a_new_event(payment: Direct) -> None:
+def test_payment_is_made_once_and_a_repeated_request_gets_the_same_reply_in_a_new_event(payment: Direct) -> None:
     [first, again] = payment.tell(request(5), request(5))
 
     assert (first["type"], first["source"], first["data"]) == ("PaymentCompleted", "/payment-service", COMPLETED)
@@ -54,17 +54,17 @@ def test_manual_mode_waits_for_a_posted_payment(payment: Direct) -> None:
 def test_payment_is_refunded_once_and_every_request_confirmed(payment: Direct, payment_id: object) -> None:
     payment.tell(request(5), request(6))
 
-    answers = payment.tell(refund(5, payment_id, "refund-1"), refund(5, payment_id, "refund-1"), refund(5, 1, 2))
+    replies = payment.tell(refund(5, payment_id, "refund-1"), refund(5, payment_id, "refund-1"), refund(5, 1, 2))
 
-    assert types(answers) == ["PaymentRefunded"] * 3
-    assert [each["data"]["refund_id"] for each in answers] == ["refund-1", "refund-1", 2]
+    assert types(replies) == ["PaymentRefunded"] * 3
+    assert [each["data"]["refund_id"] for each in replies] == ["refund-1", "refund-1", 2]
     assert payment.tell(request(5)) == []
     assert states(payment) == [(5, "refunded"), (6, "paid")]
 
 
 def test_refund_of_everything_before_the_request_prevents_its_payment(payment: Direct) -> None:
-    answers = payment.tell(refund(5, None), request(5), refund(5, None, "refund-2"))
-    assert [each["data"].get("refund_id") for each in answers] == ["refund-1", "refund-2"]
+    replies = payment.tell(refund(5, None), request(5), refund(5, None, "refund-2"))
+    assert [each["data"].get("refund_id") for each in replies] == ["refund-1", "refund-2"]
     assert states(payment) == []
 
 
@@ -111,14 +111,14 @@ def test_refund_of_a_payment_not_of_this_order_is_confirmed_and_changes_nothing(
     ],
 )
 def test_invalid_message_is_dropped_alone(payment: Direct, invalid: bytes) -> None:
-    answers = payment.tell(request(1), invalid, request(2))
-    assert [each["data"]["order_id"] for each in answers] == [1, 2]
+    replies = payment.tell(request(1), invalid, request(2))
+    assert [each["data"]["order_id"] for each in replies] == [1, 2]
 
 
-def test_posted_payment_is_recorded_and_announced(payment: Direct) -> None:
-    answer = payment.client.post("/payments", data=b'{"order_id": 5, "user_id": 1, "amount": 38000.0}')
+def test_posted_payment_is_recorded_and_published(payment: Direct) -> None:
+    response = payment.client.post("/payments", data=b'{"order_id": 5, "user_id": 1, "amount": 38000.0}')
 
-    assert (answer.status_code, answer.json) == (201, {"message": "Pembayaran diproses", "payment_id": 1})
+    assert (response.status_code, response.json) == (201, {"message": "Pembayaran diproses", "payment_id": 1})
     assert [each["data"] for each in payment.outbox()] == [COMPLETED]
 
 
@@ -132,13 +132,13 @@ def test_payments_are_found_by_id_and_by_order(payment: Direct) -> None:
 
 
 @pytest.mark.parametrize("query", ["order_id=x", "order_id=", f"order_id={10**30}"])
-def test_search_for_an_impossible_order_id_is_400(payment: Direct, query: str) -> None:
+def test_search_for_an_invalid_order_id_is_400(payment: Direct, query: str) -> None:
     assert payment.client.get(f"/payments?{query}").status_code == 400
 
 
 def test_unknown_payment_is_404(payment: Direct) -> None:
-    answer = payment.client.get("/payments/9")
-    assert (answer.status_code, answer.json) == (404, {"message": "Pembayaran tidak ditemukan."})
+    response = payment.client.get("/payments/9")
+    assert (response.status_code, response.json) == (404, {"message": "Pembayaran tidak ditemukan."})
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The sandbox's services as processes: their start, their messages at a real broker, their end on SIGTERM."""
+"""The sandbox's services as processes: their start, their messages at a real broker, their shutdown on SIGTERM."""
 
 import os
 import signal
@@ -69,7 +69,7 @@ def start(tmp_path: Path, amqp_url: str, eventually: Eventually) -> Start:
 
 @pytest.fixture
 def hear(wire: Wire, eventually: Eventually) -> Callable[[str], Message]:
-    """Returns the next answer of a sibling."""
+    """Returns the next reply of a sibling."""
     keys = [f"menu.{each}" for each in ("reserved", "rejected", "released")]
     wire.listen(*keys, *(f"payment.{each}" for each in ("completed", "failed", "refunded")))
 
@@ -80,7 +80,7 @@ def hear(wire: Wire, eventually: Eventually) -> Callable[[str], Message]:
     return hear
 
 
-#: Of each service: the requests that it answers, with the data of the answer to the first, and the answers' routing keys.
+#: Of each service: its requests, the second built from the reply to the first, and the routing keys of the replies.
 MENU = ("menu", "order.created", order(5, {1: 1}), "menu.reserved", "menu.release_requested",
         lambda data: release(5, data["reservation_id"]), "menu.released", ("/menus/1", "stock", 15))  # fmt: skip
 PAYMENT = ("payment", "payment.requested", request(5), "payment.completed", "payment.refund_requested",
@@ -88,33 +88,36 @@ PAYMENT = ("payment", "payment.requested", request(5), "payment.completed", "pay
 
 
 @pytest.mark.parametrize(
-    ("name", "asked", "body", "answered", "undone", "undo", "confirmed", "after"), [MENU, PAYMENT], ids=lambda each: ""
+    ("name", "request_key", "body", "reply_key", "undo_key", "undo", "undone_key", "after"),
+    [MENU, PAYMENT],
+    ids=lambda each: "",
 )
-def test_process_answers_over_the_broker_and_ends_on_sigterm(
-    start: Start, wire: Wire, hear: Callable[[str], Message], name: str, asked: str, body: bytes, answered: str,
-    undone: str, undo: Callable[[dict[str, Any]], bytes], confirmed: str, after: tuple[str, str, object],
+def test_process_replies_over_the_broker_and_exits_on_sigterm(
+    start: Start, wire: Wire, hear: Callable[[str], Message], name: str, request_key: str, body: bytes,
+    reply_key: str, undo_key: str, undo: Callable[[dict[str, Any]], bytes], undone_key: str,
+    after: tuple[str, str, object],
 ) -> None:  # fmt: skip
     with start(name) as sibling:
         sibling.wait(CONNECTED)
 
-        wire.send_raw(asked, body, headers={"traceparent": TRACE})
-        answer = hear(answered)
-        wire.send_raw(undone, undo(answer.event["data"]))
+        wire.send_raw(request_key, body, headers={"traceparent": TRACE})
+        reply = hear(reply_key)
+        wire.send_raw(undo_key, undo(reply.event["data"]))
 
-        properties = answer.properties
-        assert answer.routing_key == answered
-        assert (properties.type, properties.message_id) == (answer.event["type"], answer.event["id"])
+        properties = reply.properties
+        assert reply.routing_key == reply_key
+        assert (properties.type, properties.message_id) == (reply.event["type"], reply.event["id"])
         assert (properties.correlation_id, properties.app_id) == ("5", f"{name}-service")
         assert (properties.content_type, properties.delivery_mode) == ("application/cloudevents+json", 2)
         assert properties.headers == {"traceparent": TRACE}
         assert properties.timestamp
-        assert hear(confirmed).routing_key == confirmed
+        assert hear(undone_key).routing_key == undone_key
         path, field, value = after
         assert sibling.get(path)[field] == value
         assert sibling.stop() == 0
 
 
-def test_posted_payment_is_announced_with_its_trace(start: Start, wire: Wire, hear: Callable[[str], Message]) -> None:
+def test_posted_payment_is_published_with_its_trace(start: Start, wire: Wire, hear: Callable[[str], Message]) -> None:
     with start("payment", PAYMENT_MODE="manual") as payment:
         payment.wait(CONNECTED)
         httpx2.post(f"{payment.url}/payments", json=POSTED, headers={"traceparent": TRACE}).raise_for_status()
@@ -125,7 +128,7 @@ def test_posted_payment_is_announced_with_its_trace(start: Start, wire: Wire, he
     assert completed.properties.headers == {"traceparent": TRACE}
 
 
-def test_answer_without_a_queue_is_published_once_there_is_one(
+def test_unroutable_reply_is_published_once_a_queue_is_bound(
     start: Start, amqp_url: str, tmp_path: Path, eventually: Eventually
 ) -> None:
     wire = Wire(amqp_url)
@@ -134,7 +137,7 @@ def test_answer_without_a_queue_is_published_once_there_is_one(
         wire.send_raw("order.created", order(5, {1: 1}))
         with closing(connect(tmp_path / "sandbox" / "menu.db")) as db:
             returned, count = "SELECT 1 FROM outbox WHERE attempts > 0", "SELECT count(*) FROM outbox"
-            eventually(lambda: db.execute(returned).fetchone(), "an answer that came back unroutable")
+            eventually(lambda: db.execute(returned).fetchone(), "a reply that was returned as unroutable")
 
             wire.listen("menu.reserved")
             eventually(wire.take, "MenuReserved")
@@ -155,10 +158,10 @@ def test_process_declares_its_deleted_queue_again(
         with wire.channel() as channel:
             channel.queue_delete("menu-service.orders")
         eventually(is_routed, "the queue to be declared again")
-        hear("the answer")
+        hear("the reply")
 
 
-def test_process_declares_the_deleted_exchange_again_and_publishes_what_waited(
+def test_process_declares_the_deleted_exchange_again_and_publishes_its_outbox(
     start: Start, wire: Wire, hear: Callable[[str], Message], eventually: Eventually
 ) -> None:
     def is_bound() -> bool:
@@ -177,7 +180,7 @@ def test_process_declares_the_deleted_exchange_again_and_publishes_what_waited(
         hear("PaymentCompleted")
 
 
-def test_thousand_orders_are_answered_once_each(start: Start, wire: Wire, eventually: Eventually) -> None:
+def test_thousand_orders_get_one_reply_each(start: Start, wire: Wire, eventually: Eventually) -> None:
     wire.listen("menu.reserved", "menu.rejected")
     with start("menu") as menu:
         menu.wait(CONNECTED)
@@ -185,14 +188,14 @@ def test_thousand_orders_are_answered_once_each(start: Start, wire: Wire, eventu
         with wire.channel() as channel:
             for order_id in range(1, 1001):
                 channel.basic_publish("restaurant.events", "order.created", order(order_id, {created["id"]: 1}))
-        answers: list[str] = []
+        replies: list[str] = []
 
         def take() -> bool:
-            answers.extend(message.event["type"] for message in wire.take())
-            return len(answers) >= 1000
+            replies.extend(message.event["type"] for message in wire.take())
+            return len(replies) >= 1000
 
-        eventually(take, "a thousand answers")
-        assert sorted(answers) == ["MenuRejected"] * 400 + ["MenuReserved"] * 600
+        eventually(take, "a thousand replies")
+        assert sorted(replies) == ["MenuRejected"] * 400 + ["MenuReserved"] * 600
         assert menu.get(f"/menus/{created['id']}")["stock"] == 0
 
 
@@ -200,9 +203,7 @@ def test_thousand_orders_are_answered_once_each(start: Start, wire: Wire, eventu
     ("name", "path", "health"),
     [("users", "/users/1", {"status": "ok"}), ("menu", "/menus/1", {"status": "ok", "broker": "absent"})],
 )
-def test_http_is_answered_and_sigterm_obeyed_without_a_broker(
-    start: Start, name: str, path: str, health: dict[str, str]
-) -> None:
+def test_http_and_sigterm_work_without_a_broker(start: Start, name: str, path: str, health: dict[str, str]) -> None:
     with start(name, RABBITMQ_URL="amqp://guest:guest@127.0.0.1:1/") as sibling:
         sibling.wait(health)
         assert sibling.get(path)["id"] == 1
@@ -210,7 +211,7 @@ def test_http_is_answered_and_sigterm_obeyed_without_a_broker(
 
 
 @pytest.mark.parametrize(("variable", "value"), [("PAYMENT_MODE", "sometimes"), ("PAYMENT_FAULTS", "unknown")])
-def test_impossible_setting_is_refused_at_the_start(tmp_path: Path, variable: str, value: str) -> None:
+def test_invalid_setting_is_reported_at_the_start(tmp_path: Path, variable: str, value: str) -> None:
     environment = os.environ | {variable: value, "SANDBOX_DIR": str(tmp_path)}
     command = [sys.executable, "-m", "sandbox.payment"]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)

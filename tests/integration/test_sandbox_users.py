@@ -14,8 +14,8 @@ def client(tmp_path: Path) -> FlaskClient:
 
 
 def test_user_1_exists_from_the_start(client: FlaskClient) -> None:
-    answer = client.get("/users/1")
-    assert (answer.status_code, answer.json) == (200, {"id": 1, "name": "Budi Santoso", "payment_status": "unpaid"})
+    response = client.get("/users/1")
+    assert (response.status_code, response.json) == (200, {"id": 1, "name": "Budi Santoso", "payment_status": "unpaid"})
 
 
 def test_new_user_is_listed_and_found(client: FlaskClient) -> None:
@@ -29,23 +29,23 @@ def test_new_user_is_listed_and_found(client: FlaskClient) -> None:
 
 @pytest.mark.parametrize("field", ["payment_status", "status"])
 def test_payment_status_is_updated_under_either_name(client: FlaskClient, field: str) -> None:
-    answer = client.put("/users/1/payment-status", json={field: "paid"})
+    response = client.put("/users/1/payment-status", json={field: "paid"})
 
-    assert (answer.status_code, (answer.json or {})["payment_status"]) == (200, "paid")
+    assert (response.status_code, (response.json or {})["payment_status"]) == (200, "paid")
     assert (client.get("/users/1").json or {})["payment_status"] == "paid"
 
 
-def test_unknown_user_is_404_with_the_agreed_message(client: FlaskClient) -> None:
+def test_unknown_user_is_404_with_the_documented_message(client: FlaskClient) -> None:
     expected = {"message": "Pengguna tidak ditemukan."}
-    for answer in (client.get("/users/99"), client.put("/users/99/payment-status", json={"payment_status": "paid"})):
-        assert (answer.status_code, answer.json) == (404, expected)
+    for response in (client.get("/users/99"), client.put("/users/99/payment-status", json={"payment_status": "paid"})):
+        assert (response.status_code, response.json) == (404, expected)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"[" * 100_000, b"{}", b'{"name": ""}', b'{"name": 7}'])
 def test_invalid_user_is_400(client: FlaskClient, body: bytes) -> None:
-    answer = client.post("/users", data=body)
-    assert answer.status_code == 400
-    assert "message" in (answer.json or {})
+    response = client.post("/users", data=body)
+    assert response.status_code == 400
+    assert "message" in (response.json or {})
 
 
 def test_database_created_twice_keeps_its_rows(client: FlaskClient, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a sibling team is given works as it is given: the consumers of docs/siblings.md, the commands, the document."""
+"""What sibling teams are given works unchanged: the consumers of docs/siblings.md, the commands, the document."""
 
 import json
 import os
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "siblings.md").read_text(encoding="utf-8")
 JAVASCRIPT = ROOT / "tests" / "contract-js"
 GOLDEN = sorted((ROOT / "tests" / "contracts").glob("*.json"))
-ANSWERS = ("menu.reserved", "menu.rejected", "menu.released", "payment.completed", "payment.failed", "payment.refunded")
+REPLIES = ("menu.reserved", "menu.rejected", "menu.released", "payment.completed", "payment.failed", "payment.refunded")
 #: Seconds for a process to start, on a machine that is busy with other tests.
 START_SECONDS = 60
 
@@ -116,8 +116,8 @@ def our_processes(amqp_url: str, database: Database) -> Iterator[None]:
         yield
 
 
-def see_an_order_through(database: Database, wire: Wire, eventually: Eventually) -> None:
-    """Orders get paid, and a second payment and the reservation of a cancelled order are given back and confirmed."""
+def check_orders_and_compensations(database: Database, wire: Wire, eventually: Eventually) -> None:
+    """Orders are paid. A second payment is refunded and a cancelled order is released; both are confirmed."""
     ids = core.place(database, 3)
     eventually(lambda: core.states(database, ids) == {State.PAID}, "the orders to be paid")
 
@@ -134,15 +134,15 @@ def test_an_order_gets_paid_by_the_documented_siblings(
     documented_siblings: None, amqp_url: str, database: Database, wire: Wire, eventually: Eventually
 ):
     with our_processes(amqp_url, database):
-        see_an_order_through(database, wire, eventually)
+        check_orders_and_compensations(database, wire, eventually)
 
 
 class Conversation:
-    """What a sibling is told, and what it answers."""
+    """Events for a sibling, and its replies."""
 
     def __init__(self, wire: Wire, eventually: Eventually) -> None:
         self._wire, self._eventually = wire, eventually
-        self._wire.listen(*ANSWERS)
+        self._wire.listen(*REPLIES)
 
     def tell(self, event_type: str, **data: Any) -> None:
         event = samples.event(event_type, id="repeated", order_id=data["order_id"])
@@ -150,13 +150,13 @@ class Conversation:
         self._wire.send_raw(asyncapi.EVENTS[event_type].routing_key, body)
 
     def ask(self, event_type: str, **data: Any) -> tuple[str, dict[str, Any]]:
-        """Tell it, and return the type and the data of its answer."""
+        """Send the event, and return the type and the data of the reply."""
         self.tell(event_type, **data)
-        [answer] = self._eventually(self._wire.take, f"an answer to {event_type}")
-        assert answer.properties.type == answer.event["type"]
-        assert answer.properties.message_id == answer.event["id"]
-        assert answer.properties.delivery_mode == 2
-        return answer.event["type"], answer.event["data"]
+        [reply] = self._eventually(self._wire.take, f"a reply to {event_type}")
+        assert reply.properties.type == reply.event["type"]
+        assert reply.properties.message_id == reply.event["id"]
+        assert reply.properties.delivery_mode == 2
+        return reply.event["type"], reply.event["data"]
 
 
 @pytest.fixture
@@ -168,11 +168,11 @@ def lines(**quantities: int) -> list[dict[str, int]]:
     return [{"menu_id": int(name.removeprefix("menu_")), "quantity": count} for name, count in quantities.items()]
 
 
-def test_a_documented_menu_decides_once_and_gives_back_once(conversation: Conversation):
-    everything = {"order_id": 1, "lines": lines(menu_1=15, menu_2=1)}
+def test_a_documented_menu_decides_once_and_releases_once(conversation: Conversation):
+    order = {"order_id": 1, "lines": lines(menu_1=15, menu_2=1)}
 
-    reserved = conversation.ask("OrderCreated", **everything)
-    again = conversation.ask("OrderCreated", **everything)
+    reserved = conversation.ask("OrderCreated", **order)
+    again = conversation.ask("OrderCreated", **order)
     short = conversation.ask("OrderCreated", order_id=2, lines=lines(menu_2=1, menu_1=1))
     unknown = conversation.ask("OrderCreated", order_id=3, lines=lines(menu_2=1, menu_9=1))
 
@@ -191,7 +191,7 @@ def test_a_documented_menu_decides_once_and_gives_back_once(conversation: Conver
     assert [item["stock"] for item in after["items"]] == [14, 6]
 
 
-def test_a_documented_menu_reserves_nothing_for_an_order_that_is_over(conversation: Conversation):
+def test_a_documented_menu_reserves_nothing_for_a_released_order(conversation: Conversation):
     conversation.ask("StockReleaseRequested", order_id=1, release_id="r1", reservation_id=None)
     conversation.tell("OrderCreated", order_id=1, lines=lines(menu_1=15))
 
@@ -200,11 +200,11 @@ def test_a_documented_menu_reserves_nothing_for_an_order_that_is_over(conversati
     assert (event_type, data["order_id"], data["items"][0]["stock"]) == ("MenuReserved", 2, 14)
 
 
-def test_a_documented_payment_is_taken_once_and_given_back_once(conversation: Conversation):
-    asked = {"order_id": 1, "amount": 38000.5}
+def test_a_documented_payment_is_charged_once_and_refunded_once(conversation: Conversation):
+    request = {"order_id": 1, "amount": 38000.5}
 
-    paid = conversation.ask("PaymentRequested", **asked)
-    again = conversation.ask("PaymentRequested", **asked)
+    paid = conversation.ask("PaymentRequested", **request)
+    again = conversation.ask("PaymentRequested", **request)
 
     assert (paid[0], paid[1]["amount"]) == ("PaymentCompleted", 38000.5)
     assert again == paid
@@ -213,7 +213,7 @@ def test_a_documented_payment_is_taken_once_and_given_back_once(conversation: Co
         assert refunded == ("PaymentRefunded", {"order_id": order_id, "refund_id": "f1"})
 
 
-def test_a_documented_sibling_outlives_what_it_cannot_read(conversation: Conversation, wire: Wire):
+def test_a_documented_sibling_skips_unreadable_messages(conversation: Conversation, wire: Wire):
     for body in (b"{", b"[]", b"1", b"{}", b'{"type": "Unknown", "data": {}}', b'{"type": "OrderCreated"}'):
         wire.send_raw("order.created", body)
         wire.send_raw("payment.requested", body)
@@ -222,14 +222,10 @@ def test_a_documented_sibling_outlives_what_it_cannot_read(conversation: Convers
     assert conversation.ask("PaymentRequested", order_id=1, amount=1)[0] == "PaymentCompleted"
 
 
-def test_a_documented_sibling_connects_again(conversation: Conversation, management: Any, eventually: Eventually):
+def test_a_documented_sibling_reconnects(conversation: Conversation, management: Any, eventually: Eventually):
     eventually(lambda: management.close_connections() >= 2, "the siblings' connections in the console")
 
-    def answered() -> bool:
-        event_type, _ = conversation.ask("OrderCreated", order_id=1, lines=lines(menu_1=1))
-        return event_type == "MenuReserved"
-
-    assert answered()
+    assert conversation.ask("OrderCreated", order_id=1, lines=lines(menu_1=1))[0] == "MenuReserved"
 
 
 @javascript
@@ -241,7 +237,7 @@ def test_an_order_gets_paid_by_a_consumer_written_from_the_asyncapi_document(
 
     command = ["node", str(JAVASCRIPT / "consumer.mjs"), str(document)]
     with started(command, tmp_path, amqp_url, eventually), our_processes(amqp_url, database):
-        see_an_order_through(database, wire, eventually)
+        check_orders_and_compensations(database, wire, eventually)
 
 
 def parser(document: Any, directory: Path) -> subprocess.CompletedProcess[str]:
@@ -252,7 +248,7 @@ def parser(document: Any, directory: Path) -> subprocess.CompletedProcess[str]:
 
 
 @javascript
-def test_the_official_parser_takes_the_document_and_it_describes_the_golden_samples(tmp_path: Path):
+def test_the_official_parser_accepts_the_document_and_the_golden_samples_match_it(tmp_path: Path):
     judged = parser(asyncapi.document(), tmp_path)
 
     assert judged.returncode == 0, judged.stderr
@@ -273,7 +269,7 @@ def test_the_check_finds_mistakes_in_the_document(tmp_path: Path):
 
 
 @javascript
-def test_the_check_finds_events_that_are_not_as_the_document_says(tmp_path: Path):
+def test_the_check_finds_events_that_do_not_match_the_document(tmp_path: Path):
     document = json.loads(json.dumps(asyncapi.document()))
     payload = document["components"]["messages"]["OrderPaid"]["payload"]
     payload["properties"]["data"]["properties"]["user_id"]["maximum"] = 2
@@ -325,7 +321,7 @@ def test_the_json_of_the_page_reserves_an_order(
         eventually(lambda: core.states(database, ids) == {State.AWAITING_PAYMENT}, "the order to be reserved")
 
 
-def test_publishing_says_when_nobody_gets_it(tmp_path: Path, amqp_url: str, wire: Wire):
+def test_publish_command_reports_an_unroutable_event(tmp_path: Path, amqp_url: str, wire: Wire):
     (tmp_path / "paid.json").write_text(json.dumps(samples.event("OrderPaid", id="1")))
 
     done = events("publish paid.json", tmp_path, amqp_url)
@@ -334,7 +330,7 @@ def test_publishing_says_when_nobody_gets_it(tmp_path: Path, amqp_url: str, wire
     assert "no queue is bound to order.paid" in done.stderr
 
 
-def test_publishing_refuses_what_is_not_valid_unless_told_otherwise(tmp_path: Path, amqp_url: str, wire: Wire):
+def test_publish_command_rejects_invalid_events_unless_unchecked(tmp_path: Path, amqp_url: str, wire: Wire):
     (tmp_path / "bad.json").write_text('{"order_id": "x"}')
 
     refused = events("publish bad.json --type MenuRejected", tmp_path, amqp_url)
