@@ -4,7 +4,6 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
@@ -141,7 +140,7 @@ def test_lost_order_is_an_error_and_blocks_no_later_one(recorder: Recorder, monk
 def test_large_dead_letters_are_written_in_parts(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox, "MAX_STATEMENT_BYTES", 1000)
     sizes = (10, 990, 5000, 400, 400)
-    messages = [replace(each, body=b"x" * size) for each, size in zip(outgoing(5), sizes, strict=True)]
+    messages = [each._replace(body=b"x" * size) for each, size in zip(outgoing(5), sizes, strict=True)]
     sent: list[str] = []
     sa.event.listen(database.engine, "before_cursor_execute", lambda *given: sent.append(given[2]))
 

@@ -374,5 +374,5 @@ def test_the_tail_shows_a_line_for_each_event_until_it_is_interrupted(tmp_path: 
         tail.send_signal(signal.SIGINT)
 
         assert tail.wait(20) == 0
-    assert re.fullmatch(r"\d\d:\d\d:\d\d  PaymentCompleted +order 12 +payment_id=\"p7\" amount=38000.5\n", shown), shown
+    assert re.fullmatch(r"\d\d:\d\d:\d\d  PaymentCompleted +order 12 +payment_id=\"p7\" amount=38000.0\n", shown), shown
     assert all("MenuReserved" in line and "\x1b" not in line for line in odd)
