@@ -41,7 +41,7 @@ class Placement:
 
 
 def place_orders(work: UnitOfWork, placements: Sequence[Placement]) -> list[Order]:
-    """Record new orders and publish OrderCreated for each.
+    """Insert new orders and add an OrderCreated for each to the unit of work.
 
     Raises sqlalchemy.exc.IntegrityError if one of the requests was recorded before.
     """
@@ -62,7 +62,7 @@ def place_orders(work: UnitOfWork, placements: Sequence[Placement]) -> list[Orde
     requests = [placement.request for placement in placements]
     order_rows.insert_orders(work.connection, list(zip(placed, requests, strict=True)))
     for order in placed:
-        work.publish(order, Announcement.ORDER_CREATED, sequence=1)
+        work.enqueue(order, Announcement.ORDER_CREATED, sequence=1)
     return placed
 
 
@@ -139,5 +139,5 @@ def repeat_compensations(work: UnitOfWork, *, limit: int) -> Sequence[sa.Row[Any
         due_at = work.now + timedelta(seconds=backoff.delay(attempts))
         compensations.put_off(work.connection, row.id, attempts=attempts, due_at=due_at)
         if row.id not in unsent and row.order_id in found:
-            work.publish(found[row.order_id], compensations.of_row(row), sequence=row.sequence)
+            work.enqueue(found[row.order_id], compensations.of_row(row), sequence=row.sequence)
     return [row for row in due if row.id not in unsent]

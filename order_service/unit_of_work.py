@@ -50,7 +50,7 @@ class UnitOfWork:
         if isinstance(message, messages.PaymentRefunded):
             self._confirmed.append(message.refund_id)
         for effect in decision.effects:
-            self.publish(order, effect, sequence=order.version)
+            self.enqueue(order, effect, sequence=order.version)
             if isinstance(effect, Compensation):
                 due_at = self.now + self.policy.compensation_pause
                 self._requested.append(compensations.new_row(order.id, effect, sequence=order.version, due_at=due_at))
@@ -60,13 +60,13 @@ class UnitOfWork:
         """Add an order, locked in this transaction, whose fields have changed."""
         self._orders[order.id] = order
 
-    def publish(self, order: Order, effect: Effect, *, sequence: int) -> None:
+    def enqueue(self, order: Order, effect: Effect, *, sequence: int) -> None:
         """Add the event of an effect to the outbox."""
         self._outgoing.append(outgoing.event(order, effect, sequence=sequence, policy=self.policy, now=self.now))
 
     def remind(self, order: Order) -> None:
-        """Publish OrderCreated again, under its id and with its first sequence."""
-        self.publish(order, Announcement.ORDER_CREATED, sequence=1)
+        """Add OrderCreated again, under the same id and with its first sequence."""
+        self.enqueue(order, Announcement.ORDER_CREATED, sequence=1)
         self._record(order, "MenuReminder", order.state, None)
 
     def dead_letter(self, rejection: Rejection) -> None:

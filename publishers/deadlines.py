@@ -32,9 +32,9 @@ class Deadlines:
                     while not self._stop.is_set() and self._any_due() and work():
                         pass
                 except sa.exc.SQLAlchemyError as error:
-                    log.warning("deadlines could not be passed, retrying", error=first_line(error))
+                    log.warning("due deadlines and compensations could not be processed, retrying", error=first_line(error))
                 except Exception:
-                    log.exception("deadlines could not be passed")
+                    log.exception("due deadlines and compensations could not be processed")
 
     def _any_due(self) -> bool:
         """Reading is cheaper than a transaction that may write, and notifies no relay."""

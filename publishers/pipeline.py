@@ -132,7 +132,7 @@ class Pipeline:
             self._loop.call_later(pause, self._poll)
 
     def _listen(self) -> bool:
-        """Whether PostgreSQL notifies of new rows."""
+        """Listen for notifications if not listening yet; return whether notifications arrive."""
         if self._listener is None and not self._database.is_sqlite:
             with suppress(sa.exc.SQLAlchemyError, psycopg.Error):
                 self._listener = self._database.listen()
@@ -167,10 +167,10 @@ class Pipeline:
             log.warning("the outbox cannot be read, retrying", error=first_line(error))
             return False
         if claim.rows:
-            self._publish(claim)
+            self._publish_claim(claim)
         return True
 
-    def _publish(self, claim: Claim) -> None:
+    def _publish_claim(self, claim: Claim) -> None:
         batch = _Batch(claim, time.monotonic())
         self._batches.append(batch)
         with self._connection.gathering():

@@ -30,9 +30,9 @@ class Relay:
     def run(self) -> None:
         """Return once stopped and the rows in flight are settled. Exits with 2 if the topology is not declared."""
         self._wait_for_role()
-        supervise(self._publish, self._stop, what="the broker", unreachable=topology.UNREACHABLE, restart=True)
+        supervise(self._run_pipeline, self._stop, what="the broker", unreachable=topology.UNREACHABLE, restart=True)
 
-    def _publish(self, working: Callable[[], None]) -> None:
+    def _run_pipeline(self, working: Callable[[], None]) -> None:
         # Only a confirm proves that publishing works: a queue without a leader accepts connections all the same.
         Pipeline(self._reachable_node(), self._database, self._stop, on_first_confirm=working).run()
 

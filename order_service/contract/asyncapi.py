@@ -14,8 +14,8 @@ from order_service.contract.topology import EXCHANGE, QUEUES, Queue
 
 _NOT_MANDATORY = [name for name, model in OUTGOING.items() if not model.mandatory]
 #: How the events that the service publishes are delivered.
-DELIVERY = f"""Published events are persistent, mandatory and confirmed, and are retried while no queue is bound to
-their routing key. {", ".join(_NOT_MANDATORY[:-1])} and {_NOT_MANDATORY[-1]} are not mandatory:
+DELIVERY = f"""Published events are persistent and confirmed. Most are mandatory: they are retried while no queue is bound
+to their routing key. {", ".join(_NOT_MANDATORY[:-1])} and {_NOT_MANDATORY[-1]} are not mandatory:
 they are dropped if no queue is bound."""
 DESCRIPTION = f"""The events of the Order Service, on the durable topic exchange `{EXCHANGE}`.
 Every message is a CloudEvent 1.0 in structured JSON (`{CONTENT_TYPE}`).

@@ -1,6 +1,6 @@
-"""From an effect of the domain, or a rejected message, to a message ready to be published.
+"""Build the messages to publish, from effects of the domain and from rejected messages.
 
-An event can be built again at any time from its order: its id and data depend on nothing else.
+An event can be rebuilt from its order, under the same id; one with a deadline only while that deadline is armed.
 """
 
 from collections.abc import Mapping

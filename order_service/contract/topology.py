@@ -1,6 +1,6 @@
 """The broker topology as values: one exchange, two queues with their dead-letter queues, and how to connect.
 
-A third queue exists where the Menu Service is called over HTTP; see consumers/menu_http/consumer.py.
+A third queue, MENU_HTTP, is declared only if MENU_SERVICE_URL is set.
 """
 
 import random
@@ -63,7 +63,7 @@ class Queue:
 MENU = Queue("order-service.menu", ("menu.reserved", "menu.rejected", "menu.released"))
 PAYMENT = Queue("order-service.payment", ("payment.completed", "payment.failed", "payment.refunded"))
 QUEUES = (MENU, PAYMENT)
-#: Declared only with MENU_SERVICE_URL: the requests to a Menu Service that is called over HTTP.
+#: The requests to a Menu Service that is called over HTTP; see consumers/menu_http/consumer.py.
 MENU_HTTP = Queue("order-service.menu-http", ("order.created", "menu.release_requested"))
 BY_NAME = {queue.name: queue for queue in (*QUEUES, MENU_HTTP)}
 

@@ -107,7 +107,7 @@ class Database:
         return connection
 
     def acquire_role(self, role: str) -> bool:
-        """Whether this process holds a role that only one process may hold on SQLite; kept until the process ends.
+        """Acquire a role that only one process may hold on SQLite, and return whether this process now holds it.
 
         Always true on PostgreSQL, which locks rows instead. The kernel frees the lock when the process ends.
         """
@@ -130,7 +130,10 @@ class Database:
 
 
 def _commit_and_notify(connection: sa.Connection) -> None:
-    """A lost notification loses nothing: the relay also polls."""
+    """Commit on the driver's connection and notify the relay; SQLAlchemy's own commit then has nothing left to do.
+
+    A lost notification is harmless, because the relay also polls.
+    """
     driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
     try:
         vendor.commit_then_notify(driver, CHANNEL)

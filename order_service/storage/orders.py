@@ -56,7 +56,7 @@ def read_orders(connection: sa.Connection, ids: Sequence[int]) -> dict[int, Orde
 
 
 def updates(changed: Sequence[Order]) -> bulk.Update:
-    """The statement that writes back orders locked in this transaction."""
+    """The rows to update, for `bulk.write`; the orders must be locked in this transaction."""
     return bulk.Update(orders, [{"id": order.id} | _changing(order) for order in changed])
 
 

@@ -28,7 +28,7 @@ _is_event = outbox.c.exchange == EXCHANGE
 
 
 def inserts(messages: Sequence[Outgoing], now: datetime) -> Iterator[bulk.Insert]:
-    """The statements that write these: one, unless dead letters are too large for it."""
+    """The rows to insert, for `bulk.write`: in one part, unless dead letters are too large for one statement."""
     rows: list[Mapping[str, Any]] = []
     size = 0
     for message in messages:
@@ -46,9 +46,10 @@ def _row(message: Outgoing, now: datetime) -> Mapping[str, Any]:
 
 
 def unsent(connection: sa.Connection, ids: Sequence[str]) -> dict[str, list[int]]:
-    """Those of these events that have not left yet, each with its row ids. Scans the outbox: ask for many at once.
+    """The row ids of those events that are still in the outbox, by event id.
 
-    An index would cost every event something, and only passing deadlines would use it.
+    Scans the outbox, so pass many ids at once. An index would slow down every insert, and only deadlines and
+    compensations would use it.
     """
     wanted = sa.select(outbox.c.message_id, outbox.c.id).where(
         bulk.among(connection, outbox.c.message_id, ids), _is_event

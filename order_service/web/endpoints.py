@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from order_service import handlers, vendor
 from order_service.config import Settings
 from order_service.domain.messages import Cancel, Message, ReportFailed, ReportPaid, ReportPending
-from order_service.domain.order import AWAITING_MENU, Order, State, UnknownOrder
+from order_service.domain.order import AWAITING_MENU, Order, State, UnknownOrder, amount_text
 from order_service.domain.saga import Outcome
 from order_service.storage import history, migrate, orders
 from order_service.storage.database import Database
@@ -77,7 +77,11 @@ class Api:
         structlog.contextvars.bind_contextvars(order_id=order.id)
         order = self.menu_wait.wait(order, wait_seconds)
         if order.reason in ("menu_not_found", "out_of_stock", "price_changed"):
-            values = {"menu_id": order.rejected_menu_id, "detail": order.detail}
+            values = {
+                "menu_id": order.rejected_menu_id,
+                "expected": amount_text(order.expected_total),
+                "total": amount_text(order.total_price),
+            }
             raise Problem(order.reason, values, order.id, headers=applied)
         response = _order_response(order, 202 if order.state in AWAITING_MENU else 201)
         response.headers.update({"Location": f"/orders/{order.id}"} | applied)

@@ -36,7 +36,11 @@ KINDS = {
     "invalid_payment_status": Kind(400, "Status pembayaran tidak valid.", "The payment status is not valid."),
     "menu_not_found": Kind(404, "Menu item {menu_id} tidak ditemukan.", "Menu item {menu_id} was not found."),
     "out_of_stock": Kind(400, "Menu item {menu_id} kehabisan stok.", "Menu item {menu_id} is out of stock."),
-    "price_changed": Kind(409, "Total harga berubah: {detail}.", "The total price has changed: {detail}."),
+    "price_changed": Kind(
+        409,
+        "Total harga berubah: seharusnya {expected}, sekarang {total}.",
+        "The total price has changed: expected {expected}, now {total}.",
+    ),
     "user_not_found": Kind(404, "Pengguna tidak ditemukan.", "The user was not found."),
     "user_service_unavailable": Kind(
         503, "User Service tidak tersedia; coba lagi nanti.", "The User Service is unavailable; try again later."

@@ -157,7 +157,7 @@ def parse(model: type[Model], body: dict[str, Any]) -> Model:
 
 
 def parse_payment(body: dict[str, Any]) -> PaymentUpdate:
-    """The body of PUT payment. Raises Problem 400 for another status, as the client's documents require."""
+    """The body of PUT payment. Raises Problem 400 for another status, as the original API specification requires."""
     if body.get("payment_status") not in ("pending", "paid", "failed"):
         raise _invalid([("payment_status", "payment_status")], code="invalid_payment_status")
     return parse(PaymentUpdate, body)

@@ -227,7 +227,7 @@ def test_request_is_served_while_more_clients_than_threads_are_busy(small_api: D
     assert all(responses.result().count(b"HTTP/1.1 200") == 40 for responses in busy)
 
 
-def test_gunicorn_answers_malformed_requests_in_json(small_api: Deployment) -> None:
+def test_malformed_requests_are_answered_and_do_not_stop_the_api(small_api: Deployment) -> None:
     def send(method: str, path: str, body: Any = None, **options: Any) -> tuple[int, str | None]:
         with contextlib.closing(small_api.client.connect()) as connection:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
