@@ -1,4 +1,4 @@
-"""Wires the HTTP application. Its routes come from one table in order_service/web/routes.py."""
+"""Create the HTTP application, whose routes are in order_service/web/routes.py."""
 
 import threading
 from functools import cache

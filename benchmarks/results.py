@@ -151,7 +151,7 @@ def _with_ratio(goal: Goal, ours: float, system: str, other: float) -> Goal:
 
 
 def _checked_cost(summary: Summary) -> Goal:
-    """The cost with the largest tables, compared with the empty tables that were measured in turns with them."""
+    """The cost with the largest tables, compared with the empty tables that were measured alternately with them."""
     medians = _medians(summary, COST)
     if len(medians) < 2:
         return COST

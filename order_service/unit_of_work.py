@@ -24,7 +24,7 @@ _HISTORY_TYPES: dict[type[Message], str] = {
 
 
 class UnitOfWork:
-    """The changes of one open transaction at one moment; `write` sends them to the database."""
+    """The changes of one open transaction, all with the time `now`; `write` sends them to the database."""
 
     def __init__(self, connection: sa.Connection, policy: Policy, now: datetime) -> None:
         self.connection, self.policy, self.now = connection, policy, now
@@ -35,9 +35,9 @@ class UnitOfWork:
         self._confirmed: list[str] = []
 
     def apply(self, order: Order, message: Message, *, message_id: str | None = None) -> Decision:
-        """Let the decision table apply a message, and add everything that follows from it.
+        """Apply a message by the decision table, and add the results.
 
-        Raises InvalidMessage, nothing being added then.
+        Raises InvalidMessage and then adds nothing.
         """
         decision = decide(order, message, policy=self.policy, now=self.now)
         if decision.changed:

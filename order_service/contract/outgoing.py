@@ -29,12 +29,12 @@ class Outgoing(NamedTuple):
 
 
 def event_id(order: Order, effect: Effect) -> str:
-    """The one id under which this effect is published, however often."""
+    """The id under which this effect is published, the same each time."""
     return effect.id if isinstance(effect, Compensation) else order.event_id(effect.value)
 
 
 def event(order: Order, effect: Effect, *, sequence: int, policy: Policy, now: datetime) -> Outgoing:
-    """The event that tells an effect; one that names a deadline can be built while that deadline is armed."""
+    """Build the event of an effect."""
     id, data, trace = event_id(order, effect), event_data(order, effect, policy), order.traceparent
     body = envelope.wrap(data, event_id=id, order_id=order.id, sequence=sequence, at=now, trace=trace)
     return Outgoing(order.id, type(data).__name__, id, EXCHANGE, data.routing_key, body, trace)
@@ -78,7 +78,7 @@ def _lines(order: Order) -> list[events.Line]:
 
 
 def dead_letter(rejection: Rejection) -> Outgoing:
-    """The rejected message as it came, addressed to its queue's dead-letter queue, with the reason in its headers."""
+    """The rejected message unchanged, addressed to its queue's dead-letter queue, with the reason in its headers."""
     delivery = rejection.delivery
     headers = {"x-error": rejection.code, "x-error-detail": str(rejection)[:1000], "x-origin-queue": delivery.queue}
     if rejection.order_id is not None:

@@ -19,9 +19,9 @@ from order_service.process import refuse
 EXCHANGE = "restaurant.events"
 #: Each side detects a dead peer within twice this time; a transaction takes much less.
 HEARTBEAT_SECONDS = 30
-#: Out of reach, because the consumers count attempts themselves. Past the broker's limit (20 by default in RabbitMQ 4,
-#: none in 3.x) a message is dropped or dead-lettered, even one that only shared a prefetch with a poison message, and
-#: each look at a dead letter in the management console counts as a delivery.
+#: Effectively unlimited, because the consumers count attempts themselves. Past the broker's limit (20 by default in
+#: RabbitMQ 4, none in 3.x) a message is dropped or dead-lettered, even one that was only prefetched together with a
+#: poison message, and each view of a dead letter in the management console counts as a delivery.
 #: https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling
 DELIVERY_LIMIT = 1_000_000
 _QUORUM: dict[str, str | int] = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT}

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One dish as the menu priced it; `stock` is what remains after the reservation."""
+    """A dish with the menu's price; `stock` is what remains after the reservation."""
 
     id: int
     name: str

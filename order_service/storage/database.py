@@ -1,4 +1,4 @@
-"""The database: engines and transactions for SQLite and PostgreSQL, each configured for its own semantics."""
+"""The database: engines and transactions for SQLite and PostgreSQL, each with its own configuration."""
 
 import fcntl
 import threading
@@ -26,7 +26,7 @@ DEAD_CLIENT: tuple[LiteralString, ...] = (
 #: PostgreSQL ends a transaction that has been idle for this long, in milliseconds, because its locks block others.
 #: The relay's transactions wait for broker confirms; one that is ended too early publishes its rows twice.
 IDLE_TRANSACTION_MS, IDLE_RELAY_TRANSACTION_MS = 10_000, 60_000
-#: Always use an index. The planner takes a new table for a small one, scans it, and keeps that plan until the table
+#: Always use an index. The planner assumes that a new table is small, scans it, and keeps that plan until the table
 #: is analyzed: a minute later at best, when each batch may scan a million rows.
 #: https://www.postgresql.org/docs/current/runtime-config-query.html
 PLANS: tuple[LiteralString, ...] = (
@@ -76,7 +76,7 @@ class Database:
                 settings.append(f"lock_timeout TO '{lock_seconds}s'")
             event.listen(self.engine, "connect", lambda connection, _: _configure_postgresql(connection, settings))
         self._lock: TextIO | None = None
-        # SQLite allows one writer at a time; the threads of one process take turns without asking it.
+        # SQLite allows one writer at a time; the threads of one process are serialized by a lock.
         self._turn: AbstractContextManager[object] = threading.Lock() if self.is_sqlite else nullcontext()
 
     @contextmanager

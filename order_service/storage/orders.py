@@ -23,7 +23,7 @@ _SELECT = sa.select(*(orders.c[name] for name in ("id", "menu_ids", "items", "le
 
 
 def insert_orders(connection: sa.Connection, placed: Sequence[tuple[Order, Mapping[str, str]]]) -> None:
-    """Write new orders, each with the columns that recognise a repeat of its request, and set their ids.
+    """Write new orders, each with the columns that recognize a repeat of its request, and set their ids.
 
     Raises sqlalchemy.exc.IntegrityError where an idempotency key is taken.
     """

@@ -1,4 +1,4 @@
-"""How a POST records its order and waits for the menu: both are shared between the requests of a process.
+"""Record orders and wait for the menu; the requests of a process share both.
 
 Orders that arrive during a transaction are recorded together by the next one; one thread polls the database for the
 orders of all waiting requests and streams.
@@ -39,7 +39,7 @@ class _Entry:
         self.placement = placement
         self.result: Order | BaseException | None = None
         self.is_retried_alone = False
-        # A lock that is held until `wake` costs a third of an Event.
+        # A lock that is held until `wake` has a third of the cost of an Event.
         asleep = threading.Lock()
         asleep.acquire()
         self.sleep, self.wake = asleep.acquire, asleep.release

@@ -63,7 +63,7 @@ KINDS = {
         "Idempotency-Key ini sudah dipakai untuk isi permintaan lain.",
         "This Idempotency-Key was already used with another body.",
     ),
-    "not_found": Kind(404, "Alamat tidak ditemukan.", "There is nothing at this address."),
+    "not_found": Kind(404, "Alamat tidak ditemukan.", "The address was not found."),
     "method_not_allowed": Kind(405, "Alamat ini tidak menerima {method}.", "This address does not support {method}."),
     "bad_request": Kind(400, "Permintaan tidak dapat dibaca.", "The request cannot be read."),
     "internal_error": Kind(500, "Terjadi kesalahan di pihak kami; coba lagi.", "An internal error occurred; retry."),
@@ -98,7 +98,7 @@ class ProblemDetails(BaseModel):
 
 @dataclass
 class Problem(Exception):
-    """Raise it to answer with it. `values` fill the placeholders of the kind's messages."""
+    """Raise to send this problem as the response. `values` fill the placeholders of the kind's messages."""
 
     code: str
     values: Mapping[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The request bodies, queries and headers: read, validated, and refused with a remedy for each field."""
+"""The request bodies, queries and headers: read, validated, and rejected with a correction for each field."""
 
 import base64
 import re
@@ -57,7 +57,7 @@ def _digits(value: object) -> object:
 
 
 def _position(value: object) -> object:
-    """The id of the last order of the page before. It is encoded so that clients do not rely on its meaning."""
+    """The id of the last order of the previous page. It is encoded so that clients do not rely on its meaning."""
     try:
         return int(base64.b32decode(str(value)).removeprefix(b"before:"))
     except ValueError:
@@ -77,7 +77,7 @@ class OrderQuery(BaseModel):
     cursor: Annotated[
         Id | None,
         BeforeValidator(_position),
-        Field(description="The next_cursor of the page before."),
+        Field(description="The next_cursor of the previous page."),
         WithJsonSchema({"type": "string", "format": "cursor"}),
     ] = None
 
@@ -100,7 +100,7 @@ _REMEDIES = {
     "payment_status": ("harus pending, paid, atau failed", "must be pending, paid or failed"),
     "status": ("harus pending, paid, failed, atau cancelled", "must be pending, paid, failed or cancelled"),
     "limit": ("harus bilangan bulat dari 1 sampai 100", "must be an integer from 1 to 100"),
-    "cursor": ("harus next_cursor dari halaman sebelumnya", "must be the next_cursor of the page before"),
+    "cursor": ("harus next_cursor dari halaman sebelumnya", "must be the next_cursor of the previous page"),
     "Idempotency-Key": (
         "harus satu kali saja, 1 sampai 255 karakter ASCII yang terlihat, tanpa koma",
         "must be sent once, as 1 to 255 visible ASCII characters without a comma",

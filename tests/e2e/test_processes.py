@@ -93,9 +93,11 @@ def test_processes_wait_for_a_broker_that_is_unreachable_at_their_start(
         assert client.request("GET", "/readyz").status == 200
         deployment.assert_all_running()
 
-        # and: SIGTERM ends a process that waits; on SQLite, a second relay stands by instead
+        # and: SIGTERM ends a process that waits; on SQLite, a second relay waits for the first instead
         more = deployment.start("consumers", "publishers")
-        deployment.wait_until(lambda: all_logged(more, "is unreachable", "standing by"), "two more to wait")
+        deployment.wait_until(
+            lambda: all_logged(more, "is unreachable", "uses this SQLite database, waiting"), "two more to wait"
+        )
         assert [process.terminate() for process in more] == [0, 0]
 
         # and: the order is paid once the broker is reachable

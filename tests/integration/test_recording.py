@@ -110,7 +110,7 @@ def test_repeated_key_fails_alone(recorder: Recorder, gate: Gate, database: Data
 
 
 @core.POSTGRESQL_ONLY
-def test_keys_locked_by_a_frozen_process_fail_alone_and_do_not_delay_other_orders(
+def test_keys_locked_by_a_suspended_process_fail_alone_and_do_not_delay_other_orders(
     recorder: Recorder, gate: Gate, database: Database, eventually: Eventually
 ) -> None:
     keys = ("one", "another", "third")

@@ -103,7 +103,7 @@ def test_make_help_lists_every_command() -> None:
     assert re.findall(r"^  make ([a-z-]+) +\S", done.stdout, re.MULTILINE) == line.split()
 
 
-def test_every_link_to_a_page_of_ours_leads_somewhere() -> None:
+def test_every_internal_link_has_a_target() -> None:
     pages = [*TWINS, *(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
 
     lost = [
