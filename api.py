@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 
 
 class _CanonicalInteger(IntegerConverter):
-    """Gives each order one address: neither 01 nor digits of other scripts, which int() accepts."""
+    """Matches canonical integers only: neither 01 nor digits of other scripts, which int() accepts."""
 
     regex = "0|[1-9][0-9]*"
 

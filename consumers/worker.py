@@ -21,7 +21,7 @@ from order_service.storage.database import Database, is_transient
 from order_service.storage.migrate import wait_for_database
 
 log = structlog.get_logger(__name__)
-#: The longest the loop waits for a delivery before it checks whether to stop, in seconds.
+#: The longest wait for a delivery before the loop checks whether to stop, in seconds.
 IDLE_SECONDS = 0.5
 #: A message delivered this many times without an ack may end the process, and is processed alone.
 #: https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling

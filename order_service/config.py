@@ -96,7 +96,7 @@ class Settings(BaseSettings):
 
 
 def explain(error: ValidationError) -> str:
-    """One line for each environment variable that cannot be used."""
+    """One line for each invalid environment variable."""
     lines = []
     for problem in error.errors(include_url=False):
         name, message = problem["loc"][0], problem["msg"].removeprefix("Value error, ")

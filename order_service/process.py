@@ -55,7 +55,7 @@ def configure_logging(level: str) -> None:
 
 
 def begin() -> config.Settings:
-    """Read the settings and configure logging. Exits with 2, naming every setting that cannot be used."""
+    """Read the settings and configure logging. Exits with 2 and prints every invalid setting."""
     try:
         settings = config.Settings()
     except ValidationError as error:
@@ -79,7 +79,7 @@ def stop_on_signal() -> threading.Event:
 
 
 class Stop(Protocol):
-    """What ends a retry loop: a threading.Event, or something that also serves a connection while it waits."""
+    """The stop condition of a retry loop: a threading.Event, or an object that serves a connection while it waits."""
 
     def is_set(self) -> bool: ...
 

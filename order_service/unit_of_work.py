@@ -1,4 +1,4 @@
-"""The unit of work: everything that one transaction will write, collected so that it takes one statement."""
+"""The unit of work: everything that one transaction will write, collected for a single statement."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from order_service.process import utc_now
 from order_service.storage import bulk, compensations, history, orders, outbox
 from order_service.storage.database import Database
 
-#: History records the requests of REST callers under these names.
+#: The names of the requests of REST clients in the history.
 _HISTORY_TYPES: dict[type[Message], str] = {
     messages.ReportPaid: "PutPaid", messages.ReportFailed: "PutFailed", messages.ReportPending: "PutPending",
 }  # fmt: skip

@@ -64,7 +64,7 @@ class GatheringConnection(pika.SelectConnection):
 
     @contextmanager
     def gathering(self) -> Iterator[None]:
-        """Collect what is published within, and send the last piece at the end."""
+        """Collect what is published in the block, and send the last piece at its end."""
         self._gathered = bytearray()
         try:
             yield
@@ -89,7 +89,7 @@ class GatheringConnection(pika.SelectConnection):
 def commit_then_notify(connection: psycopg.Connection[Any], channel: str) -> None:
     """Commit, then NOTIFY in a transaction of its own, in one round trip. Raises psycopg.Error if the COMMIT failed.
 
-    Works around: psycopg's `commit()` sends nothing else along, so the NOTIFY would cost a second round trip. It must
+    Works around: psycopg's `commit()` sends only the COMMIT, so the NOTIFY would cost a second round trip. It must
     not be part of the transaction: PostgreSQL holds a lock on the whole database from a notifying transaction's
     commit record to the end of its flush, so committing transactions would wait for each other; one that only
     notifies has nothing to flush. https://www.postgresql.org/docs/current/sql-notify.html
@@ -98,7 +98,7 @@ def commit_then_notify(connection: psycopg.Connection[Any], channel: str) -> Non
     """
     connection.pgconn.send_query(f"COMMIT; NOTIFY {channel}".encode())
     committed, *_ = connection.wait(generators.execute(connection.pgconn))
-    # The transaction is over even if the NOTIFY failed; one that had failed before answers ROLLBACK.
+    # The transaction is over even if the NOTIFY failed; if it had failed before, the result is ROLLBACK.
     if committed.command_status != b"COMMIT":
         raise psycopg.errors.error_from_result(committed)
 

@@ -37,7 +37,7 @@ CLOSE_SECONDS = 2.0
 POLL_SECONDS = 0.5
 #: The polling interval on SQLite, which has no notifications, in seconds.
 SQLITE_POLL_SECONDS = 0.02
-#: How many rows are claimed and published together.
+#: The most rows that are claimed and published together.
 WINDOW = 500
 #: With fewer rows in flight, new rows are claimed at once; with more, waiting for confirms makes larger batches.
 FEW = 20
@@ -92,7 +92,7 @@ class Pipeline:
         self._loop: IOLoop = self._connection.ioloop
 
     def run(self) -> None:
-        """Publish until stopped, or raise what ended the connection."""
+        """Publish until stopped. Raises the error that ended the connection."""
         try:
             self._loop.start()
         finally:

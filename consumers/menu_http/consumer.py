@@ -57,7 +57,7 @@ class _Data(BaseModel):
 
 
 class _Event(BaseModel):
-    """The fields that are used of the service's own events."""
+    """The fields that are used from the service's own events."""
 
     type: Literal["OrderCreated", "StockReleaseRequested"]
     data: _Data

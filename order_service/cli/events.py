@@ -20,7 +20,7 @@ from order_service.contract.envelope import CONTENT_TYPE, Delivery, Rejection, r
 from order_service.contract.events import EVENTS, OUTGOING, exact_json
 from order_service.contract.topology import EXCHANGE
 
-#: How long `tail` takes at most to notice Ctrl-C.
+#: The longest time until `tail` stops after Ctrl-C, in seconds.
 STOP_CHECK_SECONDS = 0.5
 _TYPE_BY_ROUTING_KEY = {model.routing_key: name for name, model in EVENTS.items()}
 _FILE = click.argument("file", type=click.File("rb"))

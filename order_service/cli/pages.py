@@ -14,7 +14,7 @@ MEANINGS = {
     State.FAILED: "cannot be served, for the reason in `reason`; stock and payments are compensated",
     State.CANCELLED: "cancelled by the client; stock and payments are compensated",
 }
-#: The names of messages that are not events, as their senders know them.
+#: The documented names of messages that are not events.
 NAMES = {
     "ReportPaid": "PUT paid", "ReportFailed": "PUT failed", "ReportPending": "PUT pending", "Cancel": "cancel (DELETE)",
     "MenuDeadline": "menu deadline", "PaymentDeadline": "payment deadline",

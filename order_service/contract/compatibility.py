@@ -1,4 +1,4 @@
-"""Find breaking changes between two versions of a schema: an input that accepts less, an output that promises less."""
+"""Find breaking changes between two versions of a schema: inputs that accept less, outputs that guarantee less."""
 
 from collections.abc import Iterator
 from typing import Any

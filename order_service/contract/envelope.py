@@ -25,7 +25,7 @@ CONTENT_TYPE = "application/cloudevents+json"
 SCHEMA_VERSION = 1
 #: A larger body is dead-lettered without being decoded; a hundred dishes with long names need a tenth of this.
 MAX_BODY_BYTES = 256 * 1024
-#: AMQP 0-9-1 carries a message id as a short string.
+#: AMQP 0-9-1 encodes a message id as a short string.
 MAX_SHORT_STRING_BYTES = 255
 
 _TYPE_BY_ROUTING_KEY = {model.routing_key: name for name, model in events.INCOMING.items()}
@@ -98,7 +98,7 @@ class Delivery:
 
 
 class Rejection(Exception):
-    """A message that can never be applied: a stable code, field errors for its sender, and the ids it carried."""
+    """A message that can never be applied: a stable code, field errors for its sender, and the ids it contains."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ def rejection(delivery: Delivery, code: str, field_name: str, problem: str, **id
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A decoded message for one order, and the delivery it came in."""
+    """A decoded message for one order, and its delivery."""
 
     message_id: str
     order_id: int
@@ -143,7 +143,7 @@ def read(delivery: Delivery) -> Reply:
 
 
 class _Reader:
-    """One delivery being decoded; `_attributes` are its envelope's, empty for bare data."""
+    """One delivery being decoded; `_attributes` are those of its envelope, empty for bare data."""
 
     def __init__(self, delivery: Delivery) -> None:
         self._delivery = delivery

@@ -16,7 +16,7 @@ from order_service.domain.saga import Policy
 
 
 class Outgoing(NamedTuple):
-    """A message ready to be published, named like the outbox's columns; only dead letters set their `properties`."""
+    """A message to publish, with the outbox's columns as fields; only dead letters set their `properties`."""
 
     order_id: int | None
     type: str | None
@@ -97,7 +97,7 @@ def dead_letter(rejection: Rejection) -> Outgoing:
 
 
 def message_rejected(rejection: Rejection, now: datetime) -> Outgoing:
-    """The MessageRejected event that tells the sender why its message was dead-lettered."""
+    """The MessageRejected event, which reports to the sender why its message was dead-lettered."""
     data = events.MessageRejected(
         message_id=rejection.message_id, type=rejection.type, errors=list(rejection.errors), received_at=now
     )
@@ -107,5 +107,5 @@ def message_rejected(rejection: Rejection, now: datetime) -> Outgoing:
 
 
 def _possible_order_id(rejection: Rejection) -> int | None:
-    """The order id that the message carried, unless no order can have it."""
+    """The order id in the message, or None if no order can have it."""
     return rejection.order_id if rejection.order_id and 0 < rejection.order_id < 2**31 else None

@@ -21,7 +21,7 @@ class UntitledFields(GenerateJsonSchema):
 
 @cache
 def data_schema(event_type: str) -> Schema:
-    """The self-contained JSON Schema of an event's data: what is accepted if incoming, promised if outgoing."""
+    """The self-contained JSON Schema of an event's data: what is accepted if incoming, guaranteed if outgoing."""
     model = EVENTS[event_type]
     mode: JsonSchemaMode = "validation" if event_type in INCOMING else "serialization"
     generated = model.model_json_schema(mode=mode, schema_generator=UntitledFields)

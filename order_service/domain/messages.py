@@ -39,7 +39,7 @@ class PaymentFailed:
 
 @dataclass(frozen=True, slots=True)
 class ReportPaid:
-    """A REST caller reports the payment as paid; it names neither a payment nor an amount."""
+    """A REST caller reports the payment as paid; the report contains neither a payment id nor an amount."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class MenuDeadline:
-    """The menu has not answered in time, reminders included."""
+    """The menu has not answered in time, even after all reminders."""
 
 
 @dataclass(frozen=True, slots=True)

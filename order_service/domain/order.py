@@ -45,7 +45,7 @@ class OrderError(Exception):
 
 
 class InvalidMessage(OrderError):
-    """The message contradicts the order it names: it can never succeed, so it is dead-lettered."""
+    """The message contradicts its order and can never be applied, so it is dead-lettered."""
 
 
 class UnknownOrder(OrderError):
@@ -95,7 +95,7 @@ class Order:
     """One order; `effects` collects the effects of its changes."""
 
     id: int
-    #: Namespace of the ids of everything this order sends: the same event always has the same id.
+    #: The namespace of the ids of all events of this order: the same event always has the same id.
     key: UUID
     user_id: int
     menu_ids: tuple[int, ...]

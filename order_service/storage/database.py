@@ -18,7 +18,7 @@ from order_service import vendor
 SQLITE_BUSY_MS = 15_000
 #: A connection to a PostgreSQL server that has acknowledged nothing for this long is closed, in milliseconds.
 DEAD_SERVER_MS = 15_000
-#: PostgreSQL closes the connection of a vanished client after about 25 s and frees its locks.
+#: PostgreSQL closes the connection of an unreachable client after about 25 s and releases its locks.
 #: https://www.postgresql.org/docs/current/runtime-config-connection.html
 DEAD_CLIENT: tuple[LiteralString, ...] = (
     "tcp_keepalives_idle TO 10", "tcp_keepalives_interval TO 5", "tcp_keepalives_count TO 3",
@@ -52,7 +52,7 @@ class Database:
 
         `durable=False` is for the relay: a power cut may undo the last commits, which then need no flush to disk, and
         a transaction may be idle for longer. `lock_seconds`: how long PostgreSQL lets a statement wait for a lock;
-        `is_rolled_back` is true of the error that follows.
+        `is_rolled_back` is true for the resulting error.
         """
         self.url = url
         self.is_sqlite = url.startswith("sqlite")
@@ -63,7 +63,7 @@ class Database:
             event.listen(self.engine, "begin", _begin_sqlite)
         else:
             # client_encoding: a database created in the C locale would otherwise return bytes for text.
-            # tcp_user_timeout: the kernel alone takes a quarter of an hour to notice a vanished server.
+            # tcp_user_timeout: by default the kernel detects an unreachable server after a quarter of an hour.
             arguments = {"connect_timeout": 5, "client_encoding": "utf8", "tcp_user_timeout": DEAD_SERVER_MS}
             self.engine = sa.create_engine(
                 url, pool_size=pool_size, max_overflow=0, pool_pre_ping=pre_ping, connect_args=arguments
@@ -142,10 +142,10 @@ def _commit_and_notify(connection: sa.Connection) -> None:
 
 
 def is_rolled_back(error: sa.exc.DBAPIError) -> bool:
-    """Whether the transaction has certainly written nothing and failed for a reason of one of its rows.
+    """Whether the transaction has certainly written nothing and failed because of one of its rows.
 
     True for a violated constraint, a deadlock and a lock timeout; not for a lost connection, whose COMMIT may have
-    been carried out.
+    been executed.
     """
     return isinstance(error, sa.exc.IntegrityError) or getattr(error.orig, "sqlstate", None) in ("40P01", "55P03")
 

@@ -21,7 +21,7 @@ from order_service.storage.tables import compensations, orders, outbox
 ROW_BACKOFF = Backoff(first=1, longest=60)
 #: Published without the mandatory flag: they need no subscriber. Every other message waits until a queue is bound.
 NEEDS_NO_SUBSCRIBER = {name for name, model in OUTGOING.items() if not model.mandatory}
-#: The most body bytes in one statement. PostgreSQL limits a parameter to 1 GiB, and a body takes two bytes for one.
+#: The most body bytes in one statement. PostgreSQL limits a parameter to 1 GiB; a body has two digits per byte.
 MAX_STATEMENT_BYTES = 16 * 1024 * 1024
 #: Excludes dead letters, whose type and id may equal an event's.
 _is_event = outbox.c.exchange == EXCHANGE

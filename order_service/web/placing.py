@@ -96,7 +96,7 @@ class Recorder:
             entry.wake()
 
     def _settle(self, entries: Sequence[_Entry]) -> None:
-        """Give each entry an order or an error, in every case; mark those to be retried alone."""
+        """Set the result of each entry, an order or an error, in every case; mark those to be retried alone."""
         try:
             orders = self._record([entry.placement for entry in entries])
             for entry, order in zip(entries, orders, strict=True):
@@ -125,7 +125,7 @@ class Watcher:
         self._is_closed = False
 
     def close(self) -> None:
-        """End the thread. Open waits last until their time is up."""
+        """End the thread. Open waits end at their timeout."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()

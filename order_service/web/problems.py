@@ -128,7 +128,7 @@ def prefers_english() -> bool:
 
 
 def respond(problem: Problem) -> Response:
-    """The problem as an answer in the client's language."""
+    """The problem as a response in the client's language."""
     text, status = json.dumps(problem.details(english=prefers_english())), KINDS[problem.code].status
     response = Response(text, status, content_type="application/problem+json")
     response.headers.update({**problem.headers, "Vary": "Accept-Language"})
@@ -138,7 +138,7 @@ def respond(problem: Problem) -> Response:
 
 
 def install(app: Flask) -> None:
-    """Answer every error of the app with a problem, including unknown routes and unexpected exceptions."""
+    """Respond to every error of the app with a problem, including unknown routes and unexpected exceptions."""
     app.register_error_handler(Problem, respond)
     app.register_error_handler(HTTPException, _http_error)
     for unavailable in (

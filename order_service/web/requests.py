@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 MAX_REQUEST_BYTES = 64 * 1024
 #: Visible ASCII characters except the comma, with which a server joins a repeated header (RFC 9110, section 5.3).
 IDEMPOTENCY_KEY = "^[!-+.-~-]{1,255}$"
-#: The longest wait for the menu that a client may ask for, in seconds.
+#: The longest wait for the menu that a client may request, in seconds.
 MAX_WAIT_SECONDS = 30
 _WAIT = re.compile(r'^wait\s*=\s*"?(\d{1,100})"?$', re.IGNORECASE)
 
@@ -139,7 +139,7 @@ def _received() -> bytes:
     except HTTPException:
         raise
     except Exception as error:
-        # The stream and its exceptions are the server's: gunicorn raises its own Exception for a malformed chunk.
+        # The stream and its exceptions come from the server: gunicorn raises its own Exception for a malformed chunk.
         log.info("cannot read the request body", error=first_line(error)[:200])
         raise Problem("bad_request") from error
 

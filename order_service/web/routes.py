@@ -65,7 +65,7 @@ PATH_PARAMETERS: Mapping[str, Json] = {
     },
 }
 _RULES = {"{id}": "<int:order_id>", "{event}": "<name>", "{file}": "<name>"}
-#: The headers of requests and answers, with their descriptions.
+#: The headers of requests and responses, with their descriptions.
 HEADERS = {
     "Accept-Language": "Problem messages are Indonesian, or English if the client prefers it.",
     "ETag": "The version of this order, for If-None-Match.",

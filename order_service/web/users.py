@@ -16,7 +16,7 @@ class UserServiceDown(Exception):
 
 
 class Users:
-    """Asks `GET {url}/users/{id}`; one object serves all threads."""
+    """Sends `GET {url}/users/{id}`; one object serves all threads."""
 
     def __init__(self, url: str) -> None:
         self._url = url

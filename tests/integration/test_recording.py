@@ -114,7 +114,7 @@ def test_keys_locked_by_a_suspended_process_fail_alone_and_do_not_delay_other_or
     recorder: Recorder, gate: Gate, database: Database, eventually: Eventually
 ) -> None:
     keys = ("one", "another", "third")
-    with core.opened(database.url) as frozen, frozen.engine.connect() as connection:
+    with core.opened(database.url) as suspended, suspended.engine.connect() as connection:
         PLACE_ORDERS(UnitOfWork(connection, policy(), NOW), [placement(key) for key in keys])
 
         together = [placement(key) for key in keys] + [placement() for _ in range(4)]
