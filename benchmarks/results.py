@@ -77,7 +77,7 @@ def kind_of(system: str) -> Literal["ours", "probe", "peer"]:
 
 @dataclass(frozen=True)
 class Goal:
-    """What a figure of ours must reach, alone or as a ratio to another system's figure, and what was measured."""
+    """The value that a figure of the service must reach, alone or as a ratio to another system's figure, and what was measured."""
 
     title: str
     measure: str

@@ -39,17 +39,17 @@ class PaymentFailed:
 
 @dataclass(frozen=True, slots=True)
 class ReportPaid:
-    """A REST caller reports the payment as paid; the report contains neither a payment id nor an amount."""
+    """A REST client reports the payment as paid; the report contains neither a payment id nor an amount."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReportFailed:
-    """A REST caller reports the payment as failed."""
+    """A REST client reports the payment as failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReportPending:
-    """A REST caller reports the payment as pending."""
+    """A REST client reports the payment as pending."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -258,7 +258,7 @@ def test_documented_requests_are_those_of_the_clients_documents() -> None:
 @pytest.mark.parametrize("code", sorted(ANYWHERE))
 def test_server_error_is_answered_as_documented(client: FlaskClient, code: str) -> None:
     def fail(**values: Any) -> str:
-        raise RuntimeError("a mistake of ours")
+        raise RuntimeError("a programming error")
 
     # given
     if code == "internal_error":
