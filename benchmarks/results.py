@@ -77,7 +77,7 @@ def kind_of(system: str) -> Literal["ours", "probe", "peer"]:
 
 @dataclass(frozen=True)
 class Goal:
-    """The value that a figure of the service must reach, alone or as a ratio to another system's figure, and what was measured."""
+    """The required value of a figure of the service, alone or as a ratio to another system's, and what was measured."""
 
     title: str
     measure: str
