@@ -1,4 +1,4 @@
-"""Wires the HTTP application. Its routes come from one table in order_service/web/routes.py."""
+"""Create the HTTP application, whose routes are in order_service/web/routes.py."""
 
 import threading
 from functools import cache
@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 
 
 class _CanonicalInteger(IntegerConverter):
-    """Gives each order one address: neither 01 nor digits of other scripts, which int() accepts."""
+    """Matches canonical integers only: neither 01 nor digits of other scripts, which int() accepts."""
 
     regex = "0|[1-9][0-9]*"
 

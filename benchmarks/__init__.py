@@ -1,1 +1,1 @@
-"""Measurements of the service's speed and cost, next to other systems and to the limit of the machine."""
+"""Measurements of the service's speed and cost, compared with other systems and with the limit of the machine."""

@@ -28,12 +28,12 @@ from sandbox.servers.sources import Unavailable
 OUT = PROJECT_DIR / "var" / "benchmarks"
 
 
-@click.command(help="Measure the service, next to other systems and to the limit of the machine.")
+@click.command(help="Measure the service, compared with other systems and with the limit of the machine.")
 @click.option("--measure", "measures", default="all", show_default=True,
               help=f"A comma-separated list of {','.join(MEASURE_NAMES)}, or all.")  # fmt: skip
 @click.option("--systems", default="all", show_default=True,
               help=f"A comma-separated list of {','.join(SYSTEMS)}, or all.")  # fmt: skip
-@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Each runs all systems in turns.")
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Each runs every system once.")
 @click.option("--database", type=click.Choice(["postgresql", "sqlite", "both"]), default="both", show_default=True,
               help="SQLite applies to end-to-end, and to the systems that support it.")  # fmt: skip
 @click.option("--quick", is_flag=True, help="Short runs that check that everything works; their figures mean little.")

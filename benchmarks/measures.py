@@ -121,7 +121,7 @@ def _paced(deployment: Deployment, per_second: float, effort: Effort) -> list[fl
 
 
 def _replies(protocol: Protocol, half: int) -> Iterator[Message]:
-    """MenuReserved for the first half of the preloaded orders and PaymentCompleted for the other half, in turns."""
+    """MenuReserved for the first half of the preloaded orders and PaymentCompleted for the other half, alternately."""
     for order_id in range(1, half + 1):
         yield protocol.menu_reserved(order_id)
         yield protocol.payment_completed(half + order_id)

@@ -12,7 +12,7 @@ select gen_random_uuid(), 1, '[1, 2]', now(), 'awaiting_payment', 2, %s, 38000,
 from generate_series(1, %s)
 
 -- name: insert_paid
--- Paid orders as the service leaves them, with the three rows of their history.
+-- Paid orders as the service stores them, each with two history rows; OrderPlaced is derived from the order's row.
 with paid as (
     insert into orders (key, user_id, menu_ids, created_at, state, version, items, total_price, ledger, paid_at,
                         reminders_left)
@@ -23,9 +23,9 @@ with paid as (
     returning id, created_at
 )
 insert into order_history (order_id, at, type, from_state, to_state, message_id)
-select id, created_at, type, from_state, to_state, case when type <> 'OrderPlaced' then gen_random_uuid()::text end
+select id, created_at, type, from_state, to_state, gen_random_uuid()::text
 from paid cross join (values
-    ('OrderPlaced', null, 'awaiting_menu'), ('MenuReserved', 'awaiting_menu', 'awaiting_payment'),
+    ('MenuReserved', 'awaiting_menu', 'awaiting_payment'),
     ('PaymentCompleted', 'awaiting_payment', 'paid')
 ) as entry (type, from_state, to_state)
 

@@ -77,7 +77,7 @@ def kind_of(system: str) -> Literal["ours", "probe", "peer"]:
 
 @dataclass(frozen=True)
 class Goal:
-    """What a figure of ours must reach, alone or as a ratio to another system's figure, and what was measured."""
+    """The required value of a figure of the service, alone or as a ratio to another system's, and what was measured."""
 
     title: str
     measure: str
@@ -151,7 +151,7 @@ def _with_ratio(goal: Goal, ours: float, system: str, other: float) -> Goal:
 
 
 def _checked_cost(summary: Summary) -> Goal:
-    """The cost with the largest tables, compared with the empty tables that were measured in turns with them."""
+    """The cost with the largest tables, compared with the empty tables that were measured alternately with them."""
     medians = _medians(summary, COST)
     if len(medians) < 2:
         return COST

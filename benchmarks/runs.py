@@ -1,4 +1,4 @@
-"""The order of the runs: round by round, and in each round all systems in turns, each on a fresh vhost and database."""
+"""The order of the runs: round by round, and in each round every system once, each on a fresh vhost and database."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager

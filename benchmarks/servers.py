@@ -38,7 +38,7 @@ class Servers:
 
 @contextlib.contextmanager
 def running(out: Path) -> Iterator[Servers]:
-    """Find or start the servers. Raises sandbox.ways.Unavailable if that is not possible."""
+    """Find or start the servers. Raises sandbox.servers.sources.Unavailable if that is not possible."""
     with broker.running(out / "broker") as found, postgres.running(out / "postgres", fsync=True) as server:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Process deliveries in one transaction: apply what can be applied, dead-letter what never can be."""
+"""Process deliveries in one transaction: apply the valid ones, and dead-letter those that can never be applied."""
 
 from collections.abc import Sequence
 from hashlib import sha256
@@ -14,12 +14,12 @@ from order_service.storage.database import Database
 from order_service.unit_of_work import UnitOfWork, unit_of_work
 
 log = structlog.get_logger(__name__)
-#: How often a possible poison message may end the process before it is dead-lettered.
+#: How many times a possible poison message may end the process before it is dead-lettered.
 POISON_ATTEMPTS = 3
 
 
 def process_batch(database: Database, policy: Policy, deliveries: Sequence[Delivery]) -> None:
-    """Process all of these in one transaction; an exception means that none was."""
+    """Process all deliveries in one transaction. If it raises, none was processed."""
     replies: list[Reply] = []
     rejections: list[Rejection] = []
     for delivery in deliveries:
@@ -62,7 +62,8 @@ def dead_letter_failed(database: Database, policy: Policy, delivery: Delivery, p
 def retry_poison_message(database: Database, policy: Policy, delivery: Delivery) -> None:
     """Process a delivery that may end this process. Each attempt is counted in the database before it is made.
 
-    The broker's own delivery count does not serve: it also rises for the messages that waited beside a poison message.
+    The broker's own delivery count cannot be used: it also increases for messages prefetched together with a poison
+    message.
     """
     message_id = str(delivery.properties.get("message_id"))
     key = sha256(f"{delivery.queue} {message_id} ".encode(errors="replace") + delivery.body).hexdigest()

@@ -1,4 +1,4 @@
-"""The batch consumer: everything that has arrived becomes one batch, one transaction and one ack."""
+"""The batch consumer: the deliveries that have arrived become one batch, one transaction and one ack."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -21,9 +21,9 @@ from order_service.storage.database import Database, is_transient
 from order_service.storage.migrate import wait_for_database
 
 log = structlog.get_logger(__name__)
-#: The longest the loop waits for a delivery before it checks whether to stop, in seconds.
+#: The longest wait for a delivery before the loop checks whether to stop, in seconds.
 IDLE_SECONDS = 0.5
-#: A message that was delivered this often without an ack may end the process, and is processed alone.
+#: A message delivered this many times without an ack may end the process, and is processed alone.
 #: https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling
 POISON_AFTER = 3
 #: The AMQP properties that a delivery keeps.
@@ -35,7 +35,7 @@ class SubscriptionCancelled(AMQPError):
 
 
 class Worker:
-    """Consumes queues until stopped, and outlives outages of the broker and the database."""
+    """Consumes queues until stopped, and reconnects after outages of the broker and the database."""
 
     def __init__(
         self, settings: Settings, database: Database, queues: Sequence[topology.Queue], stop: threading.Event
@@ -48,11 +48,11 @@ class Worker:
         vendor.tolerate_undecodable_headers()
 
     def run(self) -> None:
-        """Return once stopped, the current batch committed and acked. Exits with 2 if the topology is not declared."""
+        """Return once stopped, after the current batch is committed and acked. Exits with 2 without the topology."""
         supervise(self._consume, self._stop, what="the broker", unreachable=topology.UNREACHABLE, restart=True)
 
     def _consume(self, working: Callable[[], None]) -> None:
-        # The tags of an old channel mean nothing on a new one; the broker delivers those messages again.
+        # The tags of an old channel are invalid on a new one; the broker delivers those messages again.
         self._arrived, self._cancelled = [], False
         parameters = topology.connection_parameters(self._settings.rabbitmq_url, name="order-service consumer")
         connection = pika.BlockingConnection(parameters)
@@ -92,7 +92,7 @@ class Worker:
         """Collect up to a batch of deliveries; wait only while there is none."""
         connection, count = self._channel.connection, len(self._arrived)
         connection.process_data_events(time_limit=0 if count else IDLE_SECONDS)
-        # pika dispatches what one read of the socket brought, about a dozen messages: read on until nothing is left.
+        # pika dispatches the messages of one socket read, about a dozen; keep reading until none is left.
         while count < len(self._arrived) < self._settings.batch_size:
             count = len(self._arrived)
             connection.process_data_events(time_limit=0)

@@ -1,4 +1,4 @@
-"""The configuration of gunicorn, which serves the API. What an operator may change is a setting (docs/settings.md)."""
+"""The configuration of gunicorn, which serves the API. Operators configure it by the variables in docs/settings.md."""
 
 import logging
 import os
@@ -43,10 +43,10 @@ def when_ready(server: Any) -> None:
     """
     for listener in server.LISTENERS:
         listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", READ_SECONDS, 0))
-    logging.getLogger("gunicorn.error").addFilter(_is_no_read_timeout)
+    logging.getLogger("gunicorn.error").addFilter(_is_not_read_timeout)
 
 
-def _is_no_read_timeout(record: logging.LogRecord) -> bool:
+def _is_not_read_timeout(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], BlockingIOError))
 
 

@@ -1,1 +1,1 @@
-"""Everything the edges share: the domain, the contract, the database and the use cases."""
+"""Code shared by the entry points: domain, contract, storage and use cases."""

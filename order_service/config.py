@@ -1,4 +1,4 @@
-"""The settings, read once from the environment by the entry points. docs/settings.md is generated from here."""
+"""The settings, read once from the environment by the entry points. docs/settings.md is generated from this module."""
 
 from datetime import timedelta
 from functools import cached_property
@@ -16,7 +16,7 @@ ANSWERING_THREADS = 32
 
 
 class Settings(BaseSettings):
-    """Every setting with its default. Names are the environment's, in any case."""
+    """Every setting with its default. Environment variable names are case-insensitive."""
 
     model_config = SettingsConfigDict(
         alias_generator=AliasGenerator(validation_alias=lambda name: f"ORDER_{name.upper()}"),
@@ -40,14 +40,14 @@ class Settings(BaseSettings):
     port: int = Field(5003, validation_alias="PORT", ge=1, le=65535)
     """The port the API listens on."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", validation_alias="LOG_LEVEL")
-    """The least severe log line that is written."""
+    """The minimum severity of logged lines."""
 
     wait_seconds: float = Field(2, ge=0, le=30)
     """How long POST /orders waits for the menu before it answers 202."""
     menu_reply_seconds: Seconds = 30
     """How long the menu has to answer before OrderCreated is repeated, and finally the order expires."""
     menu_reminders: int = Field(3, ge=0, le=100)
-    """How often OrderCreated is sent again."""
+    """How many times OrderCreated is sent again."""
     payment_seconds: Seconds = 900
     """How long an order waits for its payment once priced."""
     compensation_seconds: Seconds = 30
@@ -57,17 +57,17 @@ class Settings(BaseSettings):
     batch_size: int = Field(200, ge=1, le=2000)
     """How many deliveries one transaction of a consumer takes; also its prefetch."""
     api_workers: int = Field(1, ge=1, le=64)
-    """API processes that gunicorn keeps."""
+    """The number of API processes that gunicorn runs."""
     waiters: int = Field(64, ge=0, le=1000)
-    """How many POSTs of one API process may wait at once; beyond it they get 202."""
+    """How many POSTs of one API process may wait at once; further ones return 202 at once."""
     streams: int = Field(200, ge=0, le=5000)
-    """How many event streams one API process keeps open; beyond it they get 503."""
+    """How many event streams one API process keeps open; further ones return 503."""
     stream_seconds: Seconds = 300
-    """How long an event stream stays open at most."""
+    """The maximum duration of an event stream."""
 
     @property
     def api_threads(self) -> int:
-        """Threads of one API process: waiting and streaming requests never use up those for the others."""
+        """Threads of one API process: waiting and streaming requests never occupy the threads for other requests."""
         return self.streams + self.waiters + ANSWERING_THREADS
 
     @field_validator("rabbitmq_url")
@@ -96,7 +96,7 @@ class Settings(BaseSettings):
 
 
 def explain(error: ValidationError) -> str:
-    """One line for each environment variable that cannot be used."""
+    """One line for each invalid environment variable."""
     lines = []
     for problem in error.errors(include_url=False):
         name, message = problem["loc"][0], problem["msg"].removeprefix("Value error, ")

@@ -1,7 +1,7 @@
 """The use cases: placing and changing orders, applying replies, passing deadlines, repeating compensations.
 
-A handler reads and locks what it needs, lets the domain decide, and adds the results to the unit of work it is given.
-The entry point owns the transaction.
+A handler locks and reads rows, applies the decision table, and adds the results to the unit of work. Its caller owns
+the transaction.
 """
 
 import json
@@ -36,12 +36,12 @@ class Placement:
     menu_ids: tuple[int, ...]
     expected_total: Decimal | None = None
     traceparent: str | None = None
-    #: Columns that recognise a repeated request: idempotency_key and request_hash, or nothing.
+    #: Columns that recognize a repeated request: idempotency_key and request_hash, or nothing.
     request: Mapping[str, str] = field(default_factory=dict)
 
 
 def place_orders(work: UnitOfWork, placements: Sequence[Placement]) -> list[Order]:
-    """Record new orders and publish OrderCreated for each.
+    """Insert new orders and add an OrderCreated for each to the unit of work.
 
     Raises sqlalchemy.exc.IntegrityError if one of the requests was recorded before.
     """
@@ -62,7 +62,7 @@ def place_orders(work: UnitOfWork, placements: Sequence[Placement]) -> list[Orde
     requests = [placement.request for placement in placements]
     order_rows.insert_orders(work.connection, list(zip(placed, requests, strict=True)))
     for order in placed:
-        work.publish(order, Announcement.ORDER_CREATED, sequence=1)
+        work.enqueue(order, Announcement.ORDER_CREATED, sequence=1)
     return placed
 
 
@@ -77,7 +77,7 @@ def change_order(work: UnitOfWork, order_id: int, message: Message) -> tuple[Ord
 def apply_replies(work: UnitOfWork, replies: Sequence[Reply]) -> list[Rejection]:
     """Apply a batch of messages, each once even if it is repeated; return those that can never be applied."""
     found = order_rows.lock_orders(work.connection, sorted({reply.order_id for reply in replies}))
-    # An order to which nothing was applied yet has no repeats.
+    # A message cannot be a repeat for an order to which nothing was applied yet.
     changed = {order.id for order in found.values() if not order.is_new}
     seen = inbox.applied(work.connection, [_key(reply) for reply in replies if reply.order_id in changed])
     rejections: list[Rejection] = []
@@ -104,7 +104,7 @@ def _key(reply: Reply) -> inbox.Key:
 def pass_deadlines(work: UnitOfWork, *, limit: int) -> int:
     """Send the reminders and pass the deadlines that are due, at most `limit`; return how many there were.
 
-    A deadline whose own event has not left yet is postponed by its period: a broker outage expires no order.
+    A deadline whose event is still unsent is postponed by its period, so that a broker outage does not expire orders.
     """
     due = order_rows.lock_due_orders(work.connection, work.now, limit)
     unsent = outbox.unsent(work.connection, [order.event_id(awaited_event(order)) for order in due])
@@ -121,7 +121,7 @@ def pass_deadlines(work: UnitOfWork, *, limit: int) -> int:
 
 
 def _rebuild(work: UnitOfWork, order: Order, row_ids: Sequence[int]) -> None:
-    """Write the postponed deadline into the unsent event, which names it; its sequence stays."""
+    """Rewrite the unsent event, which contains the deadline, with the postponed one; its sequence does not change."""
     for row_id, body in outbox.lock_bodies(work.connection, row_ids):
         sequence = json.loads(body)["sequence"]
         event = outgoing.event(order, awaited_event(order), sequence=sequence, policy=work.policy, now=work.now)
@@ -129,7 +129,7 @@ def _rebuild(work: UnitOfWork, order: Order, row_ids: Sequence[int]) -> None:
 
 
 def repeat_compensations(work: UnitOfWork, *, limit: int) -> Sequence[sa.Row[Any]]:
-    """Request unconfirmed compensations again under their ids; return the rows requested."""
+    """Request unconfirmed compensations again under the same ids; return the requested rows."""
     due = compensations.lock_due(work.connection, work.now, limit)
     found = order_rows.read_orders(work.connection, sorted({row.order_id for row in due}))
     unsent = outbox.unsent(work.connection, [row.id for row in due])
@@ -137,7 +137,7 @@ def repeat_compensations(work: UnitOfWork, *, limit: int) -> Sequence[sa.Row[Any
     for row in due:
         attempts = row.attempts + (row.id not in unsent)
         due_at = work.now + timedelta(seconds=backoff.delay(attempts))
-        compensations.put_off(work.connection, row.id, attempts=attempts, due_at=due_at)
+        compensations.reschedule(work.connection, row.id, attempts=attempts, due_at=due_at)
         if row.id not in unsent and row.order_id in found:
-            work.publish(found[row.order_id], compensations.of_row(row), sequence=row.sequence)
+            work.enqueue(found[row.order_id], compensations.of_row(row), sequence=row.sequence)
     return [row for row in due if row.id not in unsent]

@@ -10,9 +10,9 @@ from typing import Any
 
 import httpx2 as httpx
 
-#: No more of an answer's body is read.
-MAX_ANSWER_BYTES = 64 * 1024
-#: The part of the deadline in which a connection must be made, so that a failure to connect differs from a lost answer.
+#: The longest response body that is read.
+MAX_RESPONSE_BYTES = 64 * 1024
+#: The part of the deadline in which a connection must be made, to tell a failure to connect from a lost response.
 CONNECT_SHARE = 0.8
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
@@ -26,8 +26,8 @@ class RequestFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """The status, and the body; empty if it did not arrive whole in time or is longer than MAX_ANSWER_BYTES."""
+class ServiceResponse:
+    """The status, and the body; empty if it did not arrive whole in time or is longer than MAX_RESPONSE_BYTES."""
 
     status: int
     body: bytes
@@ -53,7 +53,7 @@ class HttpClient:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def request(self, method: str, path: str, body: object = None) -> Answer:
+    def request(self, method: str, path: str, body: object = None) -> ServiceResponse:
         """Send one request once. Raises RequestFailed if no status arrives within the deadline."""
         try:
             return asyncio.run_coroutine_threadsafe(self._request(method, path, body), self._running_loop()).result()
@@ -81,7 +81,7 @@ class HttpClient:
                 self._thread.start()
             return self._loop
 
-    async def _request(self, method: str, path: str, body: object) -> Answer:
+    async def _request(self, method: str, path: str, body: object) -> ServiceResponse:
         status, received, content = None, b"", b""
         try:
             async with (
@@ -91,14 +91,14 @@ class HttpClient:
                 status = response.status_code
                 async for part in response.aiter_bytes():
                     received += part
-                    if len(received) > MAX_ANSWER_BYTES:
-                        return Answer(status, b"")
+                    if len(received) > MAX_RESPONSE_BYTES:
+                        return ServiceResponse(status, b"")
                 content = received
         except (httpx.HTTPError, TimeoutError) as error:
             # Once the status is known it is returned, even if the body cannot be read.
             if status is None:
                 raise RequestFailed(error, is_sent=not isinstance(error, _NOT_SENT)) from error
-        return Answer(status, content)
+        return ServiceResponse(status, content)
 
     async def _finish(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}

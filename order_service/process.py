@@ -1,4 +1,4 @@
-"""What every process has in common: logging, signals, the retry loop and the threads."""
+"""Code that all processes share: logging, signals, the retry loop and the threads."""
 
 import logging
 import signal
@@ -55,7 +55,7 @@ def configure_logging(level: str) -> None:
 
 
 def begin() -> config.Settings:
-    """Read the settings and configure logging. Exits with 2, naming every setting that cannot be used."""
+    """Read the settings and configure logging. Exits with 2 and prints every invalid setting."""
     try:
         settings = config.Settings()
     except ValidationError as error:
@@ -65,7 +65,7 @@ def begin() -> config.Settings:
 
 
 def refuse(problem: str) -> NoReturn:
-    """Exit with 2, printing a problem that waiting cannot solve."""
+    """Print a problem that a retry cannot solve, and exit with 2."""
     print(problem, file=sys.stderr)
     raise SystemExit(2)
 
@@ -79,7 +79,7 @@ def stop_on_signal() -> threading.Event:
 
 
 class Stop(Protocol):
-    """What ends a retry loop: a threading.Event, or something that also serves a connection while it waits."""
+    """The stop condition of a retry loop: a threading.Event, or an object that serves a connection while it waits."""
 
     def is_set(self) -> bool: ...
 
@@ -132,7 +132,7 @@ def run_together(stop: threading.Event, *runs: Callable[[], None]) -> None:
     """Run each in a thread until one of them ends or `stop` is set; then give the others STOP_SECONDS to finish.
 
     A thread that ends stops the whole process, so that it is restarted as a whole. Raises SystemExit with the highest
-    status of the threads, unless all of it is 0.
+    status of the threads, unless all are 0.
     """
     statuses = [0]
 

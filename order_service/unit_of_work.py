@@ -1,4 +1,4 @@
-"""The unit of work: everything that one transaction will write, collected so that it takes one statement."""
+"""The unit of work: everything that one transaction will write, collected for a single statement."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,14 +17,14 @@ from order_service.process import utc_now
 from order_service.storage import bulk, compensations, history, orders, outbox
 from order_service.storage.database import Database
 
-#: History records the requests of REST callers under these names.
+#: The names of the requests of REST clients in the history.
 _HISTORY_TYPES: dict[type[Message], str] = {
     messages.ReportPaid: "PutPaid", messages.ReportFailed: "PutFailed", messages.ReportPending: "PutPending",
 }  # fmt: skip
 
 
 class UnitOfWork:
-    """The changes of one open transaction at one moment; `write` sends them to the database."""
+    """The changes of one open transaction, all with the time `now`; `write` sends them to the database."""
 
     def __init__(self, connection: sa.Connection, policy: Policy, now: datetime) -> None:
         self.connection, self.policy, self.now = connection, policy, now
@@ -35,9 +35,9 @@ class UnitOfWork:
         self._confirmed: list[str] = []
 
     def apply(self, order: Order, message: Message, *, message_id: str | None = None) -> Decision:
-        """Let the decision table apply a message, and add everything that follows from it.
+        """Apply a message by the decision table, and add the results.
 
-        Raises InvalidMessage, nothing being added then.
+        Raises InvalidMessage and then adds nothing.
         """
         decision = decide(order, message, policy=self.policy, now=self.now)
         if decision.changed:
@@ -50,7 +50,7 @@ class UnitOfWork:
         if isinstance(message, messages.PaymentRefunded):
             self._confirmed.append(message.refund_id)
         for effect in decision.effects:
-            self.publish(order, effect, sequence=order.version)
+            self.enqueue(order, effect, sequence=order.version)
             if isinstance(effect, Compensation):
                 due_at = self.now + self.policy.compensation_pause
                 self._requested.append(compensations.new_row(order.id, effect, sequence=order.version, due_at=due_at))
@@ -60,13 +60,13 @@ class UnitOfWork:
         """Add an order, locked in this transaction, whose fields have changed."""
         self._orders[order.id] = order
 
-    def publish(self, order: Order, effect: Effect, *, sequence: int) -> None:
+    def enqueue(self, order: Order, effect: Effect, *, sequence: int) -> None:
         """Add the event of an effect to the outbox."""
         self._outgoing.append(outgoing.event(order, effect, sequence=sequence, policy=self.policy, now=self.now))
 
     def remind(self, order: Order) -> None:
-        """Publish OrderCreated again, under its id and with its first sequence."""
-        self.publish(order, Announcement.ORDER_CREATED, sequence=1)
+        """Add OrderCreated again, under the same id and with its first sequence."""
+        self.enqueue(order, Announcement.ORDER_CREATED, sequence=1)
         self._record(order, "MenuReminder", order.state, None)
 
     def dead_letter(self, rejection: Rejection) -> None:

@@ -1,4 +1,4 @@
-"""Workarounds for libraries: each says what it works around, what upstream says, and when it can go.
+"""Workarounds for libraries: each states what it works around, the upstream issue, and when it can be removed.
 
 tests/integration/test_vendor.py fails when one of them stops working, or is no longer needed.
 """
@@ -18,7 +18,7 @@ from psycopg import generators
 
 #: How long a thread of gunicorn waits for the next request of its connection, in milliseconds.
 LINGER_MS = 5
-#: How often the files of all workers are read before a scrape fails, and the pause between two reads.
+#: How many times the files of all workers are read before a scrape fails, and the pause between two reads.
 METRICS_READS, METRICS_PAUSE_SECONDS = 10, 0.02
 #: GatheringConnection hands this many bytes to the socket at once: pika copies the rest after each system call.
 PIECE_BYTES = 64 * 1024
@@ -33,7 +33,7 @@ def tolerate_undecodable_headers() -> None:
     1970) and on deep nesting, and treats that as a lost connection: the message is never acked, is delivered again,
     and closes the next connection too.
     Upstream: https://github.com/pika/pika/issues/1698, fixed after 1.4.4 for timestamps; the nesting is not reported.
-    Can go when pika delivers a message with such a header.
+    Remove when pika delivers a message with such a header.
     """
     pika.data.decode_value = _decoded_or_none
 
@@ -55,7 +55,7 @@ class GatheringConnection(pika.SelectConnection):
 
     Works around: pika sends each message in three system calls (method, header, body), and the broker wakes up for
     each. Overrides `_adapter_emit_data`, the method by which every adapter hands frames to its transport.
-    Upstream: not reported. Can go when pika writes the frames of one loop iteration together.
+    Upstream: not reported. Remove when pika writes the frames of one loop iteration together.
     """
 
     def __init__(self, *args: Any, **named: Any) -> None:
@@ -64,7 +64,7 @@ class GatheringConnection(pika.SelectConnection):
 
     @contextmanager
     def gathering(self) -> Iterator[None]:
-        """Collect what is published within, and send the last piece at the end."""
+        """Collect what is published in the block, and send the last piece at its end."""
         self._gathered = bytearray()
         try:
             yield
@@ -89,16 +89,16 @@ class GatheringConnection(pika.SelectConnection):
 def commit_then_notify(connection: psycopg.Connection[Any], channel: str) -> None:
     """Commit, then NOTIFY in a transaction of its own, in one round trip. Raises psycopg.Error if the COMMIT failed.
 
-    Works around: psycopg's `commit()` sends nothing else along, so the NOTIFY would cost a second round trip. It must
+    Works around: psycopg's `commit()` sends only the COMMIT, so the NOTIFY would cost a second round trip. It must
     not be part of the transaction: PostgreSQL holds a lock on the whole database from a notifying transaction's
     commit record to the end of its flush, so committing transactions would wait for each other; one that only
     notifies has nothing to flush. https://www.postgresql.org/docs/current/sql-notify.html
     Upstream: psycopg's pipeline mode waits for a commit before it sends more, so that an error is raised in time:
-    https://github.com/psycopg/psycopg/issues/296. Can go when a commit and a statement after it take one round trip.
+    https://github.com/psycopg/psycopg/issues/296. Remove when a commit and a statement after it take one round trip.
     """
     connection.pgconn.send_query(f"COMMIT; NOTIFY {channel}".encode())
     committed, *_ = connection.wait(generators.execute(connection.pgconn))
-    # The transaction is over even if the NOTIFY failed; one that had failed before answers ROLLBACK.
+    # The transaction is over even if the NOTIFY failed; if it had failed before, the result is ROLLBACK.
     if committed.command_status != b"COMMIT":
         raise psycopg.errors.error_from_result(committed)
 
@@ -108,7 +108,7 @@ def prometheus_metrics() -> bytes:
 
     Works around: prometheus_client creates the file of a worker empty and sizes it a moment later; a scrape in between
     raises struct.error or RuntimeError.
-    Upstream: https://github.com/prometheus/client_python/issues/1199. The retry can go when that is fixed.
+    Upstream: https://github.com/prometheus/client_python/issues/1199. Remove the retry when that is fixed.
     """
     # Imported late: the library reads PROMETHEUS_MULTIPROC_DIR, which deploy/gunicorn.conf.py sets, at import.
     from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
@@ -131,7 +131,7 @@ def gunicorn_worker() -> Any:
     Works around: gthread returns a connection to its main thread after each request, which costs about 11 % of the
     CPU of a POST. Overrides `handle`, and reads `tpool._work_queue` and the parser's buffer: a thread keeps its
     connection only while no other connection waits for a thread.
-    Upstream: not reported. Can go when gthread does so itself, or when the difference falls below 10 %.
+    Upstream: not reported. Remove when gthread does so itself, or when the difference falls below 10 %.
     """
     # Imported late: only the API needs gunicorn.
     from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]

@@ -1,1 +1,1 @@
-"""What leaves and what time decides: the relay publishes the outbox, the deadlines remind, expire and repeat."""
+"""The relay, which publishes the outbox, and the deadlines: reminders, expiry and repeated compensations."""

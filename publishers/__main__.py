@@ -12,7 +12,7 @@ def main() -> None:
     settings = process.begin()
     stop = process.stop_on_signal()
     database = Database(settings.database_url, pool_size=2, pre_ping=False)
-    # A deletion that a power cut undoes only repeats a message under its id, so the relay waits for no disk.
+    # A deletion that a power cut undoes only repeats a message under its id, so the relay does not wait for the disk.
     relay_database = Database(settings.database_url, pool_size=BATCHES + 1, pre_ping=False, durable=False)
     wait_for_database(database, stop)
     relay, deadlines = Relay(settings, relay_database, stop), Deadlines(settings, database, stop)

@@ -1,4 +1,4 @@
-"""What time decides: reminders, expiry, and repeated requests for unconfirmed compensations."""
+"""The deadlines: reminders, expiry, and repeated requests for unconfirmed compensations."""
 
 import threading
 
@@ -13,14 +13,14 @@ from order_service.storage.database import Database
 from order_service.unit_of_work import unit_of_work
 
 log = structlog.get_logger(__name__)
-#: How often due rows are looked for, in seconds; a deadline counts when its transaction commits.
+#: The polling interval, in seconds; a deadline takes effect when its transaction commits.
 TICK_SECONDS = 0.5
-#: How many orders or compensations one transaction takes.
+#: The most orders or compensations of one transaction.
 LIMIT = 100
 
 
 class Deadlines:
-    """Passes deadlines until stopped; several instances share the work."""
+    """Processes due deadlines and compensations until stopped; several instances share the work."""
 
     def __init__(self, settings: Settings, database: Database, stop: threading.Event) -> None:
         self._policy, self._database, self._stop = settings.policy, database, stop
@@ -32,12 +32,17 @@ class Deadlines:
                     while not self._stop.is_set() and self._any_due() and work():
                         pass
                 except sa.exc.SQLAlchemyError as error:
-                    log.warning("deadlines could not be passed, retrying", error=first_line(error))
+                    log.warning(
+                        "due deadlines and compensations could not be processed, retrying", error=first_line(error)
+                    )
                 except Exception:
-                    log.exception("deadlines could not be passed")
+                    log.exception("due deadlines and compensations could not be processed")
 
     def _any_due(self) -> bool:
-        """Reading is cheaper than a transaction that may write, and notifies no relay."""
+        """Whether anything is due.
+
+        Reading is cheaper than a transaction that may write, and does not notify the relay.
+        """
         with self._database.reading() as connection:
             return orders.any_due(connection, utc_now())
 

@@ -28,15 +28,16 @@ from order_service.storage.outbox import Claim, is_mandatory
 from order_service.vendor import GatheringConnection
 
 log = structlog.get_logger(__name__)
-#: A connection without a confirm for this long is closed: where a queue lost its leader, only a new channel helps.
+#: A connection without a confirm for this long, in seconds, is closed: only a new channel works after a queue has
+#: lost its leader.
 CONFIRM_SECONDS = 8.0
 #: How long the closing handshake may take.
 CLOSE_SECONDS = 2.0
-#: How often the outbox is polled even without a notification: one may be lost, a backoff may end.
+#: The polling interval, in seconds, even with notifications: one may be lost, and delayed rows become due.
 POLL_SECONDS = 0.5
-#: How often the outbox is polled on SQLite, which has no notifications.
+#: The polling interval on SQLite, which has no notifications, in seconds.
 SQLITE_POLL_SECONDS = 0.02
-#: How many rows are claimed and published together.
+#: The most rows that are claimed and published together.
 WINDOW = 500
 #: With fewer rows in flight, new rows are claimed at once; with more, waiting for confirms makes larger batches.
 FEW = 20
@@ -91,7 +92,7 @@ class Pipeline:
         self._loop: IOLoop = self._connection.ioloop
 
     def run(self) -> None:
-        """Publish until stopped, or raise what ended the connection."""
+        """Publish until stopped. Raises the error that ended the connection."""
         try:
             self._loop.start()
         finally:
@@ -132,7 +133,7 @@ class Pipeline:
             self._loop.call_later(pause, self._poll)
 
     def _listen(self) -> bool:
-        """Whether PostgreSQL notifies of new rows."""
+        """Listen for notifications if not listening yet; return whether notifications arrive."""
         if self._listener is None and not self._database.is_sqlite:
             with suppress(sa.exc.SQLAlchemyError, psycopg.Error):
                 self._listener = self._database.listen()
@@ -167,10 +168,10 @@ class Pipeline:
             log.warning("the outbox cannot be read, retrying", error=first_line(error))
             return False
         if claim.rows:
-            self._publish(claim)
+            self._publish_claim(claim)
         return True
 
-    def _publish(self, claim: Claim) -> None:
+    def _publish_claim(self, claim: Claim) -> None:
         batch = _Batch(claim, time.monotonic())
         self._batches.append(batch)
         with self._connection.gathering():
@@ -183,18 +184,18 @@ class Pipeline:
 
     def _note_blocked(self, blocked: bool) -> None:
         if blocked:
-            log.warning("the broker blocks publishers: it is short of memory or disk, see its console")
+            log.warning("the broker blocks publishers because of a memory or disk alarm")
         self._blocked = blocked
 
     def _check_confirm_timeout(self) -> None:
-        """After CONFIRM_SECONDS without a confirm, put off the rows in flight and close the connection.
+        """After CONFIRM_SECONDS without a confirm, postpone the rows in flight and close the connection.
 
-        Their outcome is unknown, so they are published again under their ids. They are put off, so that rows for
-        other queues go first.
+        Their outcome is unknown, so they are published again under the same ids. They are postponed, so that rows for
+        other queues are published first.
         """
         now = time.monotonic()
         if self._blocked and not self._stop.is_set():
-            # A new connection would be blocked as well, and every row would be enqueued once more.
+            # A new connection would be blocked as well, and every row would be enqueued again.
             for batch in self._batches:
                 batch.since = now
         elif not self._error and any(now - batch.since > CONFIRM_SECONDS for batch in self._batches):
@@ -205,7 +206,7 @@ class Pipeline:
             self._close(AMQPError("no confirm in time"))
 
     def _note_return(self, _: Channel, method: Basic.Return, properties: BasicProperties, body: bytes) -> None:
-        """Remember a message that no queue is bound for; the broker returns it before it confirms it."""
+        """Record a message for which no queue is bound; the broker returns it before it confirms it."""
         self._returned[properties.message_id, method.routing_key, body] += 1
 
     def _note_confirm(self, frame: Method[Basic.Ack | Basic.Nack]) -> None:
@@ -213,7 +214,7 @@ class Pipeline:
             self._confirmed = True
             self._on_first_confirm()
         tag, is_ack = frame.method.delivery_tag, isinstance(frame.method, Basic.Ack)
-        # In flight are ascending tags.
+        # The tags in flight are in ascending order.
         tags = list(takewhile(lambda known: known <= tag, self._in_flight)) if frame.method.multiple else [tag]
         for confirmed in tags:
             if confirmed in self._in_flight:  # Otherwise it has timed out.
@@ -246,11 +247,11 @@ class Pipeline:
         try:
             batch.claim.settle(sent=batch.sent, failed=batch.failed, now=utc_now())
         except sa.exc.SQLAlchemyError as error:
-            log.warning("sent rows could not be deleted, they are published again", error=first_line(error))
+            log.warning("sent rows could not be deleted and will be published again", error=first_line(error))
 
 
 def _properties(row: sa.Row[Any]) -> BasicProperties:
-    """The AMQP properties of an outbox row; a dead letter keeps its own, with the reason in the headers."""
+    """The AMQP properties of an outbox row; a dead letter keeps its own, and its headers contain the reason."""
     original: dict[str, Any] = json.loads(row.properties) if row.properties else {}
     headers = original.get("headers") or ({"traceparent": row.traceparent} if row.traceparent else None)
     order_id = None if row.order_id is None else str(row.order_id)

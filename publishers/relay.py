@@ -30,15 +30,15 @@ class Relay:
     def run(self) -> None:
         """Return once stopped and the rows in flight are settled. Exits with 2 if the topology is not declared."""
         self._wait_for_role()
-        supervise(self._publish, self._stop, what="the broker", unreachable=topology.UNREACHABLE, restart=True)
+        supervise(self._run_pipeline, self._stop, what="the broker", unreachable=topology.UNREACHABLE, restart=True)
 
-    def _publish(self, working: Callable[[], None]) -> None:
-        # Only a confirm proves that publishing works: a queue without a leader accepts connections all the same.
+    def _run_pipeline(self, working: Callable[[], None]) -> None:
+        # Only a confirm proves that publishing works: the broker accepts connections even if a queue has no leader.
         Pipeline(self._reachable_node(), self._database, self._stop, on_first_confirm=working).run()
 
     def _wait_for_role(self) -> None:
         if not self._database.acquire_role("relay"):
-            log.info("another relay uses this SQLite file, standing by")
+            log.info("another relay uses this SQLite database, waiting")
             while not self._stop.wait(POLL_SECONDS) and not self._database.acquire_role("relay"):
                 pass
 

@@ -19,7 +19,7 @@ from sandbox.servers.sources import print_line
 
 DEMO_DIR = PROJECT_DIR / "var" / "demo"
 EXCHANGE = "restaurant.events"
-#: The order of the client's documents, and its result.
+#: The order in the original API specification, and its result.
 ORDER = {"user_id": 1, "menu_ids": [1, 2]}
 TOTAL = 38000
 STOCK_AFTER = {1: 14, 2: 6}

@@ -1,4 +1,4 @@
-"""Print the measures of the code base: `python scripts/measure.py [checkout]`. Standard library only."""
+"""Print metrics of the code base: `python scripts/measure.py [--list] [checkout]`. Standard library only."""
 
 import ast
 import re

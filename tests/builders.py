@@ -1,7 +1,7 @@
 """Builders of what tests work with: orders, messages, replies and their events, requests, outbox rows.
 
 Every value has a default, so that a test names only what matters to it. An order is for two of dish 1 and one of
-dish 2; a request is the one that the client's documents show, for one of each.
+dish 2; a request is the one that the original API specification shows, for one of each.
 """
 
 import json
@@ -72,7 +72,7 @@ def order_after(*messages: Message, expected_total: Decimal | None = None) -> Or
 
 
 def order_request(**fields: Any) -> dict[str, Any]:
-    """The body of POST /orders that the client's documents show, with these fields changed or added."""
+    """The body of POST /orders that the original API specification shows, with these fields changed or added."""
     return {"user_id": 1, "menu_ids": [1, 2]} | fields
 
 

@@ -6,18 +6,18 @@ from order_service.contract.events import ReservedItem
 from order_service.domain.messages import Item
 from order_service.http_client import HttpClient, RequestFailed
 
-#: Limit of one request, in seconds.
+#: The time limit of one request, in seconds.
 TOTAL_SECONDS = 5.0
-#: Statuses with which a proxy answers for a service that is down.
+#: The statuses that a proxy returns for a service that is down.
 DOWN = (502, 503, 504)
 
 
 class MenuServiceDown(Exception):
-    """The Menu Service cannot be reached at present. It changed nothing."""
+    """The Menu Service is unreachable. It changed nothing."""
 
 
 class NoUsableAnswer(Exception):
-    """There was no answer, or not one of the contract's. Whether the request was carried out is unknown."""
+    """There was no response, or not one that the contract allows. Whether the request was executed is unknown."""
 
 
 class Refused(Exception):
@@ -43,7 +43,7 @@ class Menus:
         except RequestFailed as error:
             raise MenuServiceDown(str(error)) from error
         if answer.status in DOWN:
-            raise MenuServiceDown(f"it answered {answer.status}")
+            raise MenuServiceDown(f"status {answer.status}")
         if answer.status == 404:
             raise Refused("menu_not_found", menu_id)
         dish = answer.json()

@@ -2,22 +2,24 @@
 
     order-service.menu-http -> read every dish -> take every line -> MenuReserved or MenuRejected, applied here
 
-The answer does not travel over the broker: it is applied to the order in the transaction that deletes the order's
-progress, so it counts exactly once. The order's row says what is wanted; the message only triggers the work.
+The answer is not sent through the broker: it is applied to the order in the transaction that deletes the order's
+progress, so it is applied exactly once. The order's row determines what is reserved; the message only triggers the
+work.
 
-Such a menu has no reservations. It takes stock line by line, recognises no repeats and takes nothing back. So:
+Such a service has no reservations: it takes stock line by line, does not recognize duplicates, and cannot return stock.
+Therefore:
 
-- All lines are read before the first is taken, the scarcest first. Two orders can still compete in between; the
-  second one is then half taken, and is rejected with the dish that was refused, for the true reason.
-- A PUT whose answer is lost (timeout, broken connection, 5xx, killed process) may have been carried out. It is recorded
+- All lines are read before any is taken, and the scarcest is taken first. Another order can still take stock in
+  between; the order is then partially taken, and is rejected with the refused menu item and its reason.
+- A PUT whose response is lost (timeout, broken connection, 5xx, killed process) may have been executed. It is recorded
   before it is sent and never sent again: the order expires early, after a killed process at its next reminder.
-- A PUT that cannot have left (connection refused) is retried for as long as the order waits, as is an unreachable
-  menu: the message waits, and those behind it. After an unusable answer to a GET only its own order waits, for its
-  next reminder.
-- Stock taken for an order that failed or was cancelled has to be put back by hand. Its release stays unconfirmed and
-  is requested again and again, and each time the log names the dishes. Once they are put back, publish
-  `{"order_id": ..., "release_id": ...}` with routing key menu.released, as the menu would. Where nothing was taken,
-  the release is confirmed here.
+- A PUT that was certainly not sent (connection refused) is retried for as long as the order waits, as is any request
+  while the menu is unreachable: the message waits, and so do those behind it. After an unusable response to a GET only
+  its own order waits, for its next reminder.
+- Stock taken for an order that failed or was cancelled must be returned manually. Its release stays unconfirmed and is
+  requested repeatedly, and each time the log lists the menu items. Once the stock is returned, publish
+  `{"order_id": ..., "release_id": ...}` with routing key menu.released, as the menu would. If nothing was taken, the
+  release is confirmed here.
 - An order whose total is not the expected one fails before anything is taken for it.
 
 One process reserves one order at a time; more processes reserve more. Do not run a Menu Service on the broker as well:
@@ -55,14 +57,14 @@ class _Data(BaseModel):
 
 
 class _Event(BaseModel):
-    """The fields used of our own events."""
+    """The fields that are used from the service's own events."""
 
     type: Literal["OrderCreated", "StockReleaseRequested"]
     data: _Data
 
 
 class MenuHttpConsumer(Worker):
-    """A worker that processes its messages one by one, because each makes calls over HTTP."""
+    """A worker that processes its messages one by one, because each requires HTTP requests."""
 
     def __init__(self, settings: Settings, database: Database, menus: Menus, stop: threading.Event) -> None:
         super().__init__(settings.model_copy(update={"batch_size": PREFETCH}), database, [MENU_HTTP], stop)

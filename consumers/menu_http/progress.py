@@ -1,4 +1,4 @@
-"""How far the reservation of each order has come at a Menu Service that only speaks HTTP."""
+"""The progress of each order's reservation at a Menu Service that only speaks HTTP."""
 
 import json
 from datetime import datetime

@@ -1,7 +1,7 @@
-"""Reserve stock at a Menu Service that only speaks HTTP, each line at most once; consumer.py says with which limits.
+"""Reserve stock at a Menu Service that only speaks HTTP, each line at most once; consumer.py describes the limits.
 
-Every PUT is recorded before it is sent, and so is the answer to the one before. So after a crash at any point the
-database knows everything that was taken, except for one PUT.
+Every PUT, with the result of the previous one, is recorded before it is sent. After a crash at any point the database
+therefore contains everything that was taken, except the result of one PUT.
 """
 
 import threading
@@ -38,7 +38,7 @@ class Interrupted(Exception):
 
 
 class _Transient(Exception):
-    """The transaction failed for a reason that passes."""
+    """The transaction failed for a transient reason."""
 
 
 def reservation_id(order: Order) -> str:
@@ -59,7 +59,7 @@ class StockReserver:
     def reserve(self, delivery: Delivery, order_id: int) -> None:
         """Take the stock of an order that still waits for it. May be repeated: continues only where that is safe.
 
-        Raises MenuServiceDown, after which it is to be retried, and Rejection for an unknown order.
+        Raises MenuServiceDown, after which the caller must retry, and Rejection for an unknown order.
         """
         with self._database.reading() as connection:
             order = orders.read_orders(connection, [order_id]).get(order_id)
@@ -70,7 +70,9 @@ class StockReserver:
             return
         if seen and seen.asked is not None:
             if utc_now() - seen.at < IN_PROGRESS:
-                log.info("a PUT may be in progress elsewhere, waiting for the next reminder", order_id=order_id)
+                log.info(
+                    "a PUT may be in progress in another process, waiting for the next reminder", order_id=order_id
+                )
             else:
                 self._abandon(order, seen, "the answer to its PUT is unknown")
             return
@@ -84,7 +86,7 @@ class StockReserver:
             self._take(delivery, order, seen, items)
 
     def release(self, delivery: Delivery, order_id: int, release_id: str, named: str | None) -> None:
-        """Confirm a release if nothing was taken; otherwise log what to put back by hand. Raises Rejection."""
+        """Confirm a release if nothing was taken; otherwise log what must be returned manually. Raises Rejection."""
         with unit_of_work(self._database, self._policy) as work:
             order = orders.lock_orders(work.connection, [order_id]).get(order_id)
             if order is None:
@@ -115,12 +117,12 @@ class StockReserver:
             self._answer(delivery, order, None, MenuReserved(tuple(items.values()), empty_reservation_id(order)))
             return
         taken = seen.taken if seen else ()
-        # A line that is refused before anything was taken leaves nothing to put back.
+        # A line that is refused before anything was taken leaves nothing to return.
         scarcest_first = sorted(items, key=lambda menu_id: items[menu_id].stock - order.lines[menu_id])
         for menu_id in [each for each in scarcest_first if each not in taken]:
             asking = Progress(order.id, taken, menu_id, utc_now())
             if not self._write(partial(_save_progress, seen, asking)):
-                log.info("the order has ended, or is in progress elsewhere", order_id=order.id)
+                log.info("the order has ended, or is in progress in another process", order_id=order.id)
                 self._write(partial(_save_progress, seen, asking._replace(asked=None)))
                 return
             seen = asking
@@ -149,13 +151,13 @@ class StockReserver:
         """Fail the order; stock taken for it counts as a late reservation, whose release is requested."""
         rejected = MenuRejected(refusal.reason, refusal.menu_id)
         if seen and seen.taken:
-            self._report(order, seen, f"rejected half taken, {refusal}")
+            self._report(order, seen, f"rejected partially taken, {refusal}")
             self._answer(delivery, order, seen, rejected, MenuReserved((), reservation_id(order)))
         else:
             self._answer(delivery, order, None, rejected)
 
     def _answer(self, delivery: Delivery, order: Order, left: Progress | None, *messages: Message) -> None:
-        """Apply the menu's answer, and keep the progress only of an order that is left half taken."""
+        """Apply the menu's answer, and keep the progress only of an order that is partially taken."""
         replies = [Reply(reservation_id(order), order.id, type(each).__name__, each, delivery) for each in messages]
 
         def write(work: UnitOfWork) -> None:
@@ -167,18 +169,18 @@ class StockReserver:
         self._write(write)
 
     def _abandon(self, order: Order, seen: Progress, problem: str) -> None:
-        """Pass the menu's deadline now: the order expires, and the release of everything held is requested."""
+        """Apply the menu deadline now: the order expires, and the release of everything held is requested."""
         self._report(order, seen, f"abandoned, {problem}")
         self._write(lambda work: handlers.change_order(work, order.id, MenuDeadline()))
 
     def _report(self, order: Order, held: Progress, problem: str) -> None:
-        put_back = {menu_id: order.lines[menu_id] for menu_id in held.taken}
-        perhaps = {} if held.asked is None else {held.asked: order.lines[held.asked]}
-        log.error("this menu takes no stock back, put it back by hand", order_id=order.id, problem=problem,
-                  portions_by_menu_id=put_back, perhaps_also=perhaps)  # fmt: skip
+        taken = {menu_id: order.lines[menu_id] for menu_id in held.taken}
+        possibly_taken = {} if held.asked is None else {held.asked: order.lines[held.asked]}
+        log.error("stock must be returned manually", order_id=order.id, problem=problem,
+                  portions_by_menu_id=taken, possibly_taken=possibly_taken)  # fmt: skip
 
     def _write(self, change: Callable[[UnitOfWork], T]) -> T:
-        """Commit a change, retrying while the database is unreachable: only this process knows the PUT's answer.
+        """Commit a change, retrying while the database is unreachable: only this process has the result of the PUT.
 
         Raises Interrupted when the process is stopped first.
         """

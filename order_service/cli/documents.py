@@ -46,7 +46,7 @@ def schemas(directory: Path) -> None:
     if broken := [f"\n  {path.stem} {change}" for path, new in generated.items() for change in _changes(path, new)]:
         raise click.ClickException(
             f"nothing was written, because these changes break siblings:{''.join(broken)}\n"
-            "Revert them, or raise SCHEMA_VERSION in order_service/contract/envelope.py and tell the sibling teams."
+            "Revert them, or raise SCHEMA_VERSION in order_service/contract/envelope.py and notify the sibling teams."
         )
     for path, schema in generated.items():
         path.write_text(_as_json(schema) + "\n", encoding="utf-8")

@@ -20,7 +20,7 @@ from order_service.contract.envelope import CONTENT_TYPE, Delivery, Rejection, r
 from order_service.contract.events import EVENTS, OUTGOING, exact_json
 from order_service.contract.topology import EXCHANGE
 
-#: How long `tail` takes at most to notice Ctrl-C.
+#: The longest time until `tail` stops after Ctrl-C, in seconds.
 STOP_CHECK_SECONDS = 0.5
 _TYPE_BY_ROUTING_KEY = {model.routing_key: name for name, model in EVENTS.items()}
 _FILE = click.argument("file", type=click.File("rb"))
@@ -49,7 +49,7 @@ def sample(event_type: str, order_id: int) -> None:
 @_TYPE
 @_KEY
 def validate(file: BinaryIO, event_type: str | None, routing_key: str | None) -> None:
-    """Print what is wrong with the event in FILE. FILE is - for standard input."""
+    """Validate the event in FILE and print each error. Use - for standard input."""
     click.echo(f"OK: {_validated_type(file.read(), event_type or _TYPE_BY_ROUTING_KEY.get(routing_key or ''))}")
 
 
@@ -59,7 +59,7 @@ def validate(file: BinaryIO, event_type: str | None, routing_key: str | None) ->
 @_KEY
 @click.option("--unchecked", is_flag=True, help="Publish without validation; requires --routing-key.")
 def publish(file: BinaryIO, event_type: str | None, routing_key: str | None, unchecked: bool) -> None:
-    """Publish the event in FILE, confirmed. FILE is - for standard input."""
+    """Publish the event in FILE and wait for the confirm. Use - for standard input."""
     if unchecked and not routing_key:
         raise click.UsageError("--unchecked requires --routing-key, because the event is not read")
     body, event_type = file.read(), event_type or _TYPE_BY_ROUTING_KEY.get(routing_key or "")

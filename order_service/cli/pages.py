@@ -14,15 +14,15 @@ MEANINGS = {
     State.FAILED: "cannot be served, for the reason in `reason`; stock and payments are compensated",
     State.CANCELLED: "cancelled by the client; stock and payments are compensated",
 }
-#: The names of messages that are not events, as their senders know them.
+#: The documented names of messages that are not events.
 NAMES = {
     "ReportPaid": "PUT paid", "ReportFailed": "PUT failed", "ReportPending": "PUT pending", "Cancel": "cancel (DELETE)",
     "MenuDeadline": "menu deadline", "PaymentDeadline": "payment deadline",
 }  # fmt: skip
 SETTINGS_INTRO = """# Settings
 
-Environment variables, read once at start. A process with an invalid one names it and exits with status 2. This page is
-generated from `order_service/config.py`: `python -m order_service settings > docs/settings.md`.
+Environment variables, read once at start. If a variable is invalid, the process prints its name and exits with
+status 2. This page is generated from `order_service/config.py`: `python -m order_service settings > docs/settings.md`.
 
 """
 INTRO = """# The saga
@@ -30,7 +30,7 @@ INTRO = """# The saga
 What each message does to an order in each state. This page is generated from the decision table in
 `order_service/domain/saga.py`: `python -m order_service saga > docs/saga.md`.
 
-The outcome for a REST caller stands in parentheses: `done` is answered 200, `remembered` 202, `refused` 409.
+The outcome for a client's request is in parentheses: `done` returns 200, `remembered` 202 and `refused` 409.
 """
 INVARIANTS = """## Invariants
 

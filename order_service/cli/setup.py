@@ -25,7 +25,10 @@ def declare_topology() -> None:
     """Declare exchange and queues (RABBITMQ_URL). May be repeated."""
     settings = process.begin()
     queues = (*topology.QUEUES, topology.MENU_HTTP) if settings.menu_service_url else topology.QUEUES
-    remedy = "If it exists with other arguments, drain it, delete it in the management console and repeat this command."
+    remedy = (
+        "If the exchange or a queue exists with different arguments, drain it, delete it in the management console and "
+        "repeat this command."
+    )
     with open_channel(settings, name="order-service topology", remedy=remedy) as channel:
         topology.declare(channel, queues)
     click.echo(f"Declared: {topology.EXCHANGE}, " + ", ".join(queue.name for queue in queues))

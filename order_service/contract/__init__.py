@@ -1,1 +1,1 @@
-"""What other programs rely on: events, envelope, topology, and the documents made from them."""
+"""The contract with other services: events, envelope, topology, and the documents generated from them."""

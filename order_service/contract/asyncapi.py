@@ -14,14 +14,14 @@ from order_service.contract.topology import EXCHANGE, QUEUES, Queue
 
 _NOT_MANDATORY = [name for name, model in OUTGOING.items() if not model.mandatory]
 #: How the events that the service publishes are delivered.
-DELIVERY = f"""Published events are persistent, mandatory and confirmed, and are retried while no queue is bound to
-their routing key. {", ".join(_NOT_MANDATORY[:-1])} and {_NOT_MANDATORY[-1]} are not mandatory:
+DELIVERY = f"""Published events are persistent and confirmed. Most are mandatory: they are retried while no queue is
+bound to their routing key. {", ".join(_NOT_MANDATORY[:-1])} and {_NOT_MANDATORY[-1]} are not mandatory:
 they are dropped if no queue is bound."""
 DESCRIPTION = f"""The events of the Order Service, on the durable topic exchange `{EXCHANGE}`.
 Every message is a CloudEvent 1.0 in structured JSON (`{CONTENT_TYPE}`).
 {DELIVERY}
-Delivery is at least once and in no guaranteed order: process an event once for each `id`, and answer a repeated one
-again. Ignore unknown fields; the Order Service does.
+Delivery is at least once and in no guaranteed order: process an event once for each `id`, and send the same
+reply to a duplicate. Ignore unknown fields, as the Order Service does.
 
 A sibling may also publish the bare `data` object without an envelope, for example by hand from RabbitMQ's management
 console. The event's type is then the AMQP `type`, or is derived from the routing key; its id is the AMQP `message_id`,

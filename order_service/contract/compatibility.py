@@ -1,4 +1,4 @@
-"""Find breaking changes between two versions of a schema: an input that accepts less, an output that promises less."""
+"""Find breaking changes between two versions of a schema: inputs that accept less, outputs that guarantee less."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,7 @@ _UPPER_BOUNDS = ("maximum", "exclusiveMaximum", "maxLength", "maxItems")
 
 
 def breaking_changes(old: Schema, new: Schema, *, incoming: bool) -> list[str]:
-    """Describe what breaks a sibling written against `old`. Major versions, which differ in `$id`, are not compared."""
+    """Describe what breaks a sibling built against `old`. Major versions, which differ in `$id`, are not compared."""
     if old["$id"] != new["$id"]:
         return []
     removed = [f"{path}: the field was removed" for path in sorted(_paths(old) - _paths(new))]

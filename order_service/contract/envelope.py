@@ -21,15 +21,15 @@ from order_service.domain.messages import Message
 SOURCE = "/order-service"
 APP_ID = "order-service"
 CONTENT_TYPE = "application/cloudevents+json"
-#: The major version of every schema that is written and understood here.
+#: The major version of all published schemas, and the highest one that is accepted.
 SCHEMA_VERSION = 1
 #: A larger body is dead-lettered without being decoded; a hundred dishes with long names need a tenth of this.
 MAX_BODY_BYTES = 256 * 1024
-#: AMQP 0-9-1 carries a message id as a short string.
+#: AMQP 0-9-1 encodes a message id as a short string.
 MAX_SHORT_STRING_BYTES = 255
 
 _TYPE_BY_ROUTING_KEY = {model.routing_key: name for name, model in events.INCOMING.items()}
-#: At most three digits: a year in a path is no version.
+#: At most three digits: a year in a path is not a version.
 _VERSION = re.compile(r"(?:^|[/:?#@=._-])[vV]?(\d{1,3})(?:\.\d+)*(?:\.json)?(?=$|[/?#])")
 #: What a field must be, by pydantic's error type; pydantic's own texts name Python types.
 #: https://docs.pydantic.dev/latest/errors/validation_errors/
@@ -93,12 +93,12 @@ class Delivery:
     routing_key: str
     body: bytes
     properties: Mapping[str, Any] = field(default_factory=dict)
-    #: How often the broker has delivered it before without an ack.
+    #: How many times the broker has delivered it before without an ack.
     redeliveries: int = 0
 
 
 class Rejection(Exception):
-    """A message that can never be applied: a stable code, field errors for its sender, and the ids it carried."""
+    """A message that can never be applied: a stable code, field errors for its sender, and the ids it contains."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ def rejection(delivery: Delivery, code: str, field_name: str, problem: str, **id
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A decoded message for one order, and the delivery it came in."""
+    """A decoded message for one order, and its delivery."""
 
     message_id: str
     order_id: int
@@ -143,7 +143,7 @@ def read(delivery: Delivery) -> Reply:
 
 
 class _Reader:
-    """One delivery being decoded; `_attributes` are its envelope's, empty for bare data."""
+    """One delivery being decoded; `_attributes` are those of its envelope, empty for bare data."""
 
     def __init__(self, delivery: Delivery) -> None:
         self._delivery = delivery
@@ -211,7 +211,7 @@ class _Reader:
     def _message_id(self, content: events.IncomingData) -> str:
         message_id = self._attributes.get("id") if self._attributes else self._delivery.properties.get("message_id")
         if not self._attributes and not message_id:
-            # Derived from the decoded content, so that a repeat of a message without an id is recognised.
+            # Derived from the decoded content, so that a repeat of a message without an id is recognized.
             return sha256(f"{type(content).__name__} {content.model_dump_json()}".encode()).hexdigest()
         if not isinstance(message_id, str) or not message_id or "\0" in message_id:
             raise self._problem("invalid", "id", "must be a text that is not empty")
@@ -221,7 +221,7 @@ class _Reader:
 
 
 def storable(text: object) -> str | None:
-    """A name cut to what both databases and AMQP short strings can hold; None for anything else."""
+    """Truncate a string to what both databases and AMQP short strings can hold; None for anything else."""
     if not isinstance(text, str):
         return None
     return text.replace("\0", "").encode(errors="replace")[:MAX_SHORT_STRING_BYTES].decode(errors="ignore") or None

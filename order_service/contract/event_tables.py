@@ -1,4 +1,4 @@
-"""docs/events.md, and the descriptions of events that the page at /asyncapi shows too."""
+"""The text of docs/events.md, and the descriptions of events that the page at /asyncapi also shows."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,7 +23,7 @@ in [schemas](schemas).
 
 @dataclass(frozen=True)
 class EventDescription:
-    """What a reader needs to know of one event."""
+    """The description of one event in the documentation."""
 
     name: str
     routing_key: str

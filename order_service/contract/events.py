@@ -29,7 +29,7 @@ MAX_PRICE = Decimal(10**9)
 MAX_AMOUNT = Decimal(10**11)
 #: The scale of every stored amount, the same on both databases.
 _SCALE = Decimal("0.0001")
-#: A description, since validators that compute in doubles reject 0.0003 against JSON Schema's multipleOf.
+#: A description, because validators that compute in doubles reject 0.0003 against JSON Schema's multipleOf.
 DECIMALS = "at most four decimals"
 
 
@@ -88,7 +88,7 @@ Price = Annotated[
 ]
 #: The id of an order, a user or a dish: a strict integer that fits both databases.
 Id = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
-#: PostgreSQL stores no NUL.
+#: PostgreSQL text cannot contain NUL.
 Text = Annotated[str, Field(strict=True, max_length=500, pattern=r"^[^\x00]*$")]
 #: The id of a reservation, payment, release or refund: text or an integer, stored and published as text.
 ForeignId = Annotated[
@@ -273,7 +273,7 @@ class FieldError(BaseModel):
 
 
 class MessageRejected(EventData):
-    """Without an order_id of its own, since the rejected message may have named none."""
+    """Has no order_id, because the rejected message may not have had one."""
 
     routing_key = "order.message_rejected"
     description = "A message was rejected because of these errors, and is in a dead-letter queue of the Order Service."

@@ -1,6 +1,6 @@
-"""From an effect of the domain, or a rejected message, to a message ready to be published.
+"""Build the messages to publish, from effects of the domain and from rejected messages.
 
-An event can be built again at any time from its order: its id and data depend on nothing else.
+An event can be rebuilt from its order, under the same id; one with a deadline only while that deadline is armed.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from order_service.domain.saga import Policy
 
 
 class Outgoing(NamedTuple):
-    """A message ready to be published, named like the outbox's columns; only dead letters set their `properties`."""
+    """A message to publish, with the outbox's columns as fields; only dead letters set their `properties`."""
 
     order_id: int | None
     type: str | None
@@ -29,12 +29,12 @@ class Outgoing(NamedTuple):
 
 
 def event_id(order: Order, effect: Effect) -> str:
-    """The one id under which this effect is published, however often."""
+    """The id under which this effect is published, the same each time."""
     return effect.id if isinstance(effect, Compensation) else order.event_id(effect.value)
 
 
 def event(order: Order, effect: Effect, *, sequence: int, policy: Policy, now: datetime) -> Outgoing:
-    """The event that tells an effect; one that names a deadline can be built while that deadline is armed."""
+    """Build the event of an effect."""
     id, data, trace = event_id(order, effect), event_data(order, effect, policy), order.traceparent
     body = envelope.wrap(data, event_id=id, order_id=order.id, sequence=sequence, at=now, trace=trace)
     return Outgoing(order.id, type(data).__name__, id, EXCHANGE, data.routing_key, body, trace)
@@ -78,7 +78,7 @@ def _lines(order: Order) -> list[events.Line]:
 
 
 def dead_letter(rejection: Rejection) -> Outgoing:
-    """The rejected message as it came, addressed to its queue's dead-letter queue, with the reason in its headers."""
+    """The rejected message unchanged, addressed to its queue's dead-letter queue, with the reason in its headers."""
     delivery = rejection.delivery
     headers = {"x-error": rejection.code, "x-error-detail": str(rejection)[:1000], "x-origin-queue": delivery.queue}
     if rejection.order_id is not None:
@@ -97,7 +97,7 @@ def dead_letter(rejection: Rejection) -> Outgoing:
 
 
 def message_rejected(rejection: Rejection, now: datetime) -> Outgoing:
-    """The MessageRejected event that tells the sender why its message was dead-lettered."""
+    """The MessageRejected event, which reports to the sender why its message was dead-lettered."""
     data = events.MessageRejected(
         message_id=rejection.message_id, type=rejection.type, errors=list(rejection.errors), received_at=now
     )
@@ -107,5 +107,5 @@ def message_rejected(rejection: Rejection, now: datetime) -> Outgoing:
 
 
 def _possible_order_id(rejection: Rejection) -> int | None:
-    """The order id that the message carried, unless no order can have it."""
+    """The order id in the message, or None if no order can have it."""
     return rejection.order_id if rejection.order_id and 0 < rejection.order_id < 2**31 else None

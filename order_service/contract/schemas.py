@@ -21,7 +21,7 @@ class UntitledFields(GenerateJsonSchema):
 
 @cache
 def data_schema(event_type: str) -> Schema:
-    """The self-contained JSON Schema of an event's data: what is accepted if incoming, promised if outgoing."""
+    """The self-contained JSON Schema of an event's data: what is accepted if incoming, guaranteed if outgoing."""
     model = EVENTS[event_type]
     mode: JsonSchemaMode = "validation" if event_type in INCOMING else "serialization"
     generated = model.model_json_schema(mode=mode, schema_generator=UntitledFields)
@@ -47,7 +47,7 @@ def event_schema(event_type: str) -> Schema:
     is_outgoing, name = event_type in OUTGOING, schema_name(event_type)
     properties: Schema = {
         "specversion": {"const": "1.0"},
-        "id": text("A repeated id means the same event.", minLength=1, maxLength=MAX_SHORT_STRING_BYTES),
+        "id": text("Events with the same id are duplicates.", minLength=1, maxLength=MAX_SHORT_STRING_BYTES),
         "source": {"const": SOURCE} if is_outgoing else text("The sending service, such as /menu-service."),
         "type": {"const": event_type},
         "subject": text(ORDER_ID),
@@ -62,7 +62,7 @@ def event_schema(event_type: str) -> Schema:
     if is_outgoing:
         required += ["time", "datacontenttype", "dataschema"]
     if is_outgoing and "order_id" in EVENTS[event_type].model_fields:
-        description = "The order's version, for putting its events in order."
+        description = "The order's version, by which its events can be ordered."
         properties["sequence"] = {"type": "integer", "minimum": 1, "description": description}
         required += ["subject", "correlationid", "sequence"]
     return {"type": "object", "required": required, "properties": properties}

@@ -1,6 +1,6 @@
 """The broker topology as values: one exchange, two queues with their dead-letter queues, and how to connect.
 
-A third queue exists where the Menu Service is called over HTTP; see consumers/menu_http/consumer.py.
+A third queue, MENU_HTTP, is declared only if MENU_SERVICE_URL is set.
 """
 
 import random
@@ -19,9 +19,9 @@ from order_service.process import refuse
 EXCHANGE = "restaurant.events"
 #: Each side detects a dead peer within twice this time; a transaction takes much less.
 HEARTBEAT_SECONDS = 30
-#: Out of reach, because the consumers count attempts themselves. Past the broker's limit (20 by default in RabbitMQ 4,
-#: none in 3.x) a message is dropped or dead-lettered, even one that only shared a prefetch with a poison message, and
-#: each look at a dead letter in the management console counts as a delivery.
+#: Effectively unlimited, because the consumers count attempts themselves. Past the broker's limit (20 by default in
+#: RabbitMQ 4, none in 3.x) a message is dropped or dead-lettered, even one that was only prefetched together with a
+#: poison message, and each view of a dead letter in the management console counts as a delivery.
 #: https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling
 DELIVERY_LIMIT = 1_000_000
 _QUORUM: dict[str, str | int] = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT}
@@ -63,7 +63,7 @@ class Queue:
 MENU = Queue("order-service.menu", ("menu.reserved", "menu.rejected", "menu.released"))
 PAYMENT = Queue("order-service.payment", ("payment.completed", "payment.failed", "payment.refunded"))
 QUEUES = (MENU, PAYMENT)
-#: Declared only with MENU_SERVICE_URL: the requests to a Menu Service that is called over HTTP.
+#: The requests to a Menu Service that is called over HTTP; see consumers/menu_http/consumer.py.
 MENU_HTTP = Queue("order-service.menu-http", ("order.created", "menu.release_requested"))
 BY_NAME = {queue.name: queue for queue in (*QUEUES, MENU_HTTP)}
 

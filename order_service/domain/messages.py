@@ -6,7 +6,7 @@ from decimal import Decimal
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One dish as the menu priced it; `stock` is what remains after the reservation."""
+    """A dish with the menu's price; `stock` is what remains after the reservation."""
 
     id: int
     name: str
@@ -39,17 +39,17 @@ class PaymentFailed:
 
 @dataclass(frozen=True, slots=True)
 class ReportPaid:
-    """A REST caller reports the payment as paid; it names neither a payment nor an amount."""
+    """A REST client reports the payment as paid; the report contains neither a payment id nor an amount."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReportFailed:
-    """A REST caller reports the payment as failed."""
+    """A REST client reports the payment as failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReportPending:
-    """A REST caller reports the payment as pending."""
+    """A REST client reports the payment as pending."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class MenuDeadline:
-    """The menu has not answered in time, reminders included."""
+    """The menu has not answered in time, even after all reminders."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The order aggregate: its state, its payments and reservations, and every change of them.
 
-`saga.py` decides which change a message causes; the methods here make it and note what has to be announced.
+`saga.py` decides which change a message causes; the methods here make it and collect the resulting effects.
 """
 
 from dataclasses import dataclass, field
@@ -25,18 +25,18 @@ class State(StrEnum):
 
     @property
     def status(self) -> str:
-        """The client's vocabulary: pending, paid, failed or cancelled."""
+        """The public status: pending, paid, failed or cancelled."""
         return self.value if self in FINAL else "pending"
 
 
-#: The states a status never leaves.
+#: The final states.
 FINAL = frozenset({State.PAID, State.FAILED, State.CANCELLED})
 #: The states in which the order waits for the menu.
 AWAITING_MENU = frozenset({State.AWAITING_MENU, State.AWAITING_MENU_PREPAID})
 
 
 class OrderError(Exception):
-    """An order cannot accept something; carries what a log line or an answer needs to say why."""
+    """A domain error, with the order id and field for logs and responses."""
 
     def __init__(self, problem: str, *, order_id: int | None = None, field_name: str | None = None) -> None:
         super().__init__(problem)
@@ -45,16 +45,16 @@ class OrderError(Exception):
 
 
 class InvalidMessage(OrderError):
-    """The message contradicts the order it names: it can never succeed, so it is dead-lettered."""
+    """The message contradicts its order and can never be applied, so it is dead-lettered."""
 
 
 class UnknownOrder(OrderError):
-    """No order has the id that was asked for."""
+    """No order has the requested id."""
 
 
 @dataclass(frozen=True, slots=True)
 class Payment:
-    """Money reported for an order. A payment reported over REST has neither id nor amount: it counts as the total."""
+    """A payment reported for an order. One reported over REST has neither id nor amount, and counts as the total."""
 
     id: str | None = None
     amount: Decimal | None = None
@@ -92,10 +92,10 @@ Effect = Announcement | Compensation
 
 @dataclass(slots=True)
 class Order:
-    """One order; `effects` collects what its changes announce."""
+    """One order; `effects` collects the effects of its changes."""
 
     id: int
-    #: Namespace of the ids of everything this order sends: the same event always has the same id.
+    #: The namespace of the ids of all events of this order: the same event always has the same id.
     key: UUID
     user_id: int
     menu_ids: tuple[int, ...]
@@ -105,7 +105,7 @@ class Order:
     version: int = 1
     items: tuple[Item, ...] = ()
     total_price: Decimal | None = None
-    #: Reservation ids in order of arrival, None for a nameless one; the first is the accepted one if priced.
+    #: Reservation ids in order of arrival, None for one without an id; the first is the accepted one if priced.
     reservations: tuple[str | None, ...] = ()
     #: Payments in order of arrival; the first is the one kept if paid.
     payments: tuple[Payment, ...] = ()
@@ -124,7 +124,7 @@ class Order:
 
     @property
     def lines(self) -> dict[int, int]:
-        """Quantity by distinct menu id, in the order first asked for."""
+        """Quantity by distinct menu id, in order of first appearance."""
         lines: dict[int, int] = {}
         for menu_id in self.menu_ids:
             lines[menu_id] = lines.get(menu_id, 0) + 1
@@ -132,11 +132,11 @@ class Order:
 
     @property
     def is_new(self) -> bool:
-        """Whether no message was applied to it yet: the first accepted one always raises the version."""
+        """Whether no message was applied to it yet: the first accepted one always increments the version."""
         return self.version == 1
 
     def event_id(self, event_type: str) -> str:
-        """The id under which this order sends its one event of this type, however often."""
+        """The id of this order's one event of this type, the same each time it is sent."""
         return _uuid5_text(self.key, event_type)
 
     def compensation_id(self, event_type: str, subject: str | None) -> str:
@@ -151,7 +151,7 @@ class Order:
             self.effects.append(Compensation(RELEASE, release_id, reservation_id, None, reason))
 
     def refund(self, payment: Payment, reason: str) -> None:
-        """Request the refund of a payment; a nameless one stands for everything paid for this order."""
+        """Request the refund of a payment; one without an id means everything paid for this order."""
         self.refunded += (payment.id,)
         refund_id = self.compensation_id(REFUND, payment.id)
         self.effects.append(Compensation(REFUND, refund_id, payment.id, payment.amount, reason))
@@ -159,7 +159,7 @@ class Order:
     def record_reservation(self, reservation_id: str | None) -> bool:
         """Record a reservation and return True; return False for a repeat of a known one.
 
-        The first id after a nameless reservation names it, and is no new reservation either.
+        If the known reservation has no id, the first id that arrives is assigned to it and counts as a duplicate.
         """
         if reservation_id in self.reservations or (reservation_id is None and self.reservations):
             return False
@@ -170,14 +170,14 @@ class Order:
         return True
 
     def record_payment(self, payment: Payment) -> bool:
-        """Record a payment and return True; return False for a repeat: the first amount of an id stands."""
+        """Record a payment and return True; return False for a repeat: the first amount recorded for an id is kept."""
         if any(known.id == payment.id for known in self.payments):
             return False
         self.payments += (payment,)
         return True
 
     def end(self, state: State, announcement: Announcement) -> None:
-        """Reach failed or cancelled; release the accepted reservation and refund every payment, each once.
+        """End the order as failed or cancelled: release the accepted reservation and refund every payment, each once.
 
         The menu's deadline stays armed while the menu has not answered; the payment's is disarmed.
         """
@@ -196,12 +196,12 @@ class Order:
         return self.reason or self.state.value
 
     def fail(self, reason: str, detail: str) -> None:
-        """Reach failed for one of the public reasons."""
+        """Fail the order for one of the public reasons."""
         self.reason, self.detail = reason, detail
         self.end(State.FAILED, Announcement.ORDER_FAILED)
 
     def judge(self, at: datetime) -> None:
-        """Let the first payment decide; treat the later ones as if they came after that."""
+        """Settle the order by its first payment, then handle later payments as second payments."""
         first, *later = self.payments
         if first.amount is not None and first.amount != self.total_price:
             self.fail(
@@ -216,7 +216,10 @@ class Order:
                 self.settle_second_payment(payment)
 
     def settle_second_payment(self, payment: Payment) -> None:
-        """Let a payment for a paid order name the nameless one if the amount fits, otherwise refund it."""
+        """Handle a further payment of a paid order.
+
+        If the kept payment has no id and the amount matches the total, it replaces that payment; otherwise refund it.
+        """
         if not self.record_payment(payment):
             return
         if self.payments[0].id is None and payment.amount == self.total_price:
@@ -226,7 +229,7 @@ class Order:
 
 
 def amount_text(amount: Decimal | None) -> str:
-    """An amount for a sentence, without trailing zeros."""
+    """An amount as text for messages, without trailing zeros."""
     return "nothing" if amount is None else f"{amount.normalize():f}"
 
 

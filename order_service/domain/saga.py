@@ -1,7 +1,7 @@
-"""The saga: what every message does to an order in every state, and what a passed deadline means. Pure and total.
+"""The saga: what each message does to an order in each state, and what a passed deadline means. Pure and total.
 
-Read `DECISIONS` first; the rules above it are its vocabulary. docs/saga.md is printed from it, and a test covers
-every cell. The invariant: a pending order ends at its first deciding moment, and every end compensates what was
+Read `DECISIONS` first; the rules that it uses are defined above it. docs/saga.md is generated from it, and a test
+covers every cell. The invariant: the first deciding event ends a pending order, and every end compensates what was
 reserved and paid, once.
 """
 
@@ -53,18 +53,18 @@ class Policy:
 
 
 class Outcome(StrEnum):
-    """What became of a caller's own request."""
+    """The outcome of a client's request."""
 
     DONE = "done"
-    #: Accepted, but it decides nothing before the menu has answered.
+    #: Accepted; takes effect when the menu has answered.
     REMEMBERED = "remembered"
-    #: The order has ended otherwise.
+    #: The order has already ended with another status.
     REFUSED = "refused"
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What one message did: the transition, the effects in order, and the outcome for a caller who asked for it."""
+    """The result of one message: the transition, the effects in order, and the outcome if it was a client's request."""
 
     before: State
     after: State
@@ -177,10 +177,10 @@ def _confirm(order: Order, message: StockReleased | PaymentRefunded, policy: Pol
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One cell: its text on the page, its action, the states it may lead to, and the outcome for a caller."""
+    """One cell: its text in docs/saga.md, its action, the states it may lead to, and the outcome for a client."""
 
     text: str
-    #: A rule only receives the message of its own row, so its parameter is narrower than the table's.
+    #: A rule receives only messages of its own row, so its parameter type is narrower than the table's.
     act: Callable[[Order, Message, Policy, datetime], None] | Callable[..., None] | None = None
     to: tuple[State, ...] = ()
     outcome: Outcome | None = None
@@ -238,15 +238,15 @@ _decided_fields = attrgetter(*(each.name for each in fields(Order) if each.name 
 
 
 def rule_for(message: type[Message], state: State) -> Rule:
-    """The one rule for a message in a state; every pair has one."""
+    """The rule for a message in a state; every pair has exactly one."""
     return DECISIONS[message][_COLUMN[state]]
 
 
 def decide(order: Order, message: Message, *, policy: Policy, now: datetime) -> Decision:
-    """Apply one message to an order and return what it did.
+    """Apply one message to an order and return the result.
 
-    Raises InvalidMessage, the order then being unchanged. A change raises `order.version` by one; everything
-    announced by it carries that version as its sequence.
+    Raises InvalidMessage and leaves the order unchanged. A change increments `order.version`; its events carry that
+    version as their sequence.
     """
     before, fields_before = order.state, _decided_fields(order)
     rule = rule_for(type(message), before)
@@ -266,19 +266,19 @@ def awaited_event(order: Order) -> Announcement:
 
 
 def deadline_message(order: Order) -> MenuDeadline | PaymentDeadline | None:
-    """The message that a passed deadline stands for; None while a reminder is left."""
+    """The message that a passed deadline produces; None while a reminder is left."""
     if order.state is State.AWAITING_PAYMENT:
         return PaymentDeadline()
     return None if order.reminders_left else MenuDeadline()
 
 
 def use_reminder(order: Order, *, policy: Policy, now: datetime) -> bool:
-    """Spend one reminder and arm the next deadline; return whether OrderCreated is to be sent again."""
+    """Use up one reminder and arm the next deadline; return whether to send OrderCreated again."""
     order.reminders_left -= 1
     order.due_at = now + policy.menu_reply
     return order.state in AWAITING_MENU
 
 
 def postpone_deadline(order: Order, *, policy: Policy, now: datetime) -> None:
-    """Move the deadline of an order whose own event has not left yet by a whole period."""
+    """Postpone by one period the deadline of an order whose event is still unsent."""
     order.due_at = now + (policy.payment if order.state is State.AWAITING_PAYMENT else policy.menu_reply)

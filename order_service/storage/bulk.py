@@ -63,7 +63,7 @@ def insert_returning(connection: sa.Connection, table: sa.Table, rows: Sequence[
 
 
 def present(connection: sa.Connection, columns: Columns, keys: Sequence[tuple[Any, ...]]) -> set[Any]:
-    """The keys among these that a table holds in these columns; fast where an index begins with them."""
+    """The keys among these that a table holds in these columns; fast if an index begins with them."""
     if connection.dialect.name == "sqlite":
         found = connection.execute(sa.select(*columns).where(sa.tuple_(*columns).in_(keys)))
     else:
@@ -125,7 +125,7 @@ def _recordset(columns: Columns) -> str:
 
 
 def _is_binary(column: sa.Column[Any]) -> bool:
-    """Whether values travel as hexadecimal digits, because JSON has no bytes."""
+    """Whether values are sent as hexadecimal digits, because JSON has no bytes."""
     return isinstance(column.type, sa.LargeBinary)
 
 

@@ -36,11 +36,12 @@ def lock_due(connection: sa.Connection, now: datetime, limit: int) -> Sequence[s
     return connection.execute(due.with_for_update(skip_locked=True)).all()
 
 
-def put_off(connection: sa.Connection, id: str, *, attempts: int, due_at: datetime) -> None:
-    """Record how often this was requested so far, and when it is due next."""
+def reschedule(connection: sa.Connection, id: str, *, attempts: int, due_at: datetime) -> None:
+    """Record how many times this was requested so far, and when it is due next."""
     changed = sa.update(compensations).where(compensations.c.id == id)
     connection.execute(changed.values(attempts=attempts, due_at=due_at))
 
 
 def of_row(row: sa.Row[Any]) -> Compensation:
+    """Convert a row to a Compensation."""
     return Compensation(row.type, row.id, row.subject, row.amount, row.reason)

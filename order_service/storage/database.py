@@ -1,4 +1,4 @@
-"""The database: engines and transactions for SQLite and PostgreSQL, each configured for its own semantics."""
+"""The database: engines and transactions for SQLite and PostgreSQL, each with its own configuration."""
 
 import fcntl
 import threading
@@ -18,7 +18,7 @@ from order_service import vendor
 SQLITE_BUSY_MS = 15_000
 #: A connection to a PostgreSQL server that has acknowledged nothing for this long is closed, in milliseconds.
 DEAD_SERVER_MS = 15_000
-#: PostgreSQL closes the connection of a vanished client after about 25 s and frees its locks.
+#: PostgreSQL closes the connection of an unreachable client after about 25 s and releases its locks.
 #: https://www.postgresql.org/docs/current/runtime-config-connection.html
 DEAD_CLIENT: tuple[LiteralString, ...] = (
     "tcp_keepalives_idle TO 10", "tcp_keepalives_interval TO 5", "tcp_keepalives_count TO 3",
@@ -26,7 +26,7 @@ DEAD_CLIENT: tuple[LiteralString, ...] = (
 #: PostgreSQL ends a transaction that has been idle for this long, in milliseconds, because its locks block others.
 #: The relay's transactions wait for broker confirms; one that is ended too early publishes its rows twice.
 IDLE_TRANSACTION_MS, IDLE_RELAY_TRANSACTION_MS = 10_000, 60_000
-#: Always use an index. The planner takes a new table for a small one, scans it, and keeps that plan until the table
+#: Always use an index. The planner assumes that a new table is small, scans it, and keeps that plan until the table
 #: is analyzed: a minute later at best, when each batch may scan a million rows.
 #: https://www.postgresql.org/docs/current/runtime-config-query.html
 PLANS: tuple[LiteralString, ...] = (
@@ -52,7 +52,7 @@ class Database:
 
         `durable=False` is for the relay: a power cut may undo the last commits, which then need no flush to disk, and
         a transaction may be idle for longer. `lock_seconds`: how long PostgreSQL lets a statement wait for a lock;
-        `is_rolled_back` is true of the error that follows.
+        `is_rolled_back` is true for the resulting error.
         """
         self.url = url
         self.is_sqlite = url.startswith("sqlite")
@@ -63,7 +63,7 @@ class Database:
             event.listen(self.engine, "begin", _begin_sqlite)
         else:
             # client_encoding: a database created in the C locale would otherwise return bytes for text.
-            # tcp_user_timeout: the kernel alone takes a quarter of an hour to notice a vanished server.
+            # tcp_user_timeout: by default the kernel detects an unreachable server after a quarter of an hour.
             arguments = {"connect_timeout": 5, "client_encoding": "utf8", "tcp_user_timeout": DEAD_SERVER_MS}
             self.engine = sa.create_engine(
                 url, pool_size=pool_size, max_overflow=0, pool_pre_ping=pre_ping, connect_args=arguments
@@ -76,7 +76,7 @@ class Database:
                 settings.append(f"lock_timeout TO '{lock_seconds}s'")
             event.listen(self.engine, "connect", lambda connection, _: _configure_postgresql(connection, settings))
         self._lock: TextIO | None = None
-        # SQLite allows one writer at a time; the threads of one process take turns without asking it.
+        # SQLite allows one writer at a time; the threads of one process are serialized by a lock.
         self._turn: AbstractContextManager[object] = threading.Lock() if self.is_sqlite else nullcontext()
 
     @contextmanager
@@ -107,7 +107,7 @@ class Database:
         return connection
 
     def acquire_role(self, role: str) -> bool:
-        """Whether this process holds a role that only one process may hold on SQLite; kept until the process ends.
+        """Acquire a role that only one process may hold on SQLite, and return whether this process now holds it.
 
         Always true on PostgreSQL, which locks rows instead. The kernel frees the lock when the process ends.
         """
@@ -130,7 +130,10 @@ class Database:
 
 
 def _commit_and_notify(connection: sa.Connection) -> None:
-    """A lost notification loses nothing: the relay also polls."""
+    """Commit on the driver's connection and notify the relay; SQLAlchemy's own commit then has nothing left to do.
+
+    A lost notification is harmless, because the relay also polls.
+    """
     driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
     try:
         vendor.commit_then_notify(driver, CHANNEL)
@@ -139,10 +142,10 @@ def _commit_and_notify(connection: sa.Connection) -> None:
 
 
 def is_rolled_back(error: sa.exc.DBAPIError) -> bool:
-    """Whether the transaction has certainly written nothing and failed for a reason of one of its rows.
+    """Whether the transaction has certainly written nothing and failed because of one of its rows.
 
     True for a violated constraint, a deadlock and a lock timeout; not for a lost connection, whose COMMIT may have
-    been carried out.
+    been executed.
     """
     return isinstance(error, sa.exc.IntegrityError) or getattr(error.orig, "sqlstate", None) in ("40P01", "55P03")
 

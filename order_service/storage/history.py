@@ -27,7 +27,7 @@ def inserts(entries: Sequence[Entry]) -> bulk.Insert:
 
 
 def read_history(connection: sa.Connection, order: Order) -> list[Entry]:
-    """Everything that happened to an order, oldest first; the placing itself is read from the order's own row."""
+    """The history of an order, oldest entry first; the OrderPlaced entry is derived from the order's row."""
     columns = [order_history.c[name] for name in Entry._fields]
     of_order = sa.select(*columns).where(order_history.c.order_id == order.id).order_by(order_history.c.id)
     placed = Entry(order.id, order.created_at, "OrderPlaced", None, State.AWAITING_MENU.value)

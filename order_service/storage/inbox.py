@@ -1,4 +1,4 @@
-"""The inbox: which messages were applied already, and how often a possible poison message was tried.
+"""The inbox: which messages were applied already, and how many times a possible poison message was tried.
 
 The inbox has no rows of its own: a message was applied if the history of its order names it.
 """
@@ -11,7 +11,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from order_service.storage import bulk
 from order_service.storage.tables import order_history, suspects
 
-#: Order id, type and message id make a message a repeat. The type is part of it: siblings may number from one each.
+#: A message with the same order id, type and message id is a repeat. The type is included, because each sibling
+#: service may number from 1.
 Key = tuple[int, str, str]
 
 
@@ -33,5 +34,5 @@ def count_attempt(connection: sa.Connection, key: str) -> int:
 
 
 def clear_attempts(connection: sa.Connection, key: str) -> None:
-    """Forget the attempts at a message that has been processed or dead-lettered."""
+    """Delete the attempts at a message that has been processed or dead-lettered."""
     connection.execute(sa.delete(suspects).where(suspects.c.key == key))

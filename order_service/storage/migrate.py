@@ -1,4 +1,4 @@
-"""Schema migrations: bring a database up to date, and recognise one that is not."""
+"""Schema migrations: bring a database up to date, and recognize one that is not."""
 
 from pathlib import Path
 

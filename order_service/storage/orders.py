@@ -1,4 +1,4 @@
-"""The rows of orders: written, locked, found and read."""
+"""The rows of orders: insert, lock, find, read and update them."""
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
@@ -23,9 +23,9 @@ _SELECT = sa.select(*(orders.c[name] for name in ("id", "menu_ids", "items", "le
 
 
 def insert_orders(connection: sa.Connection, placed: Sequence[tuple[Order, Mapping[str, str]]]) -> None:
-    """Write new orders, each with the columns that recognise a repeat of its request, and set their ids.
+    """Write new orders, each with the columns that recognize a repeat of its request, and set their ids.
 
-    Raises sqlalchemy.exc.IntegrityError where an idempotency key is taken.
+    Raises sqlalchemy.exc.IntegrityError if an idempotency key is already used.
     """
     rows = [
         {name: getattr(order, name) for name in _FIXED}
@@ -33,7 +33,7 @@ def insert_orders(connection: sa.Connection, placed: Sequence[tuple[Order, Mappi
         | _changing(order)
         for order, request in placed
     ]
-    # In a fixed order, or two batches could deadlock over their idempotency keys.
+    # Sorted, because two batches could otherwise deadlock over their idempotency keys.
     rows.sort(key=lambda row: row["idempotency_key"] or "")
     ids = {UUID(str(key)): id for key, id in bulk.insert_returning(connection, orders, rows, "key, id")}
     for order, _ in placed:
@@ -43,7 +43,7 @@ def insert_orders(connection: sa.Connection, placed: Sequence[tuple[Order, Mappi
 def lock_orders(connection: sa.Connection, ids: Sequence[int]) -> dict[int, Order]:
     """The orders that exist among these ids, locked until the transaction ends.
 
-    They are locked in the order of their ids, or two transactions could deadlock.
+    They are locked in the order of their ids, because two transactions could otherwise deadlock.
     """
     wanted = _SELECT.where(bulk.among(connection, orders.c.id, ids)).order_by(orders.c.id).with_for_update()
     return {order.id: order for order in _read(connection, wanted)}
@@ -56,7 +56,7 @@ def read_orders(connection: sa.Connection, ids: Sequence[int]) -> dict[int, Orde
 
 
 def updates(changed: Sequence[Order]) -> bulk.Update:
-    """The statement that writes back orders locked in this transaction."""
+    """The rows to update, for `bulk.write`; the orders must be locked in this transaction."""
     return bulk.Update(orders, [{"id": order.id} | _changing(order) for order in changed])
 
 

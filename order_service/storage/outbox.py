@@ -1,4 +1,4 @@
-"""The outbox: messages written in the transaction that decided them, claimed by the relay, deleted once confirmed."""
+"""The outbox: messages written in the transaction that causes them, claimed by the relay, deleted once confirmed."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,18 +17,18 @@ from order_service.storage import bulk
 from order_service.storage.database import Database
 from order_service.storage.tables import compensations, orders, outbox
 
-#: How long a returned or refused row rests before its next attempt.
+#: How long a returned or refused row waits before its next attempt.
 ROW_BACKOFF = Backoff(first=1, longest=60)
 #: Published without the mandatory flag: they need no subscriber. Every other message waits until a queue is bound.
 NEEDS_NO_SUBSCRIBER = {name for name, model in OUTGOING.items() if not model.mandatory}
-#: The most body bytes in one statement. PostgreSQL limits a parameter to 1 GiB, and a body takes two bytes for one.
+#: The most body bytes in one statement. PostgreSQL limits a parameter to 1 GiB; a body has two digits per byte.
 MAX_STATEMENT_BYTES = 16 * 1024 * 1024
-#: A dead letter may have any type, and one of our ids.
+#: Excludes dead letters, whose type and id may equal an event's.
 _is_event = outbox.c.exchange == EXCHANGE
 
 
 def inserts(messages: Sequence[Outgoing], now: datetime) -> Iterator[bulk.Insert]:
-    """The statements that write these: one, unless dead letters are too large for it."""
+    """The rows to insert, for `bulk.write`: in one part, unless dead letters are too large for one statement."""
     rows: list[Mapping[str, Any]] = []
     size = 0
     for message in messages:
@@ -46,9 +46,10 @@ def _row(message: Outgoing, now: datetime) -> Mapping[str, Any]:
 
 
 def unsent(connection: sa.Connection, ids: Sequence[str]) -> dict[str, list[int]]:
-    """Those of these events that have not left yet, each with its row ids. Scans the outbox: ask for many at once.
+    """The row ids of those events that are still in the outbox, by event id.
 
-    An index would cost every event something, and only passing deadlines would use it.
+    Scans the outbox, so pass many ids at once. An index would slow down every insert, and only deadlines and
+    compensations would use it.
     """
     wanted = sa.select(outbox.c.message_id, outbox.c.id).where(
         bulk.among(connection, outbox.c.message_id, ids), _is_event
@@ -60,7 +61,10 @@ def unsent(connection: sa.Connection, ids: Sequence[str]) -> dict[str, list[int]
 
 
 def lock_bodies(connection: sa.Connection, row_ids: Sequence[int]) -> Sequence[tuple[int, bytes]]:
-    """The id and body of rows that no relay holds; waiting for one would block every user of its order."""
+    """Lock those of these rows that no relay holds, and return their ids and bodies.
+
+    Waiting for a held row would keep its order locked.
+    """
     unclaimed = sa.select(outbox.c.id, outbox.c.body).where(outbox.c.id.in_(row_ids))
     return [(row.id, row.body) for row in connection.execute(unclaimed.with_for_update(skip_locked=True))]
 
@@ -99,26 +103,27 @@ class Claim:
             self._connection.close()
 
     def settle(self, *, sent: Sequence[int], failed: Sequence[int], now: datetime) -> None:
-        """Delete what was sent, put off what was returned or refused, and free the rest.
+        """Delete the sent rows, reschedule those returned or refused, and release the others.
 
-        Raises SQLAlchemyError while the database is unreachable: the rows then stay, and go out again under their ids.
+        Raises SQLAlchemyError while the database is unreachable: the rows then stay, and
+        are published again under the same ids.
         """
         if self._database.is_sqlite:
             with self._database.writing() as connection:
                 if sent:
                     connection.execute(sa.delete(outbox).where(outbox.c.id.in_(sent)))
-                self._put_off(connection, failed, now)
+                self._reschedule(connection, failed, now)
             return
         try:
             if len(sent) < len(self.rows):
                 kept = [dict(row._mapping) for row in self.rows if row.id not in sent]
                 self._connection.execute(sa.insert(outbox), kept)
-            self._put_off(self._connection, failed, now)
+            self._reschedule(self._connection, failed, now)
             self._connection.commit()
         finally:
             self._connection.close()
 
-    def _put_off(self, connection: sa.Connection, failed: Sequence[int], now: datetime) -> None:
+    def _reschedule(self, connection: sa.Connection, failed: Sequence[int], now: datetime) -> None:
         if failed:
             connection.execute(sa.delete(outbox).where(outbox.c.id.in_(failed), _no_longer_needed()))
             later = []
@@ -135,12 +140,15 @@ def is_mandatory(row: sa.Row[Any]) -> bool:
 
 
 def _no_longer_needed() -> sa.ColumnElement[bool]:
-    """An unroutable request whose order has ended or moved on since."""
+    """Rows that are no longer needed.
+
+    The order has left the state the event belongs to, or the compensation is confirmed.
+    """
     its_order = sa.exists().where(orders.c.id == outbox.c.order_id)
     confirmed = compensations.c.confirmed_at.is_not(None)
-    outlived = sa.or_(
+    obsolete = sa.or_(
         sa.and_(outbox.c.type == "OrderCreated", its_order.where(orders.c.state.not_in(AWAITING_MENU))),
         sa.and_(outbox.c.type == "PaymentRequested", its_order.where(orders.c.state != State.AWAITING_PAYMENT)),
         sa.exists().where(compensations.c.id == outbox.c.message_id, confirmed),
     )
-    return sa.and_(_is_event, outlived)
+    return sa.and_(_is_event, obsolete)

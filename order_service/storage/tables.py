@@ -1,4 +1,4 @@
-"""The tables of the newest schema; migrations/ holds the way to it."""
+"""The tables of the newest schema; migrations/ creates it."""
 
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -43,7 +43,7 @@ BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def index_filled(column: str, *, unique: bool = False) -> sa.Index:
-    """An index of the rows that have a value: the other inserts and updates, which are most, do not touch it."""
+    """An index of the rows that have a value: most inserts and updates do not touch it."""
     filled = sa.text(f"{column} is not null")
     return sa.Index(None, column, unique=unique, postgresql_where=filled, sqlite_where=filled)
 
@@ -61,7 +61,7 @@ orders = sa.Table(
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("items", sa.Text),
     sa.Column("total_price", ExactDecimal),
-    # JSON: reservations, payments, released, refunded; read and written whole with the order.
+    # JSON: reservations, payments, released, refunded; always read and written together with the order.
     sa.Column("ledger", sa.Text, nullable=False),
     sa.Column("reason", sa.String(40)),
     sa.Column("detail", sa.Text),
@@ -70,13 +70,13 @@ orders = sa.Table(
     sa.Column("due_at", UtcDateTime),
     sa.Column("reminders_left", sa.Integer, nullable=False),
     sa.Column("traceparent", sa.String(55)),
-    # The request's Idempotency-Key and the hash of its body; in the order's row, so in its transaction.
+    # The request's Idempotency-Key and the hash of its body; in the order's row, and so written in its transaction.
     sa.Column("idempotency_key", sa.String(255)),
     sa.Column("request_hash", sa.String(64)),
     sa.Index(None, "user_id", "id"),
     index_filled("due_at"),
     index_filled("idempotency_key", unique=True),
-    # Ids are never reused: a sibling may remember an order that an operator deleted.
+    # Ids are never reused: a sibling may have stored an order that an operator deleted.
     sqlite_autoincrement=True,
 )
 
@@ -109,12 +109,12 @@ outbox = sa.Table(
     sa.Column("properties", sa.Text),
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
-    # When the row may next be claimed; a return or a refusal moves it ahead.
+    # When the row may next be claimed; a return or a refusal moves it to a later time.
     sa.Column("due_at", UtcDateTime, nullable=False),
     sqlite_autoincrement=True,
 )
 
-# Possible poison messages, which were redelivered repeatedly: how often each was tried alone.
+# Possible poison messages, which were redelivered repeatedly: how many times each was tried alone.
 suspects = sa.Table(
     "suspects",
     metadata,
@@ -122,7 +122,8 @@ suspects = sa.Table(
     sa.Column("attempts", sa.Integer, nullable=False),
 )
 
-# The progress of orders at a Menu Service that only speaks HTTP: being reserved, or abandoned half reserved.
+# The progress of orders at a Menu Service that only speaks HTTP: being reserved, or abandoned after a partial
+# reservation.
 menu_takings = sa.Table(
     "menu_takings",
     metadata,

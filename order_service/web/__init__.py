@@ -1,1 +1,1 @@
-"""The HTTP API: the table of routes, their endpoints, and the documents made from it."""
+"""The HTTP API: routes, requests, responses and problems."""

@@ -1,4 +1,4 @@
-"""The documents of the API and of the events, and the pages to read them; every file is served from here."""
+"""The documents of the API and of the events, and the web pages that show them, with all their files."""
 
 import json
 import mimetypes

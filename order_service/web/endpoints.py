@@ -1,4 +1,4 @@
-"""The endpoints of the orders and of the probes: each answers one route of routes.py."""
+"""The endpoints of the orders and probes, one for each route of routes.py."""
 
 import threading
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from order_service import handlers, vendor
 from order_service.config import Settings
 from order_service.domain.messages import Cancel, Message, ReportFailed, ReportPaid, ReportPending
-from order_service.domain.order import AWAITING_MENU, Order, State, UnknownOrder
+from order_service.domain.order import AWAITING_MENU, Order, State, UnknownOrder, amount_text
 from order_service.domain.saga import Outcome
 from order_service.storage import history, migrate, orders
 from order_service.storage.database import Database
@@ -38,9 +38,9 @@ MAX_ID = 2**31 - 1
 
 
 class Api:
-    """The endpoints and what they share; one object per process.
+    """The endpoints and their shared resources; one object per process.
 
-    `stopping` is set when the process is to stop: waiting requests are then answered and streams end.
+    `stopping` is set when the process stops: waiting requests are then answered and streams end.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Api:
             log.info("users are not checked: USER_SERVICE_URL is not set")
 
     def close(self) -> None:
-        """Close all connections and end all threads, once no request is being answered. Final."""
+        """Close all connections and end all threads. Call it once, after the last request."""
         self.stopping.set()
         self.watcher.close()
         if self.users:
@@ -67,7 +67,7 @@ class Api:
     def place_order(self) -> Response:
         """Record the order, then wait for the menu for as long as the client prefers."""
         body, key = requests.parse(OrderRequest, requests.json_body()), requests.idempotency_key()
-        # A server joins repeated headers; getlist() would only look at every other header as well.
+        # The server has already joined repeated headers, so get() is sufficient.
         wait_seconds, applied = requests.preferred_wait(request.headers.get("Prefer", ""), self.settings.wait_seconds)
         order = self._find_repeated(body, key) if key else None
         if order is None:
@@ -77,14 +77,18 @@ class Api:
         structlog.contextvars.bind_contextvars(order_id=order.id)
         order = self.menu_wait.wait(order, wait_seconds)
         if order.reason in ("menu_not_found", "out_of_stock", "price_changed"):
-            values = {"menu_id": order.rejected_menu_id, "detail": order.detail}
+            values = {
+                "menu_id": order.rejected_menu_id,
+                "expected": amount_text(order.expected_total),
+                "total": amount_text(order.total_price),
+            }
             raise Problem(order.reason, values, order.id, headers=applied)
         response = _order_response(order, 202 if order.state in AWAITING_MENU else 201)
         response.headers.update({"Location": f"/orders/{order.id}"} | applied)
         return response
 
     def get_order(self, order_id: int) -> Response:
-        """Answer 304 to a client that has this version already."""
+        """Return the order, or 304 if the client has this version."""
         # werkzeug's make_conditional() would also answer 412 to If-Match.
         response = _order_response(self._read(order_id))
         if request.if_none_match.contains_weak(response.get_etag()[0] or ""):
@@ -117,7 +121,7 @@ class Api:
         return self.streams.open(self._read(order_id), request.headers.get("Last-Event-ID"))
 
     def update_payment(self, order_id: int) -> Response:
-        """Apply a payment that the caller reports; the decision table treats it as it treats messages."""
+        """Apply a reported payment by the decision table."""
         return self._change(order_id, _PAYMENT_MESSAGES[requests.parse_payment(requests.json_body()).payment_status])
 
     def health(self) -> Response:
@@ -186,7 +190,7 @@ class Api:
 
 def _order_response(order: Order, status: int = 200) -> Response:
     response = json_response(responses.Order.of(order), status)
-    # The key tells apart databases that both count their orders from one.
+    # The key makes the ETag unique across databases, whose order ids all begin at 1.
     response.set_etag(f"{order.key.hex[:12]}-{order.version}")
     return response
 

@@ -1,4 +1,4 @@
-"""The examples of the OpenAPI document: those of the client's documents, and one of each problem.
+"""The examples of the OpenAPI document: those of the original API specification, and one of each problem.
 
 A test compares each with a real answer.
 """
@@ -51,7 +51,7 @@ PROBLEMS = {
     ),
     "menu_not_found": Problem("menu_not_found", {"menu_id": 9}, order_id=1),
     "out_of_stock": Problem("out_of_stock", {"menu_id": 2}, order_id=1),
-    "price_changed": Problem("price_changed", {"detail": "expected 37000, the total is 38000"}, order_id=1),
+    "price_changed": Problem("price_changed", {"expected": "37000", "total": "38000"}, order_id=1),
     "order_paid": Problem("order_paid", order_id=1),
     "order_failed": Problem("order_failed", order_id=1),
     "order_cancelled": Problem("order_cancelled", order_id=1),

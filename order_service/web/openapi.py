@@ -1,4 +1,4 @@
-"""The OpenAPI document, made from the routes, the models of requests and answers, and the kinds of problems.
+"""The OpenAPI document, generated from the routes, the models of requests and responses, and the kinds of problems.
 
 https://spec.openapis.org/oas/v3.1.1.html
 """
@@ -27,7 +27,7 @@ class _Plain(UntitledFields):
 
 
 def document() -> Json:
-    """Make the document, which takes some milliseconds."""
+    """Build the document, which takes a few milliseconds."""
     documented = [route for route in ROUTES if route.is_documented]
     paths: dict[str, Json] = {}
     for route in documented:

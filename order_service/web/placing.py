@@ -1,4 +1,4 @@
-"""How a POST records its order and waits for the menu: both are shared between the requests of a process.
+"""Record orders and wait for the menu; the requests of a process share both.
 
 Orders that arrive during a transaction are recorded together by the next one; one thread polls the database for the
 orders of all waiting requests and streams.
@@ -39,7 +39,7 @@ class _Entry:
         self.placement = placement
         self.result: Order | BaseException | None = None
         self.is_retried_alone = False
-        # A lock that is held until `wake` costs a third of an Event.
+        # A lock that is held until `wake` has a third of the cost of an Event.
         asleep = threading.Lock()
         asleep.acquire()
         self.sleep, self.wake = asleep.acquire, asleep.release
@@ -96,7 +96,7 @@ class Recorder:
             entry.wake()
 
     def _settle(self, entries: Sequence[_Entry]) -> None:
-        """Give each entry an order or an error, in every case; mark those to be retried alone."""
+        """Set the result of each entry, an order or an error, in every case; mark those to be retried alone."""
         try:
             orders = self._record([entry.placement for entry in entries])
             for entry, order in zip(entries, orders, strict=True):
@@ -125,7 +125,7 @@ class Watcher:
         self._is_closed = False
 
     def close(self) -> None:
-        """End the thread. Open waits last until their time is up."""
+        """End the thread. Open waits end at their timeout."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()

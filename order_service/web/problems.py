@@ -36,7 +36,11 @@ KINDS = {
     "invalid_payment_status": Kind(400, "Status pembayaran tidak valid.", "The payment status is not valid."),
     "menu_not_found": Kind(404, "Menu item {menu_id} tidak ditemukan.", "Menu item {menu_id} was not found."),
     "out_of_stock": Kind(400, "Menu item {menu_id} kehabisan stok.", "Menu item {menu_id} is out of stock."),
-    "price_changed": Kind(409, "Total harga berubah: {detail}.", "The total price has changed: {detail}."),
+    "price_changed": Kind(
+        409,
+        "Total harga berubah: seharusnya {expected}, sekarang {total}.",
+        "The total price has changed: expected {expected}, now {total}.",
+    ),
     "user_not_found": Kind(404, "Pengguna tidak ditemukan.", "The user was not found."),
     "user_service_unavailable": Kind(
         503, "User Service tidak tersedia; coba lagi nanti.", "The User Service is unavailable; try again later."
@@ -59,7 +63,7 @@ KINDS = {
         "Idempotency-Key ini sudah dipakai untuk isi permintaan lain.",
         "This Idempotency-Key was already used with another body.",
     ),
-    "not_found": Kind(404, "Alamat tidak ditemukan.", "There is nothing at this address."),
+    "not_found": Kind(404, "Alamat tidak ditemukan.", "The address was not found."),
     "method_not_allowed": Kind(405, "Alamat ini tidak menerima {method}.", "This address does not support {method}."),
     "bad_request": Kind(400, "Permintaan tidak dapat dibaca.", "The request cannot be read."),
     "internal_error": Kind(500, "Terjadi kesalahan di pihak kami; coba lagi.", "An internal error occurred; retry."),
@@ -94,7 +98,7 @@ class ProblemDetails(BaseModel):
 
 @dataclass
 class Problem(Exception):
-    """Raise it to answer with it. `values` fill the placeholders of the kind's messages."""
+    """Raise to send this problem as the response. `values` fill the placeholders of the kind's messages."""
 
     code: str
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -124,7 +128,7 @@ def prefers_english() -> bool:
 
 
 def respond(problem: Problem) -> Response:
-    """The problem as an answer in the client's language."""
+    """The problem as a response in the client's language."""
     text, status = json.dumps(problem.details(english=prefers_english())), KINDS[problem.code].status
     response = Response(text, status, content_type="application/problem+json")
     response.headers.update({**problem.headers, "Vary": "Accept-Language"})
@@ -134,7 +138,7 @@ def respond(problem: Problem) -> Response:
 
 
 def install(app: Flask) -> None:
-    """Answer every error of the app with a problem, including unknown routes and unexpected exceptions."""
+    """Respond to every error of the app with a problem, including unknown routes and unexpected exceptions."""
     app.register_error_handler(Problem, respond)
     app.register_error_handler(HTTPException, _http_error)
     for unavailable in (

@@ -1,4 +1,4 @@
-"""The request bodies, queries and headers: read, validated, and refused with a remedy for each field."""
+"""The request bodies, queries and headers: read, validated, and rejected with a correction for each field."""
 
 import base64
 import re
@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 MAX_REQUEST_BYTES = 64 * 1024
 #: Visible ASCII characters except the comma, with which a server joins a repeated header (RFC 9110, section 5.3).
 IDEMPOTENCY_KEY = "^[!-+.-~-]{1,255}$"
-#: The longest wait for the menu that a client may ask for, in seconds.
+#: The longest wait for the menu that a client may request, in seconds.
 MAX_WAIT_SECONDS = 30
 _WAIT = re.compile(r'^wait\s*=\s*"?(\d{1,100})"?$', re.IGNORECASE)
 
@@ -57,7 +57,7 @@ def _digits(value: object) -> object:
 
 
 def _position(value: object) -> object:
-    """The id of the last order of the page before. It is encoded so that clients do not rely on its meaning."""
+    """The id of the last order of the previous page. It is encoded so that clients do not rely on its meaning."""
     try:
         return int(base64.b32decode(str(value)).removeprefix(b"before:"))
     except ValueError:
@@ -77,7 +77,7 @@ class OrderQuery(BaseModel):
     cursor: Annotated[
         Id | None,
         BeforeValidator(_position),
-        Field(description="The next_cursor of the page before."),
+        Field(description="The next_cursor of the previous page."),
         WithJsonSchema({"type": "string", "format": "cursor"}),
     ] = None
 
@@ -100,7 +100,7 @@ _REMEDIES = {
     "payment_status": ("harus pending, paid, atau failed", "must be pending, paid or failed"),
     "status": ("harus pending, paid, failed, atau cancelled", "must be pending, paid, failed or cancelled"),
     "limit": ("harus bilangan bulat dari 1 sampai 100", "must be an integer from 1 to 100"),
-    "cursor": ("harus next_cursor dari halaman sebelumnya", "must be the next_cursor of the page before"),
+    "cursor": ("harus next_cursor dari halaman sebelumnya", "must be the next_cursor of the previous page"),
     "Idempotency-Key": (
         "harus satu kali saja, 1 sampai 255 karakter ASCII yang terlihat, tanpa koma",
         "must be sent once, as 1 to 255 visible ASCII characters without a comma",
@@ -139,7 +139,7 @@ def _received() -> bytes:
     except HTTPException:
         raise
     except Exception as error:
-        # The stream and its exceptions are the server's: gunicorn raises its own Exception for a malformed chunk.
+        # The stream and its exceptions come from the server: gunicorn raises its own Exception for a malformed chunk.
         log.info("cannot read the request body", error=first_line(error)[:200])
         raise Problem("bad_request") from error
 
@@ -157,7 +157,7 @@ def parse(model: type[Model], body: dict[str, Any]) -> Model:
 
 
 def parse_payment(body: dict[str, Any]) -> PaymentUpdate:
-    """The body of PUT payment. Raises Problem 400 for another status, as the client's documents require."""
+    """The body of PUT payment. Raises Problem 400 for another status, as the original API specification requires."""
     if body.get("payment_status") not in ("pending", "paid", "failed"):
         raise _invalid([("payment_status", "payment_status")], code="invalid_payment_status")
     return parse(PaymentUpdate, body)

@@ -1,4 +1,4 @@
-"""The response bodies: each model is the answer and documents it. Their members are fixed by the client's documents."""
+"""The response bodies, whose models also document them. The original API specification fixes their members."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal, cast

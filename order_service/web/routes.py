@@ -1,4 +1,4 @@
-"""The one table of routes: the Flask application and the OpenAPI document are both made from it."""
+"""The route table, from which the Flask routes and the OpenAPI document are generated."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +51,7 @@ class Route:
         return (*self.problems, "internal_error")
 
 
-#: The documentation of path parameters, and how Flask writes them.
+#: The documentation of path parameters; `_RULES` maps them to Flask's converters.
 PATH_PARAMETERS: Mapping[str, Json] = {
     "id": {
         "description": "The order's id.",
@@ -65,11 +65,11 @@ PATH_PARAMETERS: Mapping[str, Json] = {
     },
 }
 _RULES = {"{id}": "<int:order_id>", "{event}": "<name>", "{file}": "<name>"}
-#: The headers of requests and answers, with their descriptions.
+#: The headers of requests and responses, with their descriptions.
 HEADERS = {
     "Accept-Language": "Problem messages are Indonesian, or English if the client prefers it.",
     "ETag": "The version of this order, for If-None-Match.",
-    "Idempotency-Key": "The same key and body again return the order placed before; another body is answered 422.",
+    "Idempotency-Key": "A repeated key returns the order placed before; with another body, 422.",
     "If-None-Match": "An ETag received before; 304 if the order has not changed since.",
     "Last-Event-ID": "The id of the last event received; the stream resumes after it.",
     "Location": "The address of the order.",
@@ -173,12 +173,13 @@ ROUTES = (
         (*_ORDER, "too_many_streams"), ("Last-Event-ID",),
     ),
     Route(
-        "health", "GET", "/healthz", Api.health, "Check that the process answers",
-        {200: Answer("It answers.", responses.Health, {"status": "ok"})},
+        "health", "GET", "/healthz", Api.health, "Check that the process responds",
+        {200: Answer("The process responds.", responses.Health, {"status": "ok"})},
     ),
     Route(
-        "readiness", "GET", "/readyz", Api.readiness, "Check that the database answers and is migrated",
-        {200: Answer("It does; the broker is not checked.", responses.Health, {"status": "ready"})}, _READ,
+        "readiness", "GET", "/readyz", Api.readiness, "Check that the database is reachable and migrated",
+        {200: Answer("The database is ready; the broker is not checked.", responses.Health, {"status": "ready"})},
+        _READ,
     ),
     Route(
         "metrics", "GET", "/metrics", Api.metrics, "Read the metrics, for Prometheus",

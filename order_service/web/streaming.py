@@ -15,7 +15,7 @@ from order_service.web import responses
 from order_service.web.placing import STOP_CHECK_SECONDS, Watcher
 from order_service.web.problems import Problem
 
-#: The interval of comments, in seconds: proxies keep the connection open, and a client that has left is noticed.
+#: The interval of comments, in seconds: proxies keep the connection open, and disconnected clients are detected.
 HEARTBEAT_SECONDS = 15.0
 
 
@@ -37,7 +37,7 @@ class Streams:
             raise Problem("too_many_streams")
         response = Response(self._events(order, last_event_id), content_type="text/event-stream")
         response.headers["Cache-Control"] = "no-store"
-        # Called even if the client leaves before the first event is produced.
+        # Called even if the client disconnects before the first event is produced.
         response.call_on_close(self._slots.release)
         return response
 

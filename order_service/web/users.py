@@ -1,10 +1,10 @@
-"""The User Service: does this user exist?"""
+"""Check with the User Service whether a user exists."""
 
 import threading
 
 from order_service.http_client import HttpClient, RequestFailed
 
-#: Limit of a check, its one repetition included, in seconds.
+#: The time limit of a check including its one retry, in seconds.
 TOTAL_SECONDS = 2.0
 ATTEMPTS = 2
 #: Concurrent checks of one process; an unresponsive User Service must not occupy every thread.
@@ -16,7 +16,7 @@ class UserServiceDown(Exception):
 
 
 class Users:
-    """Asks `GET {url}/users/{id}`; one object serves all threads."""
+    """Sends `GET {url}/users/{id}`; one object serves all threads."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -45,5 +45,5 @@ class Users:
                 continue
             if status in (200, 404):
                 return status == 200
-            problem = f"it answered {status}"
+            problem = f"status {status}"
         raise UserServiceDown(f"User Service at {self._url}: {problem}")

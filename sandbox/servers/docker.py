@@ -44,7 +44,7 @@ def require_image(image: str, say: Say) -> None:
 
 @contextlib.contextmanager
 def compose_rabbitmq(name: str, *, keep: bool, say: Say) -> Iterator[tuple[Urls, str]]:
-    """The compose file's RabbitMQ, in a compose project of its own; with `keep`, its volume outlives the block."""
+    """The compose file's RabbitMQ, in a compose project of its own; with `keep`, its volume is kept after the block."""
     require_image(RABBITMQ_IMAGE, say)
     program = ["docker", "compose"] if succeeds(["docker", "compose", "version"]) else ["docker-compose"]
     if not succeeds([*program, "version"]):

@@ -43,14 +43,14 @@ def test_killed_consumers_and_publishers_lose_nothing_and_do_nothing_twice(deplo
     deployment.assert_stops_with_empty_queues()
 
 
-def test_two_consumers_and_two_publishers_share_the_work_and_survive_the_death_of_one_each(
+def test_two_consumers_and_two_publishers_share_the_work_and_continue_after_one_of_each_is_killed(
     deployment: Deployment,
 ) -> None:
     # given
     processes = deployment.start_all()
     consumers, _ = deployment.start("consumers", "publishers")
 
-    # when: on SQLite, the relay that stands by takes over
+    # when: on SQLite, the waiting relay takes over
     with orders_arriving(deployment) as ids:
         deployment.wait_until(lambda: "consuming" in consumers.log, "the second consumer")
         deployment.wait_until_more_are_paid(20)

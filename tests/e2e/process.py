@@ -23,7 +23,7 @@ STOP_SECONDS = 10
 
 
 class Process:
-    """A command in a process group of its own, which does not outlive the test run."""
+    """A command in a process group of its own, which ends with the test run at the latest."""
 
     def __init__(self, name: str, command_line: str, env: Mapping[str, str], log_file: Path) -> None:
         self.name, self.log_file = name, log_file

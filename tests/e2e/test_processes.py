@@ -93,9 +93,11 @@ def test_processes_wait_for_a_broker_that_is_unreachable_at_their_start(
         assert client.request("GET", "/readyz").status == 200
         deployment.assert_all_running()
 
-        # and: SIGTERM ends a process that waits; on SQLite, a second relay stands by instead
+        # and: SIGTERM ends a process that waits; on SQLite, a second relay waits for the first instead
         more = deployment.start("consumers", "publishers")
-        deployment.wait_until(lambda: all_logged(more, "is unreachable", "standing by"), "two more to wait")
+        deployment.wait_until(
+            lambda: all_logged(more, "is unreachable", "uses this SQLite database, waiting"), "two more to wait"
+        )
         assert [process.terminate() for process in more] == [0, 0]
 
         # and: the order is paid once the broker is reachable
@@ -227,7 +229,7 @@ def test_request_is_served_while_more_clients_than_threads_are_busy(small_api: D
     assert all(responses.result().count(b"HTTP/1.1 200") == 40 for responses in busy)
 
 
-def test_gunicorn_answers_malformed_requests_in_json(small_api: Deployment) -> None:
+def test_malformed_requests_are_answered_and_do_not_stop_the_api(small_api: Deployment) -> None:
     def send(method: str, path: str, body: Any = None, **options: Any) -> tuple[int, str | None]:
         with contextlib.closing(small_api.client.connect()) as connection:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):

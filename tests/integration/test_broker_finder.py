@@ -83,7 +83,7 @@ def test_private_node_accepts_connections_and_is_gone_afterwards(
 
 
 @requires_rabbitmq_server
-def test_data_of_a_kept_node_outlives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_of_a_kept_node_remains_after_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RABBITMQ_URL", NOWHERE)
 
     with finding(tmp_path, [], keep=True) as found:
@@ -97,7 +97,7 @@ def test_data_of_a_kept_node_outlives_it(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @requires_rabbitmq_server
-def test_private_node_does_not_outlive_a_killed_parent(tmp_path: Path, eventually: Callable[..., Any]) -> None:
+def test_private_node_ends_after_its_parent_is_killed(tmp_path: Path, eventually: Callable[..., Any]) -> None:
     program = (
         "import sys, pathlib; from sandbox.servers import rabbitmq_node as node\n"
         "ports = node.free_ports()\n"

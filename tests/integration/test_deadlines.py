@@ -291,6 +291,7 @@ def test_deadlines_are_passed_after_an_outage_of_the_database(
         outage.enter_context(core.database_unreachable(database_url))
 
         with passing(database):
-            eventually(lambda: log.count("deadlines could not be passed, retrying"), "the outage to be logged")
+            warning = "due deadlines and compensations could not be processed, retrying"
+            eventually(lambda: log.count(warning), "the outage to be logged")
             outage.close()
             eventually(lambda: core.states(database, ids) == {"failed"}, "the orders to expire")

@@ -1,6 +1,6 @@
 """The contract by example, on both databases: what the design fixes, and every example of the OpenAPI document.
 
-Each example has its scene: requests to a new service, of which the last one's answer is compared with the example.
+Each example has a scenario: requests to a new service, of which the last one's answer is compared with the example.
 """
 
 import json
@@ -20,7 +20,7 @@ from order_service.web import openapi
 from tests.builders import menu_rejected, menu_reserved, order_request, reply
 from tests.http_service import RESPOND_ASYNC, Service, ServiceWith, served
 
-Scene = Callable[[Service], TestResponse]
+Scenario = Callable[[Service], TestResponse]
 PAID = {"payment_status": "paid"}
 #: Ids for which the User Service answers 404 and 503.
 UNKNOWN_USER, FAILING_USER = 404, 503
@@ -65,18 +65,18 @@ def under_a_used_key(service: Service) -> TestResponse:
     return service.post(order_request(user_id=2), {"Idempotency-Key": "k1"})
 
 
-def sent(method: str, path: str, **request: Any) -> Scene:
+def sent(method: str, path: str, **request: Any) -> Scenario:
     return lambda service: service.client.open(path, method=method, **request)
 
 
-def sent_in(state: State, method: str, path: str, **request: Any) -> Scene:
+def sent_in(state: State, method: str, path: str, **request: Any) -> Scenario:
     """The request, once order 1 is in this state."""
 
-    def scene(service: Service) -> TestResponse:
+    def scenario(service: Service) -> TestResponse:
         service.order_in(state)
         return sent(method, path, **request)(service)
 
-    return scene
+    return scenario
 
 
 def read_again(service: Service) -> TestResponse:
@@ -101,7 +101,7 @@ def streamed_after_the_last_event(service: Service) -> TestResponse:
     return service.get("/orders/1/events", headers={"Last-Event-ID": events.split("id: ")[1].split("\n")[0]})
 
 
-def of_body(operation: str, method: str, path: str, valid: dict[str, Any]) -> dict[tuple[str, str], Scene]:
+def of_body(operation: str, method: str, path: str, valid: dict[str, Any]) -> dict[tuple[str, str], Scenario]:
     """The problems that every request with a body may have with it."""
     return {
         (operation, "malformed_json"): sent(method, path, data="nasi goreng", content_type="application/json"),
@@ -120,7 +120,7 @@ OF_ONE_ORDER = {
     "streamOrder": ("GET", "/orders/1/events"),
 }
 #: How each answer of the OpenAPI document comes about: by operationId, and status or the problem's code.
-SCENES: dict[tuple[str, str], Scene] = {
+SCENARIOS: dict[tuple[str, str], Scenario] = {
     ("placeOrder", "201"): posted,
     ("placeOrder", "202"): partial(Service.post, headers=RESPOND_ASYNC),
     ("placeOrder", "menu_not_found"): partial(rejected, reason="menu_not_found", menu_id=9),
@@ -225,15 +225,15 @@ EXAMPLES = [shown for shown in documented() if shown[2] not in ANYWHERE]
 BY_ID = {operation["operationId"]: operation for _, _, operation in operations()}
 
 
-def test_every_documented_example_has_its_scene() -> None:
-    assert {(operation, name) for operation, _, name, _ in EXAMPLES} == SCENES.keys()
+def test_every_documented_example_has_a_scenario() -> None:
+    assert {(operation, name) for operation, _, name, _ in EXAMPLES} == SCENARIOS.keys()
 
 
 @pytest.mark.parametrize(
     ("operation", "status", "name", "example"), EXAMPLES, ids=[f"{shown[0]}-{shown[2]}" for shown in EXAMPLES]
 )
 def test_documented_example_is_answered(service: Service, operation: str, status: str, name: str, example: Any) -> None:
-    answer = SCENES[operation, name](service)
+    answer = SCENARIOS[operation, name](service)
 
     assert str(answer.status_code) == status, answer.text
     answered_as_documented(answer, BY_ID[operation], example)
@@ -258,7 +258,7 @@ def test_documented_requests_are_those_of_the_clients_documents() -> None:
 @pytest.mark.parametrize("code", sorted(ANYWHERE))
 def test_server_error_is_answered_as_documented(client: FlaskClient, code: str) -> None:
     def fail(**values: Any) -> str:
-        raise RuntimeError("a mistake of ours")
+        raise RuntimeError("a programming error")
 
     # given
     if code == "internal_error":

@@ -93,7 +93,7 @@ headers = st.dictionaries(
 short_strings = st.binary(max_size=255) | st.text(max_size=60) | st.sampled_from([b"\xff" * 255, "a\0b", "\0"])
 #: Counts of deliveries set by a sender, which the broker would not set.
 delivery_counts = st.sampled_from([[1], -3]).map(lambda count: {"x-delivery-count": count})
-odd_properties = st.fixed_dictionaries(
+unusual_properties = st.fixed_dictionaries(
     {},
     optional={
         "headers": headers | delivery_counts,
@@ -125,7 +125,7 @@ def valid(draw: st.DrawFn) -> Sent:
     # A release or refund that was not requested is refused.
     applied = event_type in ("MenuRejected", "PaymentCompleted", "PaymentFailed", "MenuReserved")
     codes, about = (frozenset(), "") if applied else (INVALID, "data")
-    properties = draw(odd_properties)
+    properties = draw(unusual_properties)
     if draw(st.booleans()):
         event[draw(st.sampled_from(["extra", "time", "sequence"]))] = samples.event(event_type, id="1")["time"]
         return Sent(key_of(event_type), encoded(event), properties, codes, about)
@@ -172,7 +172,7 @@ def with_anything_as_data(draw: st.DrawFn) -> Sent:
     data = dict(samples.DATA[event_type]) | {"order_id": draw(orders)}
     for name in draw(st.lists(st.sampled_from(sorted(data)), min_size=1, max_size=3)):
         data[name] = draw(json_values)
-    return Sent(key_of(event_type), encoded(data), draw(odd_properties), ANY, may_be_applied=True)
+    return Sent(key_of(event_type), encoded(data), draw(unusual_properties), ANY, may_be_applied=True)
 
 
 @st.composite
@@ -181,7 +181,7 @@ def with_an_odd_envelope(draw: st.DrawFn) -> Sent:
     event = samples.event(event_type, id=draw(message_ids), order_id=draw(orders))
     name = draw(st.sampled_from(["specversion", "id", "type", "dataschema", "data", "time", "source"]))
     event[name] = draw(json_values)
-    properties = draw(odd_properties) | {"type": draw(short_strings), "message_id": draw(short_strings)}
+    properties = draw(unusual_properties) | {"type": draw(short_strings), "message_id": draw(short_strings)}
     return Sent(key_of(event_type), encoded(event), properties, ANY, may_be_applied=True)
 
 
@@ -223,7 +223,7 @@ def not_json(draw: st.DrawFn) -> Sent:
             st.sampled_from([b"", b" ", b"\0", b"null", b"[]", b"\xef\xbb\xbf\xef\xbb\xbf{}", b"{'a': 1}"]),
         )
     )
-    return Sent(draw(types.map(key_of)), body, draw(odd_properties), MALFORMED, "body")
+    return Sent(draw(types.map(key_of)), body, draw(unusual_properties), MALFORMED, "body")
 
 
 def _is_object(body: bytes) -> bool:

@@ -10,7 +10,7 @@ from decimal import Decimal
 
 import pytest
 
-from order_service.http_client import MAX_ANSWER_BYTES, HttpClient, RequestFailed
+from order_service.http_client import MAX_RESPONSE_BYTES, HttpClient, RequestFailed
 from tests.integration.stand_in import Answer, StandIn, drips, hangs_up, says, silent
 
 TOTAL_SECONDS = 0.5
@@ -67,7 +67,7 @@ def test_answer_has_the_status_and_json_with_exact_decimals(stand_in: StandIn, c
         drips(ok(b"1" * 100), first=len(ok(b"1" * 100)) - 90),
         drips(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 20, first=47),
         drips(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 100, first=19),
-        says(ok(b"1" * (MAX_ANSWER_BYTES + 1))),
+        says(ok(b"1" * (MAX_RESPONSE_BYTES + 1))),
         lambda stand_in, connection: (says(ok(b"12", length=3))(stand_in, connection), hangs_up(stand_in, connection)),
         says(ok(b"[" * 60_000)),
         says(ok(b"\xff")),
@@ -82,7 +82,7 @@ def test_answer_has_the_status_and_json_with_exact_decimals(stand_in: StandIn, c
         "not UTF-8",
     ],
 )
-def test_status_stands_without_a_usable_body(stand_in: StandIn, client: HttpClient, answer: Answer) -> None:
+def test_status_is_returned_without_a_usable_body(stand_in: StandIn, client: HttpClient, answer: Answer) -> None:
     stand_in.answers = [answer]
     start = time.monotonic()
 
@@ -111,7 +111,7 @@ def test_request_without_a_status_may_have_been_sent(stand_in: StandIn, client: 
     assert len(stand_in.asked) == 1
 
 
-def test_request_over_no_connection_was_not_sent(stand_in: StandIn) -> None:
+def test_request_without_a_connection_was_not_sent(stand_in: StandIn) -> None:
     stand_in.close()
     with full_listener() as full:
         for url in (stand_in.url, full):
@@ -151,7 +151,7 @@ def test_nothing_is_started_before_the_first_request_nor_left_after_closing(stan
     assert "http client" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_closing_ends_the_requests_under_way(stand_in: StandIn) -> None:
+def test_close_cancels_open_requests(stand_in: StandIn) -> None:
     stand_in.answers = [silent]
     client = HttpClient(stand_in.url, total_seconds=20)
     with ThreadPoolExecutor(1) as pool:

@@ -77,14 +77,14 @@ def case(database: Database, menu: OldMenu, log: Log) -> Case:
 
 
 def reports(log: Log) -> list[tuple[dict[int, int], dict[int, int]]]:
-    """The portions that were reported to be put back by hand, and those that were perhaps taken."""
-    return [(error["portions_by_menu_id"], error["perhaps_also"]) for error in log.errors()]
+    """The portions that were reported to be returned manually, and those that were possibly taken."""
+    return [(error["portions_by_menu_id"], error["possibly_taken"]) for error in log.errors()]
 
 
 # An answer from the menu.
 
 
-def test_order_is_priced_and_each_line_is_taken_once(database: Database, menu: OldMenu) -> None:
+def test_order_is_priced_and_each_line_is_taken_exactly_once(database: Database, menu: OldMenu) -> None:
     case = Case(database, menu, menu_ids=(2, 1, 2))
 
     case.reserve()
@@ -135,7 +135,9 @@ def test_scarcest_dish_is_taken_first_so_that_its_refusal_leaves_nothing_taken(c
     assert case.releases() == []
 
 
-def test_half_taken_order_is_rejected_and_its_release_is_reported_until_confirmed_by_hand(case: Case, log: Log) -> None:
+def test_partially_taken_order_is_rejected_and_its_release_is_reported_until_confirmed_manually(
+    case: Case, log: Log
+) -> None:
     # given
     case.menu.before_put = lambda menu_id: case.menu.dishes[1].update(stock=0)
 

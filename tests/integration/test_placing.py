@@ -1,4 +1,4 @@
-"""POST /orders: what the client's documents fix to the letter, with the menu's reply in time, late, or negative."""
+"""POST /orders: what the original API specification fixes exactly, with the menu's reply in time, late, or negative."""
 
 import json
 from datetime import UTC, datetime, timedelta

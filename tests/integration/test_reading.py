@@ -9,7 +9,7 @@ from tests.http_service import RESPOND_ASYNC, Service, body_of, problem
 
 
 def pages_of(service: Service, query: str) -> list[list[int]]:
-    """The ids of every page, each fetched by the cursor of the page before."""
+    """The ids of every page, each fetched by the cursor of the previous page."""
     pages, more = [], ""
     while True:
         page = body_of(service.get(f"/orders?{query}{more}"))

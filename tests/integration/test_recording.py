@@ -110,11 +110,11 @@ def test_repeated_key_fails_alone(recorder: Recorder, gate: Gate, database: Data
 
 
 @core.POSTGRESQL_ONLY
-def test_keys_locked_by_a_frozen_process_fail_alone_and_do_not_delay_other_orders(
+def test_keys_locked_by_a_suspended_process_fail_alone_and_do_not_delay_other_orders(
     recorder: Recorder, gate: Gate, database: Database, eventually: Eventually
 ) -> None:
     keys = ("one", "another", "third")
-    with core.opened(database.url) as frozen, frozen.engine.connect() as connection:
+    with core.opened(database.url) as suspended, suspended.engine.connect() as connection:
         PLACE_ORDERS(UnitOfWork(connection, policy(), NOW), [placement(key) for key in keys])
 
         together = [placement(key) for key in keys] + [placement() for _ in range(4)]

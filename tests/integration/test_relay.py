@@ -185,7 +185,7 @@ LONGEST = (b"\xff" * 255).decode(errors="replace")
 
 
 @pytest.mark.parametrize("value", [LONGEST, "\0" * 255], ids=["not UTF-8", "NUL"])
-def test_dead_letter_with_odd_properties_does_not_stop_the_relay(
+def test_dead_letter_with_unusual_properties_does_not_stop_the_relay(
     value: str, database: Database, wire: Wire, relaying: Start, eventually: Eventually
 ) -> None:
     wire.listen("order.created")

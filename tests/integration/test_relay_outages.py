@@ -21,7 +21,7 @@ def is_empty(database: Database) -> bool:
 
 @core.SQLITE_ONLY
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
-def test_on_sqlite_a_second_relay_stands_by_until_the_first_process_ends(
+def test_on_sqlite_a_second_relay_waits_until_the_first_process_ends(
     end: signal.Signals, amqp_url: str, database: Database, wire: Wire, eventually: Eventually
 ) -> None:
     wire.listen("order.created")
@@ -52,7 +52,7 @@ def test_relay_waits_while_the_database_is_unreachable(
         core.place(opened_later)
 
         with core.database_unreachable(database.url), relaying():
-            warning = "sent rows could not be deleted, they are published again"
+            warning = "sent rows could not be deleted and will be published again"
             if not database.is_sqlite:
                 warning = "the outbox cannot be read, retrying"
             eventually(lambda: log.count(warning), "the outage to be logged")

@@ -5,7 +5,7 @@ from flask.testing import FlaskClient
 
 from tests.http_service import RESPOND_ASYNC, Service, problem
 
-INDONESIAN, ENGLISH = "Alamat tidak ditemukan.", "There is nothing at this address."
+INDONESIAN, ENGLISH = "Alamat tidak ditemukan.", "The address was not found."
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """A second implementation of the saga, written from the design's words and not from the decision table.
 
-`Oracle` knows only the rule of the first deciding moment; `MenuLedger` and `PaymentLedger` are what the siblings hold.
+`Oracle` knows only the rule of the first deciding event; `MenuLedger` and `PaymentLedger` are what the siblings hold.
 `compare` applies a sequence of messages to an order and to all three, and compares them after every message.
 """
 
@@ -63,7 +63,7 @@ def covers_order(message: MenuReserved) -> bool:
 
 @dataclass
 class Oracle:
-    """Status and reason by the first deciding moment, the outcome for a caller, and which deadline is armed."""
+    """Status and reason by the first deciding event, the outcome for a caller, and which deadline is armed."""
 
     expected_total: Decimal | None = None
     status: str = "pending"
@@ -250,7 +250,7 @@ class Comparison:
         assert (order.items, order.total_price) == (PRICED if oracle.reserved else ((), None))
         assert order.paid_at == (NOW if oracle.status == "paid" else None)
         assert before.state not in FINAL or order.detail == before.detail
-        # Raises TypeError for a mutable value, whose change in place would not be recognised as a change.
+        # Raises TypeError for a mutable value, whose change in place would not be recognized as a change.
         hash(facts(order))
         assert decision.changed == (facts(order) != facts(before))
         assert decision.changed or not decision.effects

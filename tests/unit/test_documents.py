@@ -1,4 +1,4 @@
-"""README, its Indonesian twin and the pages written by hand say all there is, and the same."""
+"""README.md, README.id.md and the other pages that are not generated are complete and agree with the code."""
 
 import re
 import subprocess
@@ -34,12 +34,12 @@ def code(page: str) -> list[str]:
 
 
 def prose(page: str) -> str:
-    """The page without what stands in fences."""
+    """The page without its code blocks."""
     return re.sub(r"^```.*?^```", "", text(page), flags=re.MULTILINE | re.DOTALL)
 
 
 def named(page: str) -> set[str]:
-    """What stands in backticks, and the pages linked to, but for the other README."""
+    """The texts in backticks and the linked pages, except the other README."""
     quoted = re.findall(r"`([^`\n]+)`", prose(page))
     return {*quoted, *re.findall(r"\]\(([^)]+)\)", prose(page))} - set(TWINS)
 
@@ -103,7 +103,7 @@ def test_make_help_lists_every_command() -> None:
     assert re.findall(r"^  make ([a-z-]+) +\S", done.stdout, re.MULTILINE) == line.split()
 
 
-def test_every_link_to_a_page_of_ours_leads_somewhere() -> None:
+def test_every_internal_link_has_a_target() -> None:
     pages = [*TWINS, *(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
 
     lost = [

@@ -1,4 +1,4 @@
-"""Any sequence of messages, compared with the first deciding moment and the siblings' ledgers.
+"""Any sequence of messages, compared with the first deciding event and the siblings' ledgers.
 
 The default run generates the same sequences every time. SAGA_EXAMPLES=100000 generates more, at random.
 """
@@ -69,7 +69,7 @@ EXPECTED_TOTALS = st.sampled_from([None, None, None, TOTAL, Decimal("56000.0"), 
 
 @repeatable
 @given(st.lists(STEPS, max_size=12), EXPECTED_TOTALS, st.booleans(), st.booleans())
-def test_the_first_deciding_moment_decides_and_the_ledgers_balance(
+def test_the_first_deciding_event_decides_and_the_ledgers_balance(
     steps: list[Step], expected_total: Decimal | None, reserved_first: bool, compensated_at_once: bool
 ) -> None:
     compare(
