@@ -79,7 +79,8 @@ class Worker:
     def _note_arrival(
         self, queue: str, _: BlockingChannel, deliver: Basic.Deliver, properties: BasicProperties, body: bytes
     ) -> None:
-        count = (properties.headers or {}).get("x-delivery-count")
+        # Only the broker sets the flag, while any sender can set the header.
+        count = (properties.headers or {}).get("x-delivery-count") if deliver.redelivered else 0
         redeliveries = count if isinstance(count, int) else 0
         delivery = Delivery(queue, deliver.routing_key or "", body, _texts(properties), redeliveries)
         self._arrived.append((deliver.delivery_tag or 0, delivery))
