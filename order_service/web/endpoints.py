@@ -124,6 +124,7 @@ class Api:
     def readiness(self) -> Response:
         """Check the database. An unreachable broker does not matter: the outbox keeps the events."""
         migrate.check_migrated(self.database)
+        self.database.check_writable()
         return json_response(responses.Health(status="ready"))
 
     def metrics(self) -> Response:
