@@ -10,6 +10,7 @@ from werkzeug.serving import make_server
 
 from order_service import process
 from order_service.config import Settings
+from order_service.process import StopFlag
 from order_service.storage.database import Database
 from order_service.storage.migrate import wait_for_database
 from order_service.web import observability, openapi, problems, routes
@@ -25,7 +26,7 @@ class _CanonicalInteger(IntegerConverter):
     regex = "0|[1-9][0-9]*"
 
 
-def create_app(settings: Settings | None = None, stopping: threading.Event | None = None) -> Flask:
+def create_app(settings: Settings | None = None, stopping: StopFlag | None = None) -> Flask:
     """Create the WSGI application, which connects to nothing until the first request.
 
     Set `stopping`, or the `stopping` of `app.extensions["api"]`, when the process is to stop.
@@ -36,7 +37,7 @@ def create_app(settings: Settings | None = None, stopping: threading.Event | Non
     app.url_map.converters["int"] = _CanonicalInteger
     # A path with repeated slashes is not found; werkzeug would redirect it with an HTML answer.
     app.url_map.merge_slashes = False
-    api = Api(settings or process.begin(), stopping or threading.Event(), cache(openapi.document))
+    api = Api(settings or process.begin(), stopping or StopFlag(), cache(openapi.document))
     app.extensions["api"] = api
     routes.install(app, api)
     observability.install(app)

@@ -1,6 +1,5 @@
 """The batch consumer: the deliveries that have arrived become one batch, one transaction and one ack."""
 
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -16,7 +15,7 @@ from order_service import vendor
 from order_service.config import Settings
 from order_service.contract import topology
 from order_service.contract.envelope import Delivery
-from order_service.process import RECONNECT, first_line, supervise
+from order_service.process import RECONNECT, StopFlag, first_line, supervise
 from order_service.storage.database import Database, is_transient
 from order_service.storage.migrate import wait_for_database
 
@@ -38,7 +37,7 @@ class Worker:
     """Consumes queues until stopped, and reconnects after outages of the broker and the database."""
 
     def __init__(
-        self, settings: Settings, database: Database, queues: Sequence[topology.Queue], stop: threading.Event
+        self, settings: Settings, database: Database, queues: Sequence[topology.Queue], stop: StopFlag
     ) -> None:
         self._settings, self._database, self._queues, self._stop = settings, database, queues, stop
         #: Deliveries that are not acked yet, with their tags, in order of arrival.
@@ -80,7 +79,8 @@ class Worker:
     def _note_arrival(
         self, queue: str, _: BlockingChannel, deliver: Basic.Deliver, properties: BasicProperties, body: bytes
     ) -> None:
-        count = (properties.headers or {}).get("x-delivery-count")
+        # Only the broker sets the flag, while any sender can set the header.
+        count = (properties.headers or {}).get("x-delivery-count") if deliver.redelivered else 0
         redeliveries = count if isinstance(count, int) else 0
         delivery = Delivery(queue, deliver.routing_key or "", body, _texts(properties), redeliveries)
         self._arrived.append((deliver.delivery_tag or 0, delivery))
@@ -154,7 +154,7 @@ class Worker:
 class _ServingStop:
     """The process's stop event for a wait that also serves the connection, so that its heartbeats continue."""
 
-    def __init__(self, connection: pika.BlockingConnection, stop: threading.Event) -> None:
+    def __init__(self, connection: pika.BlockingConnection, stop: StopFlag) -> None:
         self._connection, self.is_set = connection, stop.is_set
 
     def wait(self, timeout: float, /) -> None:

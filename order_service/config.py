@@ -1,9 +1,13 @@
 """The settings, read once from the environment by the entry points. docs/settings.md is generated from this module."""
 
+import re
 from datetime import timedelta
 from functools import cached_property
 from typing import Annotated, Literal
 
+import pika
+import psycopg.conninfo
+import sqlalchemy as sa
 from pydantic import AliasGenerator, AnyHttpUrl, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -73,15 +77,29 @@ class Settings(BaseSettings):
     @field_validator("rabbitmq_url")
     @classmethod
     def _is_amqp(cls, value: str) -> str:
-        if not all(part.strip().startswith(("amqp://", "amqps://")) for part in value.split(",")):
-            raise ValueError("must look like amqp://user:password@host:5672/vhost")
+        try:
+            for part in value.split(","):
+                if not part.strip().startswith(("amqp://", "amqps://")):
+                    raise ValueError
+                pika.URLParameters(part.strip())
+        except Exception:  # The library raises several types for what it cannot parse.
+            raise ValueError("must look like amqp://user:password@host:5672/vhost") from None
         return value
 
     @field_validator("database_url")
     @classmethod
     def _is_known_database(cls, value: str) -> str:
-        if not value.startswith(("sqlite:///", "postgresql://", "postgresql+psycopg://")):
-            raise ValueError("must look like sqlite:///path or postgresql://user:password@host/name")
+        try:
+            if not value.startswith(("sqlite:///", "postgresql://", "postgresql+psycopg://")):
+                raise ValueError
+            url = sa.make_url(value)
+            if url.get_backend_name() == "postgresql":
+                _, options = url.get_dialect()().create_connect_args(url)
+                psycopg.conninfo.make_conninfo(**options)
+            elif not url.database:
+                raise ValueError
+        except Exception:  # The libraries raise several types for what they cannot parse.
+            raise ValueError("must look like sqlite:///path or postgresql://user:password@host/name") from None
         return value
 
     @cached_property
@@ -93,6 +111,18 @@ class Settings(BaseSettings):
             compensation_pause=timedelta(seconds=self.compensation_seconds),
             compensation_attempts=self.compensation_attempts,
         )
+
+
+def masked(url: str) -> str:
+    """The URL without its credentials, for logs and messages."""
+    address, mark, query = url.partition("?")
+    scheme, slashes, rest = address.partition("://")
+    authority, slash, path = rest.partition("/")
+    userinfo, at, host = authority.rpartition("@")
+    user, colon, _ = userinfo.partition(":")
+    shown = f"{user}:***" if colon else "***" if at else ""
+    query = re.sub(r"(?i)([^&=]*(?:pass|secret|token|key)[^&=]*=)[^&]*", r"\1***", query)
+    return f"{scheme}{slashes}{shown}{at}{host}{slash}{path}{mark}{query}"
 
 
 def explain(error: ValidationError) -> str:

@@ -1,10 +1,13 @@
 """Code that all processes share: logging, signals, the retry loop and the threads."""
 
 import logging
+import os
+import select
 import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import NoReturn, Protocol
@@ -70,20 +73,54 @@ def refuse(problem: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def stop_on_signal() -> threading.Event:
-    """An event that SIGTERM and SIGINT set."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
-
-
 class Stop(Protocol):
-    """The stop condition of a retry loop: a threading.Event, or an object that serves a connection while it waits."""
+    """What ends a loop: a StopFlag, or something that also serves a connection while it waits."""
 
     def is_set(self) -> bool: ...
 
     def wait(self, timeout: float, /) -> object: ...
+
+
+class StopFlag:
+    """A threading.Event that a signal handler may set.
+
+    Event.set is not re-entrant: a second signal during the first one's handler waits for a lock that its own thread
+    holds. This flag has no lock; waiting threads poll a pipe that becomes readable when it is set.
+    """
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._read, self._write = os.pipe()
+        weakref.finalize(self, _close_all, self._read, self._write)
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        """Set the flag for good, which wakes all waiting threads."""
+        if not self._is_set:
+            self._is_set = True
+            os.write(self._write, b".")
+
+    def wait(self, timeout: float | None = None, /) -> bool:
+        """Wait until the flag is set, at most `timeout` seconds; return whether it is."""
+        poll = select.poll()
+        poll.register(self._read, select.POLLIN)
+        poll.poll(None if timeout is None else timeout * 1000)
+        return self._is_set
+
+
+def _close_all(*descriptors: int) -> None:
+    for each in descriptors:
+        os.close(each)
+
+
+def stop_on_signal() -> StopFlag:
+    """A flag that SIGTERM and SIGINT set, in any number and at any interval."""
+    stop = StopFlag()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
 
 
 def supervise(
@@ -128,7 +165,7 @@ def supervise(
     return False
 
 
-def run_together(stop: threading.Event, *runs: Callable[[], None]) -> None:
+def run_together(stop: StopFlag, *runs: Callable[[], None]) -> None:
     """Run each in a thread until one of them ends or `stop` is set; then give the others STOP_SECONDS to finish.
 
     A thread that ends stops the whole process, so that it is restarted as a whole. Raises SystemExit with the highest

@@ -1,13 +1,11 @@
 """The deadlines: reminders, expiry, and repeated requests for unconfirmed compensations."""
 
-import threading
-
 import sqlalchemy as sa
 import structlog
 
 from order_service import handlers
 from order_service.config import Settings
-from order_service.process import first_line, utc_now
+from order_service.process import StopFlag, first_line, utc_now
 from order_service.storage import orders
 from order_service.storage.database import Database
 from order_service.unit_of_work import unit_of_work
@@ -22,7 +20,7 @@ LIMIT = 100
 class Deadlines:
     """Processes due deadlines and compensations until stopped; several instances share the work."""
 
-    def __init__(self, settings: Settings, database: Database, stop: threading.Event) -> None:
+    def __init__(self, settings: Settings, database: Database, stop: StopFlag) -> None:
         self._policy, self._database, self._stop = settings.policy, database, stop
 
     def run(self) -> None:

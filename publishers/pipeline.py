@@ -1,7 +1,6 @@
 """One connection of the relay: claims outbox rows, publishes them without waiting for each confirm, settles them."""
 
 import json
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from pika.frame import Method
 from pika.spec import Basic, BasicProperties
 
 from order_service.contract.envelope import APP_ID, CONTENT_TYPE
-from order_service.process import first_line, utc_now
+from order_service.process import StopFlag, first_line, utc_now
 from order_service.storage.database import Database
 from order_service.storage.outbox import Claim, is_mandatory
 from order_service.vendor import GatheringConnection
@@ -64,12 +63,7 @@ class Pipeline:
     """One connection and channel with up to BATCHES claims in flight; pika calls these methods from its loop."""
 
     def __init__(
-        self,
-        node: pika.URLParameters,
-        database: Database,
-        stop: threading.Event,
-        *,
-        on_first_confirm: Callable[[], None],
+        self, node: pika.URLParameters, database: Database, stop: StopFlag, *, on_first_confirm: Callable[[], None]
     ) -> None:
         self._database, self._stop, self._on_first_confirm = database, stop, on_first_confirm
         self._error: BaseException | None = None

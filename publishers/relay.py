@@ -4,7 +4,6 @@ A row is deleted only after its confirm, so a crash at any point causes a repeat
 https://www.rabbitmq.com/docs/confirms#publisher-confirms
 """
 
-import threading
 from collections.abc import Callable
 
 import pika
@@ -13,7 +12,7 @@ from pika.exceptions import AMQPError
 
 from order_service.config import Settings
 from order_service.contract import topology
-from order_service.process import supervise
+from order_service.process import StopFlag, supervise
 from order_service.storage.database import Database
 from publishers.pipeline import POLL_SECONDS, Pipeline
 
@@ -23,7 +22,7 @@ log = structlog.get_logger(__name__)
 class Relay:
     """Publishes the outbox until stopped, in the thread that calls `run`."""
 
-    def __init__(self, settings: Settings, database: Database, stop: threading.Event) -> None:
+    def __init__(self, settings: Settings, database: Database, stop: StopFlag) -> None:
         """`database` needs a pool of BATCHES + 1 connections: waiting for one would block the thread that frees it."""
         self._settings, self._database, self._stop = settings, database, stop
 

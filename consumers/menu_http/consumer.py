@@ -26,7 +26,6 @@ One process reserves one order at a time; more processes reserve more. Do not ru
 both would answer. To return to one, delete the queue order-service.menu-http, or requests collect there.
 """
 
-import threading
 from collections.abc import Sequence
 from typing import Literal
 
@@ -41,7 +40,7 @@ from order_service.config import Settings
 from order_service.contract.envelope import Delivery, Rejection, rejection
 from order_service.contract.events import Id
 from order_service.contract.topology import MENU_HTTP
-from order_service.process import RECONNECT
+from order_service.process import RECONNECT, StopFlag
 from order_service.storage.database import Database
 from order_service.unit_of_work import unit_of_work
 
@@ -66,7 +65,7 @@ class _Event(BaseModel):
 class MenuHttpConsumer(Worker):
     """A worker that processes its messages one by one, because each requires HTTP requests."""
 
-    def __init__(self, settings: Settings, database: Database, menus: Menus, stop: threading.Event) -> None:
+    def __init__(self, settings: Settings, database: Database, menus: Menus, stop: StopFlag) -> None:
         super().__init__(settings.model_copy(update={"batch_size": PREFETCH}), database, [MENU_HTTP], stop)
         self._reserver = StockReserver(settings.policy, database, menus, stop)
         self._menu_is_down = False

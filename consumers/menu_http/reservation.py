@@ -4,7 +4,6 @@ Every PUT, with the result of the previous one, is recorded before it is sent. A
 therefore contains everything that was taken, except the result of one PUT.
 """
 
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -22,7 +21,7 @@ from order_service.contract.envelope import Delivery, Rejection, Reply, rejectio
 from order_service.domain.messages import Item, MenuDeadline, MenuRejected, MenuReserved, Message, StockReleased
 from order_service.domain.order import AWAITING_MENU, Order
 from order_service.domain.saga import Policy
-from order_service.process import supervise, utc_now
+from order_service.process import StopFlag, supervise, utc_now
 from order_service.storage import orders
 from order_service.storage.database import Database, is_transient
 from order_service.unit_of_work import UnitOfWork, unit_of_work
@@ -53,7 +52,7 @@ def empty_reservation_id(order: Order) -> str:
 class StockReserver:
     """Reserves and releases the stock of one order at a time; all state between two messages is in the database."""
 
-    def __init__(self, policy: Policy, database: Database, menus: Menus, stop: threading.Event) -> None:
+    def __init__(self, policy: Policy, database: Database, menus: Menus, stop: StopFlag) -> None:
         self._policy, self._database, self._menus, self._stop = policy, database, menus, stop
 
     def reserve(self, delivery: Delivery, order_id: int) -> None:

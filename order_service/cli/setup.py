@@ -5,6 +5,7 @@ import sqlalchemy as sa
 
 from order_service import process
 from order_service.cli.broker import open_channel
+from order_service.config import masked
 from order_service.contract import topology
 from order_service.storage import migrate as migrations
 
@@ -17,7 +18,7 @@ def migrate() -> None:
         migrations.upgrade(url)
     except sa.exc.SQLAlchemyError as error:
         raise click.ClickException(f"the database is unreachable: {process.first_line(error)}") from error
-    click.echo(f"The database is up to date: {sa.make_url(url).render_as_string(hide_password=True)}")
+    click.echo(f"The database is up to date: {masked(url)}")
 
 
 @click.command("topology")

@@ -32,6 +32,9 @@ IDLE_TRANSACTION_MS, IDLE_RELAY_TRANSACTION_MS = 10_000, 60_000
 PLANS: tuple[LiteralString, ...] = (
     "enable_seqscan TO off", "enable_hashjoin TO off", "enable_mergejoin TO off", "jit TO off",
 )  # fmt: skip
+#: PostgreSQL's code of a write in a read-only transaction: the connection leads to a standby.
+#: https://www.postgresql.org/docs/current/errcodes-appendix.html
+READ_ONLY = "25006"
 #: The PostgreSQL notification channel for new outbox rows.
 CHANNEL = "outbox"
 
@@ -75,6 +78,7 @@ class Database:
             if lock_seconds is not None:
                 settings.append(f"lock_timeout TO '{lock_seconds}s'")
             event.listen(self.engine, "connect", lambda connection, _: _configure_postgresql(connection, settings))
+            event.listen(self.engine, "handle_error", _recognize_lost_connection)
         self._lock: TextIO | None = None
         # SQLite allows one writer at a time; the threads of one process are serialized by a lock.
         self._turn: AbstractContextManager[object] = threading.Lock() if self.is_sqlite else nullcontext()
@@ -92,6 +96,16 @@ class Database:
         """A read-only transaction; on SQLite it neither waits for a writer nor blocks one."""
         with self.engine.connect().execution_options(read_only=True) as connection:
             yield connection
+
+    def check_writable(self) -> None:
+        """Raise sqlalchemy.exc.OperationalError while PostgreSQL accepts reads only, as a standby does."""
+        with self.reading() as connection:
+            if not self.is_sqlite and connection.execute(sa.text("show transaction_read_only")).scalar() == "on":
+                # Another connection may lead to the new primary.
+                connection.invalidate()
+                raise sa.exc.OperationalError(
+                    "show transaction_read_only", None, Exception("the database is read-only")
+                )
 
     def listen(self) -> psycopg.Connection[Any]:
         """A connection outside the pool whose socket becomes readable after a commit; PostgreSQL only."""
@@ -127,6 +141,12 @@ class Database:
             self._lock.close()
         self._lock = None
         self.engine.dispose()
+
+
+def _recognize_lost_connection(context: sa.engine.ExceptionContext) -> None:
+    """A server that became a standby keeps its connections, and refuses writes on them until they are closed."""
+    if getattr(context.original_exception, "sqlstate", None) == READ_ONLY:
+        context.is_disconnect = True
 
 
 def _commit_and_notify(connection: sa.Connection) -> None:

@@ -15,12 +15,19 @@ MIGRATIONS = Path(__file__).parent.parent.parent / "migrations"
 
 
 class NotMigrated(Exception):
-    """The database is reachable, but its schema is not the one this code was written for."""
+    """The database is reachable, but its schema is older than this code."""
 
 
 def upgrade(url: str) -> None:
-    """Bring the schema to the newest migration; may be repeated, also by several processes at once."""
-    command.upgrade(_alembic(url), "head")
+    """Bring the schema to the newest migration; may be repeated, also by several processes at once.
+
+    A schema that is newer than this code stays as it is, so that a rollback of the code can be deployed.
+    """
+    database = Database(url)
+    is_newer = _revision(database) > _head()
+    database.dispose()
+    if not is_newer:
+        command.upgrade(_alembic(url), "head")
 
 
 def downgrade(url: str) -> None:
@@ -29,12 +36,20 @@ def downgrade(url: str) -> None:
 
 
 def check_migrated(database: Database) -> None:
-    """Raise NotMigrated unless the schema is the one this code was written for."""
-    head = ScriptDirectory.from_config(_alembic("")).get_current_head()
-    with database.reading() as connection:
-        found = MigrationContext.configure(connection).get_current_revision()
-    if found != head:
+    """Raise NotMigrated if the schema is older than this code. A newer one is fine: migrations only add."""
+    found, head = _revision(database), _head()
+    if found < head:
         raise NotMigrated(f"the database is at migration {found or 'none'}, this program needs {head}")
+
+
+def _revision(database: Database) -> str:
+    """The database's migration, or an empty text. Revisions begin with four digits, so that they sort."""
+    with database.reading() as connection:
+        return MigrationContext.configure(connection).get_current_revision() or ""
+
+
+def _head() -> str:
+    return str(ScriptDirectory.from_config(_alembic("")).get_current_head())
 
 
 def wait_for_database(database: Database, stop: Stop) -> None:

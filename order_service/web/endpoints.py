@@ -1,6 +1,5 @@
 """The endpoints of the orders and probes, one for each route of routes.py."""
 
-import threading
 from collections.abc import Callable
 from hashlib import sha256
 from typing import Any
@@ -15,6 +14,7 @@ from order_service.config import Settings
 from order_service.domain.messages import Cancel, Message, ReportFailed, ReportPaid, ReportPending
 from order_service.domain.order import AWAITING_MENU, Order, State, UnknownOrder, amount_text
 from order_service.domain.saga import Outcome
+from order_service.process import StopFlag
 from order_service.storage import history, migrate, orders
 from order_service.storage.database import Database
 from order_service.unit_of_work import unit_of_work
@@ -43,9 +43,7 @@ class Api:
     `stopping` is set when the process stops: waiting requests are then answered and streams end.
     """
 
-    def __init__(
-        self, settings: Settings, stopping: threading.Event, openapi_document: Callable[[], dict[str, Any]]
-    ) -> None:
+    def __init__(self, settings: Settings, stopping: StopFlag, openapi_document: Callable[[], dict[str, Any]]) -> None:
         self.settings, self.stopping, self.openapi_document = settings, stopping, openapi_document
         self.database = Database(settings.database_url, pool_size=POOL_SIZE, lock_seconds=LOCK_SECONDS)
         self.recorder = Recorder(self.database, settings.policy)
@@ -130,6 +128,7 @@ class Api:
     def readiness(self) -> Response:
         """Check the database. An unreachable broker does not matter: the outbox keeps the events."""
         migrate.check_migrated(self.database)
+        self.database.check_writable()
         return json_response(responses.Health(status="ready"))
 
     def metrics(self) -> Response:

@@ -16,7 +16,7 @@ from order_service import handlers
 from order_service.domain.order import AWAITING_MENU, Order
 from order_service.domain.saga import Policy
 from order_service.handlers import Placement
-from order_service.process import first_line
+from order_service.process import StopFlag, first_line
 from order_service.storage import orders as order_rows
 from order_service.storage.database import Database, is_rolled_back
 from order_service.unit_of_work import unit_of_work
@@ -186,7 +186,7 @@ class Watcher:
 class MenuWait:
     """The waits of POST requests for the menu, at most `limit` at a time."""
 
-    def __init__(self, watcher: Watcher, stopping: threading.Event, *, limit: int) -> None:
+    def __init__(self, watcher: Watcher, stopping: StopFlag, *, limit: int) -> None:
         self._watcher, self._stopping = watcher, stopping
         self._slots = threading.Semaphore(limit)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from flask import Response
 
 from order_service.domain.order import FINAL, Order
+from order_service.process import StopFlag
 from order_service.web import responses
 from order_service.web.placing import STOP_CHECK_SECONDS, Watcher
 from order_service.web.problems import Problem
@@ -22,7 +23,7 @@ HEARTBEAT_SECONDS = 15.0
 class Streams:
     """The open streams of one process: at most `limit`, each at most `seconds` long."""
 
-    def __init__(self, watcher: Watcher, stopping: threading.Event, *, limit: int, seconds: float) -> None:
+    def __init__(self, watcher: Watcher, stopping: StopFlag, *, limit: int, seconds: float) -> None:
         self._watcher, self._stopping, self._seconds = watcher, stopping, seconds
         self._slots = threading.Semaphore(limit)
 

@@ -2,6 +2,7 @@
 
 import threading
 
+from order_service.config import masked
 from order_service.http_client import HttpClient, RequestFailed
 
 #: The time limit of a check including its one retry, in seconds.
@@ -19,14 +20,14 @@ class Users:
     """Sends `GET {url}/users/{id}`; one object serves all threads."""
 
     def __init__(self, url: str) -> None:
-        self._url = url
+        self._name = f"User Service at {masked(url)}"
         self._client = HttpClient(url, total_seconds=TOTAL_SECONDS / ATTEMPTS)
         self._slots = threading.Semaphore(LIMIT)
 
     def exists(self, user_id: int) -> bool:
         """Return whether the user exists. Raises UserServiceDown after at most TOTAL_SECONDS."""
         if not self._slots.acquire(blocking=False):
-            raise UserServiceDown(f"User Service at {self._url}: {LIMIT} checks are waiting already")
+            raise UserServiceDown(f"{self._name}: {LIMIT} checks are waiting already")
         try:
             return self._ask(user_id)
         finally:
@@ -46,4 +47,4 @@ class Users:
             if status in (200, 404):
                 return status == 200
             problem = f"status {status}"
-        raise UserServiceDown(f"User Service at {self._url}: {problem}")
+        raise UserServiceDown(f"{self._name}: {problem}")

@@ -373,6 +373,19 @@ def end_connections(url: str) -> None:
         administrator.execute(sessions, [sa.make_url(url).database])
 
 
+@contextlib.contextmanager
+def database_read_only(url: str) -> Iterator[None]:
+    """New connections to a PostgreSQL database may only read, as to a server that became a standby."""
+    name = sa.make_url(url).database
+    with _administrator(url) as administrator:
+        administrator.execute(f'alter database "{name}" set default_transaction_read_only to on')
+        end_connections(url)
+        try:
+            yield
+        finally:
+            administrator.execute(f'alter database "{name}" reset default_transaction_read_only')
+
+
 def _allow_connections(url: str, allowed: str) -> None:
     with _administrator(url) as administrator:
         administrator.execute(f'alter database "{sa.make_url(url).database}" allow_connections {allowed}')

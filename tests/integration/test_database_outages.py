@@ -5,7 +5,7 @@ from pathlib import Path
 from flask.testing import FlaskClient
 
 from tests.builders import order_request
-from tests.http_service import ANSWER_SECONDS, Service, application, body_of, problem
+from tests.http_service import ANSWER_SECONDS, RESPOND_ASYNC, Service, application, body_of, problem
 from tests.integration import core
 
 
@@ -51,3 +51,18 @@ def test_recorded_order_is_202_also_when_the_database_goes_while_the_post_waits(
 
     # then: after "please try again" the client would order twice
     assert (answer.status_code, body_of(answer).get("id")) == (202, order_id), answer.text
+
+
+@core.POSTGRESQL_ONLY
+def test_writes_work_again_at_once_after_a_database_was_read_only(service: Service) -> None:
+    # given
+    assert service.get("/readyz").status_code == 200
+
+    # when
+    with core.database_read_only(service.database.url):
+        refused = [service.post(headers=RESPOND_ASYNC) for _ in range(5)] + [service.get("/readyz")]
+
+    # then
+    assert {answer.status_code for answer in refused} == {503}
+    assert [service.post(headers=RESPOND_ASYNC).status_code for _ in range(20)] == [202] * 20
+    assert service.get("/readyz").status_code == 200

@@ -79,6 +79,19 @@ def test_database_at_another_migration_or_none_is_refused_naming_it(empty_url: s
             schema.check_migrated(database)
 
 
+def test_database_ahead_of_the_code_is_accepted_and_stays_as_it_is(empty_url: str) -> None:
+    schema.upgrade(empty_url)
+    with core.opened(empty_url) as database:
+        with database.writing() as connection:
+            connection.execute(sa.text("update alembic_version set version_num = '9999_later'"))
+
+        schema.upgrade(empty_url)
+
+        schema.check_migrated(database)
+        with database.reading() as connection:
+            assert connection.execute(sa.text("select version_num from alembic_version")).scalar_one() == "9999_later"
+
+
 def test_several_migrations_at_once_take_turns(empty_url: str) -> None:
     # given: processes that wait for a line of input just before they migrate
     program = (

@@ -47,6 +47,23 @@ def test_dead_letter_names_its_order_and_message_rejected_lists_every_error(
     assert datetime.fromisoformat(rejection["data"]["received_at"])
 
 
+@core.SQLITE_ONLY
+def test_delivery_count_set_by_the_sender_does_not_split_the_batch(
+    database: Database, wire: Wire, consuming: Start, eventually: Eventually
+) -> None:
+    ids = core.place_sent(database, 40)
+    with wire.channel() as channel:
+        for order_id in ids:
+            properties = pika.BasicProperties(delivery_mode=2, headers={"x-delivery-count": 50})
+            channel.basic_publish(topology.EXCHANGE, "menu.reserved", builders.event(reserved(order_id)), properties)
+
+    with consuming():
+        eventually(lambda: core.states(database, ids) == {"awaiting_payment"}, "all to be applied")
+
+    # Each transaction has one moment, which all of its history entries carry.
+    assert len({row.at for row in core.rows(database, order_history)}) < len(ids) / 2
+
+
 def test_message_that_fails_its_batch_is_dead_lettered_alone(
     database: Database, wire: Wire, consuming: Start, eventually: Eventually
 ) -> None:

@@ -1,6 +1,9 @@
 """The retry loop of every process: when it retries, what it logs, and how it ends; without sleeping."""
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from structlog.testing import CapturingLogger
@@ -98,3 +101,31 @@ def test_other_exceptions_restart_the_attempt_where_asked_to(log: CapturingLogge
 def test_stop_ends_the_loop_before_the_next_attempt() -> None:
     assert not run(Stop(after=0))
     assert not run(Stop(after=2), Unreachable(), Unreachable())
+
+
+ROOT = Path(__file__).parents[2]
+#: Two signals of another process, 0 to 200 us apart; Event.set in a handler hangs within a few hundred of them.
+TWO_SIGNALS = """
+import os, signal, time
+from order_service.process import stop_on_signal
+
+for number in range(400):
+    stop = stop_on_signal()
+    sender = os.fork()
+    if not sender:
+        os.kill(os.getppid(), signal.SIGTERM)
+        end = time.perf_counter() + number % 20 * 1e-5
+        while time.perf_counter() < end:
+            pass
+        os.kill(os.getppid(), signal.SIGTERM)
+        os._exit(0)
+    stop.wait()
+    os.waitpid(sender, 0)
+print("stopped", end="")
+"""
+
+
+def test_two_signals_close_together_stop_the_process() -> None:
+    ended = subprocess.run([sys.executable, "-c", TWO_SIGNALS], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    assert (ended.returncode, ended.stdout) == (0, "stopped"), ended.stderr
