@@ -60,10 +60,11 @@ class Worker:
             topology.require(self._channel, self._queues)
             self._subscribe()
             log.info("consuming", queues=[queue.name for queue in self._queues])
-            working()
             while not self._stop.is_set():
                 self._collect()
                 self._process()
+                # Only now: an error in the first batch must not restart the consumer without a growing delay.
+                working()
         finally:
             with suppress(*topology.UNREACHABLE):
                 connection.close()

@@ -1,11 +1,8 @@
 """The configuration of gunicorn, which serves the API. Operators configure it by the variables in docs/settings.md."""
 
-import logging
 import os
 import shutil
 import signal
-import socket
-import struct
 import tempfile
 from typing import Any
 
@@ -36,18 +33,8 @@ READ_SECONDS = 10
 
 
 def when_ready(server: Any) -> None:
-    """Limit every read of a request. The kernel copies a listener's limit to the connections that it accepts.
-
-    gunicorn itself waits indefinitely (https://github.com/benoitc/gunicorn/issues/2652), and logs the timeout with a
-    traceback.
-    """
-    for listener in server.LISTENERS:
-        listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", READ_SECONDS, 0))
-    logging.getLogger("gunicorn.error").addFilter(_is_not_read_timeout)
-
-
-def _is_not_read_timeout(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and isinstance(record.exc_info[1], BlockingIOError))
+    """Limit every read of a request."""
+    vendor.limit_gunicorn_reads([listener.sock for listener in server.LISTENERS], READ_SECONDS)
 
 
 def post_worker_init(worker: Any) -> None:

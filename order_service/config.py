@@ -24,6 +24,8 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         alias_generator=AliasGenerator(validation_alias=lambda name: f"ORDER_{name.upper()}"),
+        # Otherwise populate_by_name would read WAIT_SECONDS too.
+        env_prefix="ORDER_",
         frozen=True,
         extra="ignore",
         populate_by_name=True,

@@ -3,11 +3,13 @@
 tests/integration/test_vendor.py fails when one of them stops working, or is no longer needed.
 """
 
+import logging
 import os
 import select
+import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -123,6 +125,23 @@ def prometheus_metrics() -> bytes:
             return generate_latest(registry)
         time.sleep(METRICS_PAUSE_SECONDS)
     return generate_latest(registry)
+
+
+def limit_gunicorn_reads(listeners: Iterable[socket.socket], seconds: int) -> None:
+    """Close a connection whose client sends nothing for this long in the middle of a request.
+
+    Works around: gunicorn's gthread waits for the rest of a request indefinitely, which occupies a thread, and logs a
+    timeout with a traceback. The kernel copies a listener's limit to the connections that it accepts.
+    Upstream: https://github.com/benoitc/gunicorn/issues/2652. Remove when gthread limits reads itself.
+    tests/e2e/test_processes.py fails if this stops working.
+    """
+    for listener in listeners:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, 0))
+    logging.getLogger("gunicorn.error").addFilter(_is_not_read_timeout)
+
+
+def _is_not_read_timeout(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], BlockingIOError))
 
 
 def gunicorn_worker() -> Any:

@@ -215,7 +215,7 @@ class Pipeline:
                 self._note_outcome(*self._in_flight.pop(confirmed), is_ack=is_ack)
 
     def _note_outcome(self, batch: _Batch, row: sa.Row[Any], *, is_ack: bool) -> None:
-        if is_ack and not self._was_returned(row):
+        if is_ack and not self._take_return(row):
             batch.sent.append(row.id)
         else:
             batch.failed.append(row.id)
@@ -228,7 +228,8 @@ class Pipeline:
             self._settle(batch)
             self._publish_due()
 
-    def _was_returned(self, row: sa.Row[Any]) -> bool:
+    def _take_return(self, row: sa.Row[Any]) -> bool:
+        """Remove one return of this row from those noted; return whether there was one."""
         message = row.message_id, row.routing_key, row.body
         if not self._returned or message not in self._returned:
             return False

@@ -2,7 +2,7 @@
 
 from pydantic import ValidationError
 
-from order_service.contract.events import ReservedItem
+from order_service.contract.events import MAX_ID, ReservedItem
 from order_service.domain.messages import Item
 from order_service.http_client import HttpClient, RequestFailed
 
@@ -74,4 +74,4 @@ class Menus:
             raise NoUsableAnswer(f"PUT {path} was answered {answer.status}")
         body = answer.json()
         stock = body.get("stock") if isinstance(body, dict) else None
-        return stock if type(stock) is int and 0 <= stock < 2**31 else None
+        return stock if type(stock) is int and 0 <= stock <= MAX_ID else None

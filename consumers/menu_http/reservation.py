@@ -100,7 +100,7 @@ class StockReserver:
                 return
             confirmation = Reply(release_id, order_id, "StockReleased", StockReleased(release_id), delivery)
             for refused in handlers.apply_replies(work, [confirmation]):
-                raise refused
+                raise Rejection(delivery, refused.code, refused.errors, order_id=order_id)
 
     def _read_item(self, order: Order, seen: Progress | None, menu_id: int) -> Item:
         """The dish, with enough stock unless it is taken already. Raises as Menus.read does."""
@@ -195,8 +195,12 @@ class StockReserver:
                 raise
             results.append(result)
 
-        if not supervise(attempt, self._stop, what="the database", unreachable=(_Transient,)):
-            raise Interrupted
+        try:
+            # Once in any case: the process may have been stopped while the PUT was in progress.
+            attempt(None)
+        except _Transient:
+            if not supervise(attempt, self._stop, what="the database", unreachable=(_Transient,)):
+                raise Interrupted from None
         return results[0]
 
 

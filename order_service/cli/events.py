@@ -17,7 +17,7 @@ from order_service import process
 from order_service.cli.broker import open_channel
 from order_service.contract import samples
 from order_service.contract.envelope import CONTENT_TYPE, Delivery, Rejection, read, utc_text
-from order_service.contract.events import EVENTS, OUTGOING, exact_json
+from order_service.contract.events import EVENTS, MAX_ID, OUTGOING, exact_json
 from order_service.contract.topology import EXCHANGE
 
 #: The longest time until `tail` stops after Ctrl-C, in seconds.
@@ -37,7 +37,7 @@ def events() -> None:
 
 @events.command()
 @click.argument("event_type", metavar="TYPE", type=click.Choice(list(EVENTS), case_sensitive=False))
-@click.option("--order", "order_id", type=click.IntRange(1, 2**31 - 1), default=7, help="The order's id.")
+@click.option("--order", "order_id", type=click.IntRange(1, MAX_ID), default=7, help="The order's id.")
 def sample(event_type: str, order_id: int) -> None:
     """Print an example event of this TYPE, with a new id."""
     event = samples.event(event_type, id=str(uuid4()), at=utc_text(process.utc_now()), order_id=order_id)

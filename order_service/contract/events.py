@@ -86,8 +86,10 @@ Price = Annotated[
     Field(lt=MAX_PRICE),
     WithJsonSchema({"type": "number", "minimum": 0, "exclusiveMaximum": int(MAX_PRICE), "description": DECIMALS}),
 ]
+#: The largest integer of an id or a stock, which both databases can hold.
+MAX_ID = 2**31 - 1
 #: The id of an order, a user or a dish: a strict integer that fits both databases.
-Id = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
+Id = Annotated[int, Field(strict=True, ge=1, le=MAX_ID)]
 #: PostgreSQL text cannot contain NUL.
 Text = Annotated[str, Field(strict=True, max_length=500, pattern=r"^[^\x00]*$")]
 #: The id of a reservation, payment, release or refund: text or an integer, stored and published as text.
@@ -129,7 +131,7 @@ class ReservedItem(BaseModel):
     id: Id
     name: Text
     price: Price
-    stock: Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
+    stock: Annotated[int, Field(strict=True, ge=0, le=MAX_ID)]
 
 
 class MenuReserved(IncomingData):

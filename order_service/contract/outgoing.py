@@ -108,4 +108,4 @@ def message_rejected(rejection: Rejection, now: datetime) -> Outgoing:
 
 def _possible_order_id(rejection: Rejection) -> int | None:
     """The order id in the message, or None if no order can have it."""
-    return rejection.order_id if rejection.order_id and 0 < rejection.order_id < 2**31 else None
+    return rejection.order_id if rejection.order_id and 0 < rejection.order_id <= events.MAX_ID else None

@@ -1,6 +1,6 @@
-"""The order aggregate: its state, its payments and reservations, and every change of them.
+"""The order aggregate: its state, its reservations and payments, and the effects of their changes.
 
-`saga.py` decides which change a message causes; the methods here make it and collect the resulting effects.
+`saga.py` decides what a message changes; a change that takes more than an assignment is a method here.
 """
 
 from dataclasses import dataclass, field

@@ -11,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from order_service import handlers, vendor
 from order_service.config import Settings
+from order_service.contract.events import MAX_ID
 from order_service.domain.messages import Cancel, Message, ReportFailed, ReportPaid, ReportPending
 from order_service.domain.order import AWAITING_MENU, Order, State, UnknownOrder, amount_text
 from order_service.domain.saga import Outcome
@@ -33,8 +34,6 @@ _PAYMENT_MESSAGES: dict[str, Message] = {"paid": ReportPaid(), "failed": ReportF
 POOL_SIZE = 10
 #: The longest wait for a lock on an order or an idempotency key before a request is answered 503, in seconds.
 LOCK_SECONDS = 3
-#: The largest id that the tables can hold.
-MAX_ID = 2**31 - 1
 
 
 class Api:

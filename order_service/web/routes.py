@@ -55,7 +55,7 @@ class Route:
 PATH_PARAMETERS: Mapping[str, Json] = {
     "id": {
         "description": "The order's id.",
-        "schema": {"type": "integer", "minimum": 1, "maximum": 2**31 - 1},
+        "schema": {"type": "integer", "minimum": 1, "maximum": events.MAX_ID},
         "example": 1,
     },
     "event": {

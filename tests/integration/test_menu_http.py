@@ -367,3 +367,16 @@ def test_several_processes_with_the_same_order_take_each_line_once(database: Dat
     assert sorted(menu.puts) == [(1, 1)] * 5 + [(2, 1)] * 5
     assert core.states(database, [case.order_id for case in cases]) == {"awaiting_payment"}
     assert menu.stock == {1: 10, 2: 2}
+
+
+def test_process_stopped_during_a_put_still_records_its_answer(case: Case) -> None:
+    # given
+    stop = threading.Event()
+    case.stock = StockReserver(builders.policy(), case.database, Menus(case.menu.url), stop)
+    case.menu.before_put = lambda menu_id: stop.set()
+
+    # when
+    case.reserve()
+
+    # then
+    assert case.result == ("awaiting_payment", None)

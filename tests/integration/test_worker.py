@@ -1,12 +1,15 @@
 """The consumer: replies become transitions, messages that can never be applied become dead letters, each once."""
 
 import json
+import threading
 from datetime import datetime
 from typing import Any
 
 import pika
+import pytest
 import sqlalchemy as sa
 
+from consumers import worker
 from order_service.contract import topology
 from order_service.storage.database import Database
 from order_service.storage.tables import order_history, orders, outbox
@@ -184,3 +187,28 @@ def test_message_that_repeatedly_ends_the_process_is_dead_lettered_alone(
     assert [letter["body"] for letter in dead_letters(database)] == [builders.event(reserved(ids[0]))]
     assert "ended the consumer" in dead_letters(database)[0]["x-error-detail"]
     assert core.states(database, ids[1:]) == {"awaiting_payment"}
+
+
+def test_consumer_that_fails_in_its_first_batch_does_not_reset_the_delay(
+    database: Database, amqp_url: str, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given: neither the batch nor its dead letters can be processed
+    [order_id] = core.place_sent(database)
+    wire.send(reserved(order_id))
+    working: list[str] = []
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    def attempt_once(attempt: Any, *_: object, **__: object) -> None:
+        attempt(lambda: working.append("working"))
+
+    for name, replacement in [("process_batch", fail), ("dead_letter_failed", fail), ("supervise", attempt_once)]:
+        monkeypatch.setattr(worker, name, replacement)
+
+    # when
+    with pytest.raises(ZeroDivisionError):
+        core.worker(core.settings(amqp_url, database.url), database)(threading.Event()).run()
+
+    # then
+    assert working == []

@@ -88,3 +88,10 @@ def test_no_command_prints_a_credential(command: list[str], database: str) -> No
 
     assert CANARY not in ended.stdout + ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("name", ["WAIT_SECONDS", "BATCH_SIZE", "STREAMS"])
+def test_the_bare_name_of_a_setting_is_not_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "unusable")
+
+    assert Settings().wait_seconds == 2

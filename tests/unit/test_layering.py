@@ -1,6 +1,7 @@
 """What import-linter cannot check: the single module api.py, and that no package is missing from its configuration."""
 
 import ast
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -75,3 +76,12 @@ def test_every_package_of_the_product_has_an_exhaustive_contract() -> None:
     covered = {container for contract in exhaustive for container in contract["containers"]}
 
     assert packages - covered == set()
+
+
+def test_the_domain_imports_the_standard_library_only() -> None:
+    domain = list((ROOT / "order_service/domain").glob("*.py"))
+
+    found = {name.partition(".")[0] for path in domain for name in imports(path.read_text(encoding="utf-8"))}
+
+    assert len(domain) > 3
+    assert found - sys.stdlib_module_names == {"order_service"}
