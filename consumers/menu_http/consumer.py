@@ -10,7 +10,7 @@ Such a service has no reservations: it takes stock line by line, does not recogn
 Therefore:
 
 - All lines are read before any is taken, and the scarcest is taken first. Another order can still take stock in
-  between; the order is then partially taken, and is rejected with the refused menu item and its reason.
+  between; this order is then partially taken, and is rejected with the refused menu item and its reason.
 - A PUT whose response is lost (timeout, broken connection, 5xx, killed process) may have been executed. It is recorded
   before it is sent and never sent again: the order expires early, after a killed process at its next reminder.
 - A PUT that was certainly not sent (connection refused) is retried for as long as the order waits, as is any request
