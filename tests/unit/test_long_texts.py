@@ -28,11 +28,14 @@ FIELDS = sorted({f"data.{name}" for model in INCOMING.values() for name in model
 
 
 def seconds_to_read(delivery: Delivery) -> float:
-    """The CPU seconds of one read."""
-    began = time.thread_time()
-    with suppress(Rejection):
-        read(delivery)
-    return time.thread_time() - began
+    """The CPU seconds of one read: the least of three, as a garbage collection can fall into one."""
+    seconds = []
+    for _ in range(3):
+        began = time.thread_time()
+        with suppress(Rejection):
+            read(delivery)
+        seconds.append(time.thread_time() - began)
+    return min(seconds)
 
 
 def with_text(event_type: str, path: str, text: str) -> bytes:
