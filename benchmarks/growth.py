@@ -1,7 +1,6 @@
 """How the cost of an order, a reply and an outbox row changes with large tables and backlogs. Ours only, on PostgreSQL.
 
-Each size of the tables is measured alternately with empty tables, so that other load on the machine affects both
-equally.
+Each size is measured alternately with empty tables, so that other load on the machine affects both equally.
 """
 
 import contextlib
