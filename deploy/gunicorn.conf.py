@@ -55,6 +55,7 @@ def on_starting(_server: Any) -> None:
     database = Database(_settings.database_url)
     wait_for_database(database, stop)
     database.dispose()
+    signal.set_wakeup_fd(-1)  # gunicorn replaces the handlers, which ends the flag and closes its descriptor
     if stop.is_set():
         raise SystemExit(0)
 

@@ -90,8 +90,9 @@ class StopFlag:
 
     def __init__(self) -> None:
         self._is_set = False
-        self._read, self._write = os.pipe()
-        weakref.finalize(self, _close_all, self._read, self._write)
+        self._read, self.wakeup_descriptor = os.pipe()
+        os.set_blocking(self.wakeup_descriptor, False)
+        weakref.finalize(self, _close_all, self._read, self.wakeup_descriptor)
 
     def is_set(self) -> bool:
         return self._is_set
@@ -100,7 +101,7 @@ class StopFlag:
         """Set the flag for good, which wakes all waiting threads."""
         if not self._is_set:
             self._is_set = True
-            os.write(self._write, b".")
+            os.write(self.wakeup_descriptor, b".")
 
     def wait(self, timeout: float | None = None, /) -> bool:
         """Wait until the flag is set, at most `timeout` seconds; return whether it is."""
@@ -118,6 +119,9 @@ def _close_all(*descriptors: int) -> None:
 def stop_on_signal() -> StopFlag:
     """A flag that SIGTERM and SIGINT set, in any number and at any interval."""
     stop = StopFlag()
+    # Python runs a handler only between two instructions of the main thread: after a signal just before a poll, when
+    # that poll ends. The wakeup descriptor ends it. https://docs.python.org/3/library/signal.html#signal.set_wakeup_fd
+    signal.set_wakeup_fd(stop.wakeup_descriptor, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     return stop
