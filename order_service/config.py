@@ -17,6 +17,8 @@ Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600)]
 
 #: Threads of an API process that neither wait nor stream.
 ANSWERING_THREADS = 32
+#: The longest wait for the menu, by default or at the request of a client, in seconds.
+MAX_WAIT_SECONDS = 30
 
 
 class Settings(BaseSettings):
@@ -48,7 +50,7 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", validation_alias="LOG_LEVEL")
     """The minimum severity of logged lines."""
 
-    wait_seconds: float = Field(2, ge=0, le=30)
+    wait_seconds: float = Field(2, ge=0, le=MAX_WAIT_SECONDS)
     """How long POST /orders waits for the menu before it answers 202."""
     menu_reply_seconds: Seconds = 30
     """How long the menu has to answer before OrderCreated is repeated, and finally the order expires."""

@@ -9,6 +9,7 @@ from flask import request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from werkzeug.exceptions import HTTPException
 
+from order_service.config import MAX_WAIT_SECONDS
 from order_service.contract.events import Amount, Id, exact_json
 from order_service.domain.order import Order
 from order_service.process import first_line
@@ -20,8 +21,6 @@ log = structlog.get_logger(__name__)
 MAX_REQUEST_BYTES = 64 * 1024
 #: Visible ASCII characters except the comma, with which a server joins a repeated header (RFC 9110, section 5.3).
 IDEMPOTENCY_KEY = "^[!-+.-~-]{1,255}$"
-#: The longest wait for the menu that a client may request, in seconds.
-MAX_WAIT_SECONDS = 30
 _WAIT = re.compile(r'^wait\s*=\s*"?(\d{1,100})"?$', re.IGNORECASE)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Concatenate
 from flask import Flask, Response
 from pydantic import BaseModel
 
+from order_service.config import MAX_WAIT_SECONDS
 from order_service.contract import events
 from order_service.web import docs_pages, examples, requests, responses
 from order_service.web.endpoints import Api
@@ -73,7 +74,8 @@ HEADERS = {
     "If-None-Match": "An ETag received before; 304 if the order has not changed since.",
     "Last-Event-ID": "The id of the last event received; the stream resumes after it.",
     "Location": "The address of the order.",
-    "Prefer": "RFC 7240: `respond-async`, or `wait=N` to wait up to N seconds (at most 30) for the menu.",
+    "Prefer": "RFC 7240: `respond-async`, or `wait=N` to wait up to N seconds"
+    f" (at most {MAX_WAIT_SECONDS}) for the menu.",
     "Preference-Applied": "The preferences that were applied.",
     "Retry-After": "The number of seconds after which to try again.",
     "traceparent": "W3C Trace Context; the events of this order carry the trace id.",
