@@ -66,7 +66,10 @@ class GatheringConnection(pika.SelectConnection):
 
     @contextmanager
     def gathering(self) -> Iterator[None]:
-        """Collect what is published in the block, and send the last piece at its end."""
+        """Collect what is published in the block, and send the last piece at its end. May be nested."""
+        if self._gathered is not None:
+            yield
+            return
         self._gathered = bytearray()
         try:
             yield

@@ -4,7 +4,7 @@ from order_service import process
 from order_service.storage.database import Database
 from order_service.storage.migrate import wait_for_database
 from publishers.deadlines import Deadlines
-from publishers.pipeline import BATCHES
+from publishers.pipeline import MOST_BATCHES
 from publishers.relay import Relay
 
 
@@ -13,7 +13,7 @@ def main() -> None:
     stop = process.stop_on_signal()
     database = Database(settings.database_url, pool_size=2, pre_ping=False)
     # A deletion that a power cut undoes only repeats a message under its id, so the relay does not wait for the disk.
-    relay_database = Database(settings.database_url, pool_size=BATCHES + 1, pre_ping=False, durable=False)
+    relay_database = Database(settings.database_url, pool_size=MOST_BATCHES + 1, pre_ping=False, durable=False)
     wait_for_database(database, stop)
     relay, deadlines = Relay(settings, relay_database, stop), Deadlines(settings, database, stop)
     process.run_together(stop, relay.run, deadlines.run)

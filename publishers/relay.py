@@ -14,7 +14,7 @@ from order_service.config import Settings
 from order_service.contract import topology
 from order_service.process import StopFlag, supervise
 from order_service.storage.database import Database
-from publishers.pipeline import POLL_SECONDS, Pipeline
+from publishers.pipeline import POLL_SECONDS, Memory, Pipeline
 
 log = structlog.get_logger(__name__)
 
@@ -23,8 +23,9 @@ class Relay:
     """Publishes the outbox until stopped, in the thread that calls `run`."""
 
     def __init__(self, settings: Settings, database: Database, stop: StopFlag) -> None:
-        """`database` needs a pool of BATCHES + 1 connections: waiting for one would block the thread that frees it."""
+        """`database` needs a pool of MOST_BATCHES + 1 connections: waiting for one would block the loop."""
         self._settings, self._database, self._stop = settings, database, stop
+        self._memory = Memory()
 
     def run(self) -> None:
         """Return once stopped and the rows in flight are settled. Exits with 2 if the topology is not declared."""
@@ -33,7 +34,7 @@ class Relay:
 
     def _run_pipeline(self, working: Callable[[], None]) -> None:
         # Only a confirm proves that publishing works: the broker accepts connections even if a queue has no leader.
-        Pipeline(self._reachable_node(), self._database, self._stop, on_first_confirm=working).run()
+        Pipeline(self._reachable_node(), self._database, self._stop, self._memory, on_first_confirm=working).run()
 
     def _wait_for_role(self) -> None:
         if not self._database.acquire_role("relay"):

@@ -1,8 +1,11 @@
 """The outbox: messages written in the transaction that causes them, claimed by the relay, deleted once confirmed."""
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -23,6 +26,12 @@ ROW_BACKOFF = Backoff(first=1, longest=60)
 NEEDS_NO_SUBSCRIBER = {name for name, model in OUTGOING.items() if not model.mandatory}
 #: The most body bytes in one statement. PostgreSQL limits a parameter to 1 GiB; a body has two digits per byte.
 MAX_STATEMENT_BYTES = 16 * 1024 * 1024
+#: The most body bytes of one claim; one row is always claimed.
+MAX_CLAIM_BYTES = 4 * 1024 * 1024
+#: The least time between two claims that start at the first row, in seconds, and how many times their duration.
+FULL_CLAIM_SECONDS, FULL_CLAIM_SHARE = 0.5, 50
+#: How long claims go on starting at the same row, in seconds.
+START_LAG_SECONDS = 1.0
 #: Excludes dead letters, whose type and id may equal an event's.
 _is_event = outbox.c.exchange == EXCHANGE
 
@@ -73,65 +82,153 @@ def replace_body(connection: sa.Connection, row_id: int, body: bytes) -> None:
     connection.execute(sa.update(outbox).where(outbox.c.id == row_id).values(body=body))
 
 
-_DUE = (
-    sa.select(outbox).where(outbox.c.due_at <= sa.bindparam("now")).order_by(outbox.c.id).limit(sa.bindparam("limit"))
-)
-_DUE_IDS = _DUE.with_only_columns(outbox.c.id).with_for_update(skip_locked=True).scalar_subquery()
-#: The ids as an array, so that the subquery runs once, regardless of the plan.
-_TAKE = sa.delete(outbox).where(outbox.c.id == sa.any_(sa.func.array(_DUE_IDS))).returning(outbox)
+#: Where a message goes: its exchange and routing key.
+Route = tuple[str, str]
+
+
+@lru_cache(maxsize=100)
+def _claim(*, is_sqlite: bool, only: Route | None, without: tuple[Route, ...]) -> sa.Executable:
+    """The statement that claims the oldest due rows of one route, or of all but some, within the limits of a claim."""
+    due = (
+        sa.select(outbox.c.id, sa.func.length(outbox.c.body).label("size"))
+        .where(outbox.c.id >= sa.bindparam("start"), outbox.c.due_at <= sa.bindparam("now"))
+        .where(*([_goes(only)] if only else [sa.not_(_goes(route)) for route in without]))
+        .order_by(outbox.c.id)
+        .limit(sa.bindparam("limit"))
+        .with_for_update(skip_locked=True)
+        .cte("due")
+    )
+    before = sa.func.sum(due.c.size).over(order_by=due.c.id) - due.c.size
+    sized = sa.select(due.c.id, before.label("before")).subquery()
+    ids = sa.select(sized.c.id).where(sized.c.before < MAX_CLAIM_BYTES).scalar_subquery()
+    if is_sqlite:
+        return sa.select(outbox).where(outbox.c.id.in_(ids))
+    # The ids as an array, so that the subquery runs once, regardless of the plan.
+    return sa.delete(outbox).where(outbox.c.id == sa.any_(sa.func.array(ids))).returning(outbox)
+
+
+def _goes(route: Route) -> sa.ColumnElement[bool]:
+    return sa.and_(outbox.c.exchange == route[0], outbox.c.routing_key == route[1])
+
+
+@dataclass
+class Outcomes:
+    """What became of the rows of a claim, by row id."""
+
+    sent: list[int] = field(default_factory=list)
+    #: Returned or refused by the broker. This counts an attempt, and a row that is no longer needed is deleted.
+    failed: list[int] = field(default_factory=list)
+    #: Those of `failed` that one of several queues may have accepted; they are not deleted.
+    nacked: list[int] = field(default_factory=list)
+    #: To be published again, because the broker may not have accepted them; with the delay in seconds.
+    postponed: dict[int, float] = field(default_factory=dict)
 
 
 class Claim:
     """Rows that this relay alone may publish until it settles them.
 
     On PostgreSQL they are deleted in an open transaction, which a killed relay's connection rolls back. On SQLite only
-    one relay works at a time (`Database.acquire_role`), so reading the rows claims them.
+    one relay works at a time (`Database.acquire_role`), so reading the rows claims them, and two open claims must
+    concern different routes.
     """
 
-    def __init__(self, database: Database, limit: int, now: datetime) -> None:
-        """Claim the oldest rows that are due. Raises SQLAlchemyError while the database is unreachable."""
+    def __init__(
+        self,
+        database: Database,
+        limit: int,
+        now: datetime,
+        *,
+        start: int = 0,
+        only: Route | None = None,
+        without: Sequence[Route] = (),
+    ) -> None:
+        """Claim the oldest rows that are due, with ids from `start` on: of the route `only`, or of none in `without`.
+
+        Raises SQLAlchemyError while the database is unreachable.
+        """
         self._database = database
-        claim = _DUE if database.is_sqlite else _TAKE
-        self._connection = database.engine.connect().execution_options(read_only=True)
+        claim = _claim(is_sqlite=database.is_sqlite, only=only, without=tuple(without))
+        connection = database.engine.connect().execution_options(read_only=True)
+        self._connection: sa.Connection | None = connection
         try:
-            found = self._connection.execute(claim, {"now": now, "limit": limit})
+            found = connection.execute(claim, {"now": now, "limit": limit, "start": start})
             self.rows = sorted(found.all(), key=attrgetter("id"))
         except BaseException:
-            self._connection.close()
+            connection.close()
             raise
         if database.is_sqlite or not self.rows:
-            self._connection.close()
+            connection.close()
+            self._connection = None
 
-    def settle(self, *, sent: Sequence[int], failed: Sequence[int], now: datetime) -> None:
-        """Delete the sent rows, reschedule those returned or refused, and release the others.
+    def settle(self, outcomes: Outcomes, now: datetime) -> None:
+        """Delete the sent rows, reschedule those that failed or are postponed, and release the others.
 
-        Raises SQLAlchemyError while the database is unreachable: the rows then stay, and
-        are published again under the same ids.
+        Raises SQLAlchemyError if the database cannot be written: repeat the call then, because the rows stay, and would
+        be published again under the same ids. On PostgreSQL the first call ends the claim, even if it fails.
         """
-        if self._database.is_sqlite:
+        connection, self._connection = self._connection, None
+        if connection is None:
             with self._database.writing() as connection:
-                if sent:
-                    connection.execute(sa.delete(outbox).where(outbox.c.id.in_(sent)))
-                self._reschedule(connection, failed, now)
+                _delete(connection, outcomes.sent)
+                self._reschedule(connection, outcomes, now)
             return
         try:
-            if len(sent) < len(self.rows):
-                kept = [dict(row._mapping) for row in self.rows if row.id not in sent]
-                self._connection.execute(sa.insert(outbox), kept)
-            self._reschedule(self._connection, failed, now)
-            self._connection.commit()
+            if len(outcomes.sent) < len(self.rows):
+                kept = [dict(row._mapping) for row in self.rows if row.id not in outcomes.sent]
+                connection.execute(sa.insert(outbox), kept)
+            self._reschedule(connection, outcomes, now)
+            connection.commit()
         finally:
-            self._connection.close()
+            connection.close()
 
-    def _reschedule(self, connection: sa.Connection, failed: Sequence[int], now: datetime) -> None:
-        if failed:
-            connection.execute(sa.delete(outbox).where(outbox.c.id.in_(failed), _no_longer_needed()))
-            later = []
-            for row in self.rows:
-                if row.id in failed:
-                    due_at = now + timedelta(seconds=ROW_BACKOFF.delay(row.attempts + 1))
-                    later.append({"row_id": row.id, "attempts": row.attempts + 1, "due_at": due_at})
+    def _reschedule(self, connection: sa.Connection, outcomes: Outcomes, now: datetime) -> None:
+        if undelivered := set(outcomes.failed).difference(outcomes.nacked):
+            connection.execute(sa.delete(outbox).where(outbox.c.id.in_(undelivered), _no_longer_needed()))
+        later = []
+        for row in self.rows:
+            attempts, delay = row.attempts, outcomes.postponed.get(row.id)
+            if row.id in outcomes.failed:
+                attempts += 1
+                delay = ROW_BACKOFF.delay(attempts)
+            if delay is not None:
+                later.append({"row_id": row.id, "attempts": attempts, "due_at": now + timedelta(seconds=delay)})
+        if later:
             connection.execute(sa.update(outbox).where(outbox.c.id == sa.bindparam("row_id")), later)
+
+
+def _delete(connection: sa.Connection, ids: Sequence[int]) -> None:
+    """Delete rows, but none that another relay has claimed in the meantime: waiting would block this one."""
+    if ids:
+        free = sa.select(outbox.c.id).where(outbox.c.id.in_(ids)).with_for_update(skip_locked=True)
+        connection.execute(sa.delete(outbox).where(outbox.c.id.in_(free.scalar_subquery())))
+
+
+class Position:
+    """Where the next claim starts.
+
+    An open snapshot (a backup, a forgotten transaction) keeps every deleted row, and each claim would walk over all of
+    them. So most claims start near where the last ones began. The others start at the first row, for rescheduled rows
+    and late commits, and take at most a small share of the time.
+    https://www.postgresql.org/docs/current/routine-vacuuming.html
+    """
+
+    def __init__(self) -> None:
+        self._start = self._next_start = 0
+        self._full_at = self._moves_at = 0.0
+
+    def claim(self, database: Database, limit: int, now: datetime, *, without: Sequence[Route]) -> Claim:
+        """Claim rows of all routes but those in `without`, as `Claim` does."""
+        began = time.monotonic()
+        start = self._start if began < self._full_at else 0
+        claim = Claim(database, limit, now, start=start, without=without)
+        ended = time.monotonic()
+        if not start:
+            self._full_at = ended + max(FULL_CLAIM_SECONDS, (ended - began) * FULL_CLAIM_SHARE)
+        if claim.rows and ended >= self._moves_at:
+            # Not at once to these rows: one with a lower id may still be committed.
+            self._start, self._next_start = self._next_start, max(self._next_start, claim.rows[0].id)
+            self._moves_at = ended + START_LAG_SECONDS
+        return claim
 
 
 def is_mandatory(row: sa.Row[Any]) -> bool:

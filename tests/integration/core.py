@@ -64,7 +64,7 @@ def settings(amqp_url: str, database_url: str, **more: Any) -> Settings:
 
 
 @contextlib.contextmanager
-def opened(url: str, *, pool_size: int = 5) -> Iterator[Database]:
+def opened(url: str, *, pool_size: int = 15) -> Iterator[Database]:
     database = Database(url, pool_size=pool_size)
     try:
         yield database
@@ -336,7 +336,7 @@ class Log(CapturingLogger):
 
 #: The modules whose records the fixture `log` captures.
 LOGGING = (
-    "consumers.worker", "consumers.menu_http.reservation", "publishers.relay", "publishers.pipeline",
+    "consumers.worker", "consumers.menu_http.reservation", "publishers.relay", "publishers.pipeline", "publishers.lane",
     "publishers.deadlines", "order_service.process",
 )  # fmt: skip
 

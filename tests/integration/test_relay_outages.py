@@ -52,7 +52,7 @@ def test_relay_waits_while_the_database_is_unreachable(
         core.place(opened_later)
 
         with core.database_unreachable(database.url), relaying():
-            warning = "sent rows could not be deleted and will be published again"
+            warning = "the outcome of published rows could not be recorded, retrying"
             if not database.is_sqlite:
                 warning = "the outbox cannot be read, retrying"
             eventually(lambda: log.count(warning), "the outage to be logged")

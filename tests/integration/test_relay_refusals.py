@@ -1,0 +1,174 @@
+"""The relay when the broker refuses a message, or the database does not record what was published."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import sqlalchemy as sa
+
+from order_service.contract import topology
+from order_service.contract.outgoing import Outgoing
+from order_service.storage import outbox
+from order_service.storage.database import Database
+from order_service.storage.tables import outbox as outbox_table
+from tests import builders
+from tests.builders import NOW
+from tests.integration import core
+from tests.integration.core import Eventually, Log, Start, Wire
+
+
+def left(database: Database) -> set[str]:
+    return {row.message_id for row in core.rows(database, outbox_table)}
+
+
+def refused_at_once(name: str) -> Outgoing:
+    """A message that RabbitMQ or pika refuses; the exchange `internal` accepts no publishes."""
+    [message] = builders.outgoing(1)
+    exchanges = {"403": "internal", "404": "missing"}
+    # RabbitMQ closes the channel unless CC is a list. https://www.rabbitmq.com/docs/sender-selected
+    headers = {"406": {"headers": {"CC": "order.paid"}}, "encoding": {"headers": {"x" * 256: "too long a name"}}}
+    return message._replace(
+        message_id=f"refused-{name}", exchange=exchanges.get(name, topology.EXCHANGE), properties=headers.get(name)
+    )
+
+
+@pytest.mark.parametrize("names", [["403"], ["404"], ["406"], ["encoding"], ["403", "404", "406", "encoding"]])
+def test_refused_messages_delay_only_themselves(
+    names: list[str], database: Database, wire: Wire, relaying: Start, eventually: Eventually, log: Log
+) -> None:
+    # given: refused messages among many others of the same routing key
+    wire.listen("#")
+    with wire.channel() as channel:
+        channel.exchange_declare("internal", internal=True)
+    others = builders.outgoing(200)
+    refused = [refused_at_once(name) for name in names]
+    core.add_to_outbox(database, [*others[:77], *refused, *others[77:]])
+
+    # when
+    with relaying():
+        eventually(lambda: left(database) == {message.message_id for message in refused}, "the others to be sent")
+        core.add_to_outbox(database, builders.outgoing(1, routing_key="order.paid", type="OrderPaid"))
+        start = time.monotonic()
+        eventually(lambda: left(database) == {message.message_id for message in refused}, "a later event to be sent")
+        assert time.monotonic() - start < 1
+        eventually(lambda: min(row.attempts for row in core.rows(database, outbox_table)) > 0, "attempts to count")
+
+    # then: named with the broker's reply
+    problems = {call.kwargs["message_id"]: call.kwargs["problem"] for call in log.calls if "problem" in call.kwargs}
+    assert problems.keys() == {message.message_id for message in refused}
+    for name in names:
+        assert name in problems[f"refused-{name}"] or "cannot be encoded" in problems[f"refused-{name}"]
+    copies = Counter(message.properties.message_id for message in wire.take())
+    assert len(copies) == 200
+    assert max(copies.values()) < 15
+
+
+def test_refusal_of_a_whole_lane_ends_when_the_broker_accepts(
+    database: Database, wire: Wire, relaying: Start, eventually: Eventually
+) -> None:
+    message = refused_at_once("404")
+    core.add_to_outbox(database, [message._replace(message_id=f"m-{number}") for number in range(600)])
+
+    with relaying():
+        eventually(lambda: any(row.attempts for row in core.rows(database, outbox_table)), "a refusal")
+        with wire.channel() as channel:
+            channel.exchange_declare("missing", exchange_type="fanout")
+            channel.queue_declare("listener", durable=True)
+            channel.queue_bind("listener", "missing")
+        eventually(lambda: not left(database), "all to be sent")
+
+    assert len({sent.properties.message_id for sent in wire.take()}) == 600
+
+
+def test_returned_event_of_an_ended_order_is_dropped_but_an_unconfirmed_one_is_sent_again(database: Database) -> None:
+    # given
+    ids = core.place(database, 2)
+    claim = outbox.Claim(database, 100, NOW)
+    returned, unconfirmed = (row.id for row in claim.rows)
+    for order_id in ids:
+        core.cancel(database, order_id)
+
+    # when
+    claim.settle(outbox.Outcomes(failed=[returned], postponed={unconfirmed: 5}), NOW)
+
+    # then
+    created = [row for row in core.rows(database, outbox_table) if row.type == "OrderCreated"]
+    assert [(row.id, row.attempts) for row in created] == [(unconfirmed, 0)]
+    assert created[0].due_at > NOW
+
+
+@contextmanager
+def undeletable_rows(database: Database) -> Iterator[None]:
+    """No transaction that deletes outbox rows can be committed, as on a full disk."""
+    if database.is_sqlite:
+        end = ["drop trigger full"]
+        begin = [
+            "create trigger full before delete on outbox begin select raise(fail, 'database or disk is full'); end"
+        ]
+    else:
+        end = ["drop trigger if exists full_disk on outbox"]
+        begin = [
+            "create function no_space() returns trigger language plpgsql"
+            " as $$ begin raise 'could not extend file' using errcode = '53100'; end $$",
+            "create constraint trigger full_disk after delete on outbox deferrable initially deferred"
+            " for each row execute function no_space()",
+        ]
+    for statements in (begin, end):
+        with database.writing() as connection:
+            for statement in statements:
+                connection.exec_driver_sql(statement)
+        if statements is begin:
+            yield
+
+
+def test_rows_that_cannot_be_deleted_are_not_published_again(
+    database: Database, wire: Wire, relaying: Start, eventually: Eventually, log: Log
+) -> None:
+    # given
+    wire.listen("order.created")
+    core.add_to_outbox(database, builders.outgoing(6))
+    warning = "the outcome of published rows could not be recorded, retrying"
+
+    # when
+    with relaying():
+        with undeletable_rows(database):
+            core.add_to_outbox(database, builders.outgoing(1))
+            eventually(lambda: log.count(warning) >= 3, "the relay to try again")
+            published = len(wire.take())
+        eventually(lambda: not left(database), "the rows to be deleted")
+
+    # then
+    assert published <= 7
+    assert log.count(warning) < 20
+    assert len(wire.take()) <= 1
+
+
+@core.POSTGRESQL_ONLY
+def test_open_snapshot_does_not_make_claims_walk_over_deleted_rows(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given: rows that were deleted after the snapshot
+    monkeypatch.setattr(outbox, "START_LAG_SECONDS", 0)
+    monkeypatch.setattr(outbox, "FULL_CLAIM_SECONDS", 60)
+    position = outbox.Position()
+
+    def claim_one() -> float:
+        core.add_to_outbox(database, builders.outgoing(1))
+        start = time.monotonic()
+        claim = position.claim(database, 1, NOW, without=[])
+        seconds = time.monotonic() - start
+        claim.settle(outbox.Outcomes(sent=[row.id for row in claim.rows]), NOW)
+        return seconds
+
+    with database.engine.connect().execution_options(isolation_level="REPEATABLE READ") as snapshot:
+        snapshot.execute(sa.select(outbox_table.c.id)).all()
+        core.add_to_outbox(database, builders.outgoing(60_000))
+        core.clear_outbox(database)
+
+        # when
+        first, *later = [claim_one() for _ in range(10)]
+
+    # then
+    assert min(later) < first / 4, (first, later)
