@@ -13,9 +13,8 @@ from order_service.domain import messages
 from order_service.domain.messages import Message
 from order_service.domain.order import Announcement, Compensation, Effect, Order, State
 from order_service.domain.saga import Decision, Policy, decide
-from order_service.process import utc_now
 from order_service.storage import bulk, compensations, history, orders, outbox
-from order_service.storage.database import Database
+from order_service.storage.database import Database, current_time
 
 #: The names of the requests of REST clients in the history.
 _HISTORY_TYPES: dict[type[Message], str] = {
@@ -96,6 +95,6 @@ class UnitOfWork:
 def unit_of_work(database: Database, policy: Policy, *, now: datetime | None = None) -> Iterator[UnitOfWork]:
     """Open a transaction; at the end write and commit what was added, or roll back on any exception."""
     with database.writing() as connection:
-        work = UnitOfWork(connection, policy, now or utc_now())
+        work = UnitOfWork(connection, policy, now or current_time(connection))
         yield work
         work.write()

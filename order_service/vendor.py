@@ -11,6 +11,7 @@ import struct
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import pika
@@ -89,6 +90,20 @@ class GatheringConnection(pika.SelectConnection):
         if self._gathered:
             gathered, self._gathered = bytes(self._gathered), bytearray()
             super()._adapter_emit_data(gathered)  # type: ignore[misc]
+
+
+def begin_with_time(connection: psycopg.Connection[Any]) -> datetime:
+    """Begin a transaction and return the server's time, in one round trip. Raises psycopg.Error if that failed.
+
+    Works around: psycopg's own BEGIN can return nothing, and a cursor takes several times as much CPU to send the same
+    text. Upstream: not reported. Remove when psycopg accepts statements to send with its BEGIN.
+    """
+    # As a number, whose text does not depend on the session's time zone and date style.
+    connection.pgconn.send_query(b"BEGIN; SELECT extract(epoch FROM clock_timestamp())")
+    *_, result = connection.wait(generators.execute(connection.pgconn))
+    if result.status != psycopg.pq.ExecStatus.TUPLES_OK:
+        raise psycopg.errors.error_from_result(result)
+    return datetime.fromtimestamp(float(result.get_value(0, 0) or 0), UTC)
 
 
 def commit_then_notify(connection: psycopg.Connection[Any], channel: str) -> None:

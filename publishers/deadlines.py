@@ -5,9 +5,9 @@ import structlog
 
 from order_service import handlers
 from order_service.config import Settings
-from order_service.process import StopFlag, first_line, utc_now
+from order_service.process import StopFlag, first_line
 from order_service.storage import orders
-from order_service.storage.database import Database
+from order_service.storage.database import Database, current_time
 from order_service.unit_of_work import unit_of_work
 
 log = structlog.get_logger(__name__)
@@ -42,7 +42,7 @@ class Deadlines:
         Reading is cheaper than a transaction that may write, and does not notify the relay.
         """
         with self._database.reading() as connection:
-            return orders.any_due(connection, utc_now())
+            return orders.any_due(connection, current_time(connection))
 
     def _pass_deadlines(self) -> bool:
         """Pass one batch of deadlines; return whether there may be more."""

@@ -21,9 +21,9 @@ from order_service.contract.envelope import Delivery, Rejection, Reply, rejectio
 from order_service.domain.messages import Item, MenuDeadline, MenuRejected, MenuReserved, Message, StockReleased
 from order_service.domain.order import AWAITING_MENU, Order
 from order_service.domain.saga import Policy
-from order_service.process import StopFlag, supervise, utc_now
+from order_service.process import StopFlag, supervise
 from order_service.storage import orders
-from order_service.storage.database import Database, is_transient
+from order_service.storage.database import Database, current_time, is_transient
 from order_service.unit_of_work import UnitOfWork, unit_of_work
 
 log = structlog.get_logger(__name__)
@@ -62,13 +62,13 @@ class StockReserver:
         """
         with self._database.reading() as connection:
             order = orders.read_orders(connection, [order_id]).get(order_id)
-            seen = progress.find(connection, order_id)
+            seen, now = progress.find(connection, order_id), current_time(connection)
         if order is None:
             raise _unknown_order(delivery, order_id)
         if order.state not in AWAITING_MENU:
             return
         if seen and seen.asked is not None:
-            if utc_now() - seen.at < IN_PROGRESS:
+            if now - seen.at < IN_PROGRESS:
                 log.info(
                     "a PUT may be in progress in another process, waiting for the next reminder", order_id=order_id
                 )
@@ -94,7 +94,7 @@ class StockReserver:
             wanted = named or reservation_id(order)
             if held is None and wanted in order.reservations and wanted != empty_reservation_id(order):
                 # Also the reservation of another menu: only that menu can release it.
-                held = Progress(order_id, tuple(order.lines), None, utc_now())
+                held = Progress(order_id, tuple(order.lines), None, work.now)
             if held and (held.taken or held.asked is not None):
                 self._report(order, held, f"release {release_id} stays unconfirmed")
                 return
@@ -119,7 +119,7 @@ class StockReserver:
         # A line that is refused before anything was taken leaves nothing to return.
         scarcest_first = sorted(items, key=lambda menu_id: items[menu_id].stock - order.lines[menu_id])
         for menu_id in [each for each in scarcest_first if each not in taken]:
-            asking = Progress(order.id, taken, menu_id, utc_now())
+            asking = Progress(order.id, taken, menu_id, self._write(lambda work: work.now))
             if not self._write(partial(_save_progress, seen, asking)):
                 log.info("the order has ended, or is in progress in another process", order_id=order.id)
                 self._write(partial(_save_progress, seen, asking._replace(asked=None)))

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, LiteralString, TextIO
 
@@ -13,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from order_service import vendor
+from order_service.process import utc_now
 
 #: How long SQLite waits for another process's write transaction before it fails, in milliseconds.
 SQLITE_BUSY_MS = 15_000
@@ -37,6 +39,8 @@ PLANS: tuple[LiteralString, ...] = (
 READ_ONLY = "25006"
 #: The PostgreSQL notification channel for new outbox rows.
 CHANNEL = "outbox"
+#: The key of the server's time, with the time of its receipt on this host's monotonic clock, in `Connection.info`.
+SERVER_TIME = "server_time"
 
 
 class Database:
@@ -78,6 +82,7 @@ class Database:
             if lock_seconds is not None:
                 settings.append(f"lock_timeout TO '{lock_seconds}s'")
             event.listen(self.engine, "connect", lambda connection, _: _configure_postgresql(connection, settings))
+            event.listen(self.engine, "begin", _begin_postgresql)
             event.listen(self.engine, "handle_error", _recognize_lost_connection)
         self._lock: TextIO | None = None
         # SQLite allows one writer at a time; the threads of one process are serialized by a lock.
@@ -143,10 +148,36 @@ class Database:
         self.engine.dispose()
 
 
+def current_time(connection: sa.Connection) -> datetime:
+    """The database's time; begins a transaction if none is open.
+
+    Times that processes compare come from here, because the clocks of their hosts may differ. PostgreSQL sends its time
+    with each BEGIN; the host's monotonic clock adds what has passed since then. The result is never ahead of the
+    server's clock, so what one transaction writes as due now is due for every transaction that begins after its commit.
+    """
+    if connection.dialect.name == "sqlite":
+        return utc_now()
+    if not connection.in_transaction():
+        connection.begin()
+    at: datetime
+    at, received = connection.info[SERVER_TIME]
+    return at + timedelta(seconds=time.monotonic() - received)
+
+
 def _recognize_lost_connection(context: sa.engine.ExceptionContext) -> None:
     """A server that became a standby keeps its connections, and refuses writes on them until they are closed."""
     if getattr(context.original_exception, "sqlstate", None) == READ_ONLY:
         context.is_disconnect = True
+
+
+def _begin_postgresql(connection: sa.Connection) -> None:
+    driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
+    try:
+        connection.info[SERVER_TIME] = vendor.begin_with_time(driver), time.monotonic()
+    except psycopg.Error as error:
+        if driver.closed:
+            connection.invalidate(error)
+        raise sa.exc.DBAPIError.instance("BEGIN", None, error, psycopg.Error) from error
 
 
 def _commit_and_notify(connection: sa.Connection) -> None:
@@ -181,6 +212,8 @@ def _configure_postgresql(connection: psycopg.Connection[Any], settings: Sequenc
     for setting in settings:
         connection.execute(f"SET {setting}")
     connection.commit()
+    # The driver's own BEGIN would be a round trip beside that of the event "begin".
+    connection.autocommit = True
 
 
 def _configure_sqlite(connection: Any, *, durable: bool) -> None:

@@ -126,6 +126,46 @@ def test_pika_alone_sends_each_message_in_several_system_calls(amqp_url: str, se
     assert len(sends) > 2 * MESSAGES
 
 
+# begin_with_time
+
+
+@core.POSTGRESQL_ONLY
+def test_begin_with_the_time_of_the_server_takes_one_round_trip(
+    database: Database, round_trips: core.RoundTrips
+) -> None:
+    with psycopg.connect(database.url, autocommit=True) as connection:
+        round_trips.trace(connection)
+
+        at = vendor.begin_with_time(connection)
+
+        connection.pgconn.untrace()
+        assert round_trips.count() <= 1
+        assert connection.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS
+        assert connection.execute("SELECT clock_timestamp() - %s < '10 s'", [at]).fetchone() == (True,)
+
+
+@core.POSTGRESQL_ONLY
+def test_begin_on_a_lost_connection_raises_an_error(database: Database) -> None:
+    with contextlib.closing(psycopg.connect(database.url, autocommit=True)) as connection:
+        core.end_connections(database.url)
+
+        with pytest.raises(psycopg.OperationalError):
+            vendor.begin_with_time(connection)
+
+        assert connection.closed
+
+
+@core.POSTGRESQL_ONLY
+def test_psycopg_alone_waits_between_begin_and_a_statement(database: Database, round_trips: core.RoundTrips) -> None:
+    with psycopg.connect(database.url) as connection:
+        round_trips.trace(connection)
+
+        connection.execute("SELECT clock_timestamp()")
+
+        connection.pgconn.untrace()
+        assert round_trips.count() > 1
+
+
 # commit_then_notify
 
 
