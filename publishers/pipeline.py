@@ -15,7 +15,7 @@ from pika.adapters.select_connection import IOLoop, PollEvents
 from pika.exceptions import AMQPError
 
 from order_service.backoff import Backoff
-from order_service.process import StopFlag, first_line, utc_now
+from order_service.process import StopFlag, first_line
 from order_service.storage.database import Database
 from order_service.storage.outbox import Claim, Outcomes, Position, Route
 from order_service.vendor import GatheringConnection
@@ -158,7 +158,7 @@ class Pipeline:
         failing = {route: health for route, health in self._memory.health.items() if not health.is_good}
         for route, health in failing.items():
             if now >= health.resumes_at and not self._lane(route).size and len(self._batches) < MOST_BATCHES:
-                claim = Claim(self._database, health.window, utc_now(), only=route)
+                claim = Claim(self._database, health.window, only=route)
                 if not claim.rows:
                     health.resumes_at = now + POLL_SECONDS
                 self._publish(claim)
@@ -172,7 +172,7 @@ class Pipeline:
         can_claim = len(self._batches - blocked) < self._most_batches and len(self._batches) < MOST_BATCHES
         if in_flight < FEW and can_claim and not self._memory.unsettled:
             without = sorted({*failing, *(lane.route for lane in slow)})
-            self._publish(self._memory.position.claim(self._database, WINDOW, utc_now(), without=without))
+            self._publish(self._memory.position.claim(self._database, WINDOW, without=without))
         return True
 
     def _publish(self, claim: Claim) -> None:
@@ -221,7 +221,7 @@ class Pipeline:
         """Record the outcomes so far. On PostgreSQL this releases all rows of the batch, so it must be complete."""
         memory = self._memory
         try:
-            batch.claim.settle(batch.outcomes, utc_now())
+            batch.claim.settle(batch.outcomes)
         except sa.exc.SQLAlchemyError as error:
             memory.unsettled.add(batch)
             memory.failures += 1

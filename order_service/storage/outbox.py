@@ -17,7 +17,7 @@ from order_service.contract.outgoing import Outgoing
 from order_service.contract.topology import EXCHANGE
 from order_service.domain.order import AWAITING_MENU, State
 from order_service.storage import bulk
-from order_service.storage.database import Database
+from order_service.storage.database import Database, current_time
 from order_service.storage.tables import compensations, orders, outbox
 
 #: How long a returned or refused row waits before its next attempt.
@@ -136,7 +136,6 @@ class Claim:
         self,
         database: Database,
         limit: int,
-        now: datetime,
         *,
         start: int = 0,
         only: Route | None = None,
@@ -151,6 +150,7 @@ class Claim:
         connection = database.engine.connect().execution_options(read_only=True)
         self._connection: sa.Connection | None = connection
         try:
+            now = current_time(connection)
             found = connection.execute(claim, {"now": now, "limit": limit, "start": start})
             self.rows = sorted(found.all(), key=attrgetter("id"))
         except BaseException:
@@ -160,7 +160,7 @@ class Claim:
             connection.close()
             self._connection = None
 
-    def settle(self, outcomes: Outcomes, now: datetime) -> None:
+    def settle(self, outcomes: Outcomes) -> None:
         """Delete the sent rows, reschedule those that failed or are postponed, and release the others.
 
         Raises SQLAlchemyError if the database cannot be written: repeat the call then, because the rows stay, and would
@@ -170,21 +170,21 @@ class Claim:
         if connection is None:
             with self._database.writing() as connection:
                 _delete(connection, outcomes.sent)
-                self._reschedule(connection, outcomes, now)
+                self._reschedule(connection, outcomes)
             return
         try:
             if len(outcomes.sent) < len(self.rows):
                 kept = [dict(row._mapping) for row in self.rows if row.id not in outcomes.sent]
                 connection.execute(sa.insert(outbox), kept)
-            self._reschedule(connection, outcomes, now)
+            self._reschedule(connection, outcomes)
             connection.commit()
         finally:
             connection.close()
 
-    def _reschedule(self, connection: sa.Connection, outcomes: Outcomes, now: datetime) -> None:
+    def _reschedule(self, connection: sa.Connection, outcomes: Outcomes) -> None:
         if undelivered := set(outcomes.failed).difference(outcomes.nacked):
             connection.execute(sa.delete(outbox).where(outbox.c.id.in_(undelivered), _no_longer_needed()))
-        later = []
+        later, now = [], current_time(connection)
         for row in self.rows:
             attempts, delay = row.attempts, outcomes.postponed.get(row.id)
             if row.id in outcomes.failed:
@@ -216,11 +216,11 @@ class Position:
         self._start = self._next_start = 0
         self._full_at = self._moves_at = 0.0
 
-    def claim(self, database: Database, limit: int, now: datetime, *, without: Sequence[Route]) -> Claim:
+    def claim(self, database: Database, limit: int, *, without: Sequence[Route]) -> Claim:
         """Claim rows of all routes but those in `without`, as `Claim` does."""
         began = time.monotonic()
         start = self._start if began < self._full_at else 0
-        claim = Claim(database, limit, now, start=start, without=without)
+        claim = Claim(database, limit, start=start, without=without)
         ended = time.monotonic()
         if not start:
             self._full_at = ended + max(FULL_CLAIM_SECONDS, (ended - began) * FULL_CLAIM_SHARE)

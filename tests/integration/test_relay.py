@@ -321,7 +321,7 @@ def test_queue_that_confirms_nothing_delays_only_its_own_messages(
 def test_order_can_be_changed_while_its_event_is_in_flight(database: Database) -> None:
     # given
     [order_id] = core.place(database)
-    claim = outbox.Claim(database, 100, NOW)
+    claim = outbox.Claim(database, 100)
     done = threading.Event()
 
     def pass_deadlines() -> None:
@@ -332,7 +332,7 @@ def test_order_can_be_changed_while_its_event_is_in_flight(database: Database) -
     # when
     thread = core.Running(pass_deadlines, threading.Event())
     in_time = done.wait(3)
-    claim.settle(outbox.Outcomes(), NOW)
+    claim.settle(outbox.Outcomes())
     thread.stop()
 
     # then

@@ -85,13 +85,13 @@ def test_refusal_of_a_whole_lane_ends_when_the_broker_accepts(
 def test_returned_event_of_an_ended_order_is_dropped_but_an_unconfirmed_one_is_sent_again(database: Database) -> None:
     # given
     ids = core.place(database, 2)
-    claim = outbox.Claim(database, 100, NOW)
+    claim = outbox.Claim(database, 100)
     returned, unconfirmed = (row.id for row in claim.rows)
     for order_id in ids:
         core.cancel(database, order_id)
 
     # when
-    claim.settle(outbox.Outcomes(failed=[returned], postponed={unconfirmed: 5}), NOW)
+    claim.settle(outbox.Outcomes(failed=[returned], postponed={unconfirmed: 5}))
 
     # then
     created = [row for row in core.rows(database, outbox_table) if row.type == "OrderCreated"]
@@ -157,9 +157,9 @@ def test_open_snapshot_does_not_make_claims_walk_over_deleted_rows(
     def claim_one() -> float:
         core.add_to_outbox(database, builders.outgoing(1))
         start = time.monotonic()
-        claim = position.claim(database, 1, NOW, without=[])
+        claim = position.claim(database, 1, without=[])
         seconds = time.monotonic() - start
-        claim.settle(outbox.Outcomes(sent=[row.id for row in claim.rows]), NOW)
+        claim.settle(outbox.Outcomes(sent=[row.id for row in claim.rows]))
         return seconds
 
     with database.engine.connect().execution_options(isolation_level="REPEATABLE READ") as snapshot:

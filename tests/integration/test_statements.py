@@ -13,7 +13,6 @@ from order_service.config import Settings
 from order_service.contract.envelope import Delivery, Reply
 from order_service.contract.events import INCOMING
 from order_service.contract.topology import QUEUES
-from order_service.process import utc_now
 from order_service.storage.database import Database
 from order_service.storage.outbox import Claim, Outcomes
 from order_service.storage.tables import outbox
@@ -133,8 +132,8 @@ def test_relay_costs_two_statements_for_any_number_of_rows(database: Database, s
     core.place(database, BATCH)
     statements.clear()
 
-    claim = Claim(database, BATCH, utc_now())
-    claim.settle(Outcomes(sent=[row.id for row in claim.rows]), utc_now())
+    claim = Claim(database, BATCH)
+    claim.settle(Outcomes(sent=[row.id for row in claim.rows]))
 
     # PostgreSQL deletes what it claims; SQLite reads first.
     assert len(statements) <= (2 if database.is_sqlite else 1), statements
@@ -151,8 +150,8 @@ def test_no_statement_scans_a_new_table_that_is_not_analyzed(database: Database)
     [order_id] = core.place(database)
     for reply in (core.reserved(order_id), core.completed(order_id)):
         process(database, reply)
-    claim = Claim(database, BATCH, utc_now())
-    claim.settle(Outcomes(failed=[row.id for row in claim.rows]), utc_now())
+    claim = Claim(database, BATCH)
+    claim.settle(Outcomes(failed=[row.id for row in claim.rows]))
 
     # then
     hot = [each for each in sent if each[0].startswith(("SELECT", "WITH", "DELETE"))]
