@@ -75,25 +75,32 @@ def change_order(work: UnitOfWork, order_id: int, message: Message) -> tuple[Ord
 
 
 def apply_replies(work: UnitOfWork, replies: Sequence[Reply]) -> list[Rejection]:
-    """Apply a batch of messages, each once even if it is repeated; return those that can never be applied."""
+    """Apply a batch of messages, each once even if it is repeated; return those that can never be applied.
+
+    A message with the id of another one is rejected: taken for a repeat, its payment or reservation would be lost.
+    """
     found = order_rows.lock_orders(work.connection, sorted({reply.order_id for reply in replies}))
     # A message cannot be a repeat for an order to which nothing was applied yet.
     changed = {order.id for order in found.values() if not order.is_new}
     seen = inbox.applied(work.connection, [_key(reply) for reply in replies if reply.order_id in changed])
     rejections: list[Rejection] = []
     for reply in replies:
-        if _key(reply) in seen:
+        key, digest = _key(reply), reply.digest
+        if key in seen:
+            if seen[key] not in (digest, None):
+                problem = f"was used for another {reply.type} of this order; send this message again under a new id"
+                rejections.append(reply.rejection("conflicting_id", "id", problem))
             continue
         order = found.get(reply.order_id)
         if order is None:
             rejections.append(reply.rejection("unknown_order", "data.order_id", "names no order of ours"))
             continue
         try:
-            work.apply(order, reply.message, message_id=reply.message_id)
+            work.apply(order, reply.message, message_id=reply.message_id, digest=digest)
         except InvalidMessage as error:
             rejections.append(reply.rejection("invalid", error.field_name or "data", str(error)))
         else:
-            seen.add(_key(reply))
+            seen[key] = digest
     return rejections
 
 

@@ -33,8 +33,10 @@ class UnitOfWork:
         self._requested: list[compensations.Row] = []
         self._confirmed: list[str] = []
 
-    def apply(self, order: Order, message: Message, *, message_id: str | None = None) -> Decision:
-        """Apply a message by the decision table, and add the results.
+    def apply(
+        self, order: Order, message: Message, *, message_id: str | None = None, digest: str | None = None
+    ) -> Decision:
+        """Apply a message by the decision table, and add the results; one from the broker has an id and a digest.
 
         Raises InvalidMessage and then adds nothing.
         """
@@ -43,7 +45,7 @@ class UnitOfWork:
             self.update(order)
         if decision.changed or message_id is not None:
             type_name = _HISTORY_TYPES.get(type(message)) or type(message).__name__
-            self._record(order, type_name, decision.before, message_id)
+            self._record(order, type_name, decision.before, message_id, digest)
         if isinstance(message, messages.StockReleased):
             self._confirmed.append(message.release_id)
         if isinstance(message, messages.PaymentRefunded):
@@ -72,8 +74,10 @@ class UnitOfWork:
         """Add the rejected message to the outbox, addressed to its dead-letter queue, and MessageRejected."""
         self._outgoing += outgoing.dead_letter(rejection), outgoing.message_rejected(rejection, self.now)
 
-    def _record(self, order: Order, type_name: str, before: State, message_id: str | None) -> None:
-        entry = history.Entry(order.id, self.now, type_name, before.value, order.state.value, message_id)
+    def _record(
+        self, order: Order, type_name: str, before: State, message_id: str | None, digest: str | None = None
+    ) -> None:
+        entry = history.Entry(order.id, self.now, type_name, before.value, order.state.value, message_id, digest)
         self._entries.append(entry)
 
     def write(self) -> None:

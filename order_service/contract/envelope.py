@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -99,6 +99,20 @@ class Delivery:
     redeliveries: int = 0
 
 
+#: The codes of rejections, with what each means, for docs/events.md.
+REJECTIONS: Mapping[str, str] = {
+    "malformed": "The body is not a JSON object.",
+    "oversized": f"The body is larger than {MAX_BODY_BYTES // 1024} KiB.",
+    "newer_version": "`specversion` or `dataschema` names a major version that is not known yet.",
+    "unknown_type": "The type is not one of the consumed events, or belongs to another queue.",
+    "invalid": "A field is missing or invalid, or contradicts the order.",
+    "unknown_order": "There is no order with this `order_id`.",
+    "conflicting_id": "The id was used before for a message of the same order and type with another content. "
+    "Give each message an id of its own, and use it again only to repeat that message.",
+    "internal_error": "The message causes an error in the Order Service.",
+}
+
+
 class Rejection(Exception):
     """A message that can never be applied: a stable code, field errors for its sender, and the ids it contains."""
 
@@ -133,6 +147,12 @@ class Reply:
     type: str
     message: Message
     delivery: Delivery
+
+    @property
+    def digest(self) -> str:
+        """The same for messages of the same meaning, whatever their envelope, JSON formatting and unknown fields."""
+        # Without None: an optional field that a later version adds does not change the digests of older messages.
+        return blake2b(to_json(self.message, exclude_none=True), digest_size=16).hexdigest()
 
     def rejection(self, code: str, field_name: str, problem: str) -> Rejection:
         ids = {"message_id": self.message_id, "type": self.type, "order_id": self.order_id}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from order_service.contract import samples
 from order_service.contract.asyncapi import DELIVERY
+from order_service.contract.envelope import REJECTIONS
 from order_service.contract.events import EVENTS, INCOMING, OUTGOING
 from order_service.contract.schemas import Schema, data_schema
 from order_service.contract.topology import EXCHANGE, QUEUES
@@ -18,6 +19,12 @@ envelope around this data: [siblings.md](siblings.md). For machines: `/asyncapi.
 in [schemas](schemas).
 
 {DELIVERY}
+"""
+#: The introduction of the table of rejections.
+REJECTED = """## Rejected messages
+
+A message that can never be applied changes nothing. It is moved to the dead-letter queue, with one of these codes in
+the header `x-error` and the details in `x-error-detail`, and reported by a MessageRejected.
 """
 
 
@@ -51,7 +58,7 @@ def events_page() -> str:
     parts = [INTRO]
     for title, events in groups().items():
         parts += [f"## {title}\n", _summary(events)]
-    parts += ["## Queues\n", _queues(), "## Event data\n"]
+    parts += ["## Queues\n", _queues(), REJECTED, _rejections(), "## Event data\n"]
     return "\n".join([*parts, *(_event(event) for events in groups().values() for event in events)])
 
 
@@ -91,6 +98,10 @@ def _summary(events: Iterable[EventDescription]) -> str:
 def _queues() -> str:
     rows = ([queue.name, ", ".join(queue.routing_keys), queue.dead_letters] for queue in QUEUES)
     return table(["queue", "routing keys", "dead-letter queue"], ([f"`{cell}`" for cell in row] for row in rows))
+
+
+def _rejections() -> str:
+    return table(["code", "meaning"], ([f"`{code}`", meaning] for code, meaning in REJECTIONS.items()))
 
 
 def _event(event: EventDescription) -> str:

@@ -141,8 +141,10 @@ class MenuReserved(IncomingData):
     items: Annotated[list[ReservedItem], Field(min_length=1, max_length=100)]
 
     def to_message(self) -> domain.Message:
-        items = tuple(domain.Item(item.id, item.name, item.price, item.stock) for item in self.items)
-        return domain.MenuReserved(items, self.reservation_id)
+        # Sorted, so that messages that list the same items are equal.
+        items = sorted(self.items, key=lambda item: item.id)
+        entries = tuple(domain.Item(item.id, item.name, item.price, item.stock) for item in items)
+        return domain.MenuReserved(entries, self.reservation_id)
 
 
 class MenuRejected(IncomingData):

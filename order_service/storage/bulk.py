@@ -62,16 +62,21 @@ def insert_returning(connection: sa.Connection, table: sa.Table, rows: Sequence[
     return list(connection.exec_driver_sql(statement, (_as_json(rows),)))
 
 
-def present(connection: sa.Connection, columns: Columns, keys: Sequence[tuple[Any, ...]]) -> set[Any]:
-    """The keys among these that a table holds in these columns; fast if an index begins with them."""
+def find(
+    connection: sa.Connection, columns: Columns, keys: Sequence[tuple[Any, ...]], *, value: sa.Column[Any]
+) -> dict[Any, Any]:
+    """The keys among these that a table holds in these columns, each with a value of its row.
+
+    Fast if a unique index consists of the columns.
+    """
     if connection.dialect.name == "sqlite":
-        found = connection.execute(sa.select(*columns).where(sa.tuple_(*columns).in_(keys)))
+        found = connection.execute(sa.select(*columns, value).where(sa.tuple_(*columns).in_(keys)))
     else:
         # Plain str: to_json() takes twenty times as long with SQLAlchemy's quoted_name as keys.
         names = [str(column.name) for column in columns]
         rows = [dict(zip(names, key, strict=True)) for key in keys]
-        found = connection.exec_driver_sql(_postgresql_present(columns), (_as_json(rows),))
-    return {tuple(row) for row in found}
+        found = connection.exec_driver_sql(_postgresql_find(columns, value), (_as_json(rows),))
+    return {tuple(key): found_value for *key, found_value in found}
 
 
 def among(connection: sa.Connection, column: sa.ColumnElement[Any], values: Sequence[Any]) -> sa.ColumnElement[bool]:
@@ -114,9 +119,9 @@ def _postgresql_update(table: sa.Table, columns: Columns) -> str:
 
 
 @cache
-def _postgresql_present(columns: Columns) -> str:
-    names, table = _names(columns), columns[0].table
-    return f"SELECT {names} FROM {table} JOIN {_recordset(columns)} USING ({names})"  # noqa: S608 - our names
+def _postgresql_find(columns: Columns, value: sa.Column[Any]) -> str:
+    names, table = _names(columns), value.table
+    return f"SELECT {names}, {value.name} FROM {table} JOIN {_recordset(columns)} USING ({names})"  # noqa: S608
 
 
 def _recordset(columns: Columns) -> str:

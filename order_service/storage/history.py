@@ -20,6 +20,7 @@ class Entry(NamedTuple):
     from_state: str | None
     to_state: str
     message_id: str | None = None
+    digest: str | None = None
 
 
 def inserts(entries: Sequence[Entry]) -> bulk.Insert:

@@ -16,12 +16,15 @@ from order_service.storage.tables import order_history, suspects
 Key = tuple[int, str, str]
 
 
-def applied(connection: sa.Connection, keys: Sequence[Key]) -> set[Key]:
-    """The messages among these that were applied before; certain only while their orders are locked."""
+def applied(connection: sa.Connection, keys: Sequence[Key]) -> dict[Key, str | None]:
+    """The messages among these that were applied before, each with its digest.
+
+    Certain only while their orders are locked. A message applied before digests were stored has None.
+    """
     if not keys:
-        return set()
+        return {}
     columns = (order_history.c.order_id, order_history.c.type, order_history.c.message_id)
-    return bulk.present(connection, columns, keys)
+    return bulk.find(connection, columns, keys, value=order_history.c.digest)
 
 
 def count_attempt(connection: sa.Connection, key: str) -> int:

@@ -91,6 +91,8 @@ order_history = sa.Table(
     sa.Column("to_state", sa.String(24), nullable=False),
     # The inbox: a message is applied to an order once. Null for requests and deadlines.
     sa.Column("message_id", sa.String(255)),
+    # Of the message's content, because a sender may use an id twice. Null in rows from before it was stored.
+    sa.Column("digest", sa.String(32)),
     sa.UniqueConstraint("order_id", "type", "message_id"),
 )
 

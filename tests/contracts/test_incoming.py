@@ -13,7 +13,7 @@ from tests.builders import KWETIAU, menu_rejected, menu_reserved, payment_comple
 
 HERE = Path(__file__).parent
 DECODED: dict[str, Message] = {
-    "MenuReserved": menu_reserved("R1", KWETIAU, Item(1, "Nasi Ayam Bakar", Decimal("17999.5"), 13)),
+    "MenuReserved": menu_reserved("R1", Item(1, "Nasi Ayam Bakar", Decimal("17999.5"), 13), KWETIAU),
     "MenuRejected": menu_rejected("out_of_stock", 2),
     "StockReleased": StockReleased("9b3e4a35-7a62-5b0c-8d55-0d1a5d0c7a01"),
     "PaymentCompleted": payment_completed("41", 55999),

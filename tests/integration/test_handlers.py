@@ -89,11 +89,10 @@ def test_order_is_read_from_the_database_as_it_was_written(database: Database) -
 
 def test_repeated_message_is_applied_once_within_a_batch_and_across_batches(database: Database) -> None:
     [order_id] = core.place_sent(database)
-    # Other content under the same id: only the inbox can tell that it is a repeat.
-    second = completed(order_id, "P2", Decimal(5))
+    batch = [reserved(order_id), reserved(order_id), completed(order_id), completed(order_id)]
 
-    core.apply(database, reserved(order_id), reserved(order_id, "R2"), completed(order_id), second)
-    core.apply(database, second, completed(order_id), reserved(order_id, "R3"))
+    assert core.apply(database, *batch) == []
+    assert core.apply(database, *batch[::-1]) == []
 
     assert core.get(database, order_id).state is State.PAID
     assert core.compensation_rows(database) == []
@@ -102,6 +101,54 @@ def test_repeated_message_is_applied_once_within_a_batch_and_across_batches(data
     # A new message that changes nothing is recorded too.
     core.apply(database, reserved(order_id, id="menu-2"))
     assert core.history_of(database, order_id) == [*history, ("MenuReserved", "menu-2")]
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_message_with_the_id_of_another_one_is_rejected_and_not_taken_for_a_repeat(
+    database: Database, batches: int
+) -> None:
+    # given
+    [order_id] = core.place_sent(database)
+    order = core.get(database, order_id)
+    first, second = (order.compensation_id(RELEASE, id) for id in ("R2", "R3"))
+    core.apply(database, *(reserved(order_id, id, id=id) for id in ("R1", "R2", "R3")))
+    pairs = [
+        (completed(order_id, "P1", id="SAME"), completed(order_id, "P2", id="SAME")),
+        (completed(order_id, "P3", id="3"), completed(order_id, "P3", Decimal(5), id="3")),
+        (reserved(order_id, "R4", id="SAME"), reserved(order_id, "R5", id="SAME")),
+        (released(order_id, first, id="SAME"), released(order_id, second, id="SAME")),
+    ]
+
+    # when
+    if batches == 1:
+        found = core.apply(database, *(reply for pair in pairs for reply in pair))
+    else:
+        found = [each for batch in zip(*pairs, strict=True) for each in core.apply(database, *batch)]
+
+    # then
+    assert [(each.message_id, each.type, each.code, each.order_id) for each in found] == [
+        (reply.message_id, reply.type, "conflicting_id", order_id) for _, reply in pairs
+    ]
+    assert all("send this message again under a new id" in str(each) for each in found)
+    changed = core.get(database, order_id)
+    assert [payment.id for payment in changed.payments] == ["P1", "P3"]
+    assert changed.reservations == ("R1", "R2", "R3", "R4")
+    assert [row.id for row in core.compensation_rows(database) if row.confirmed_at] == [first]
+
+    # and: once its sender has given it an id of its own, it is applied
+    assert core.apply(database, completed(order_id, "P2", id="new")) == []
+    assert [payment.id for payment in core.get(database, order_id).payments] == ["P1", "P3", "P2"]
+
+
+def test_message_recorded_without_a_digest_makes_every_later_one_with_its_id_a_repeat(database: Database) -> None:
+    [order_id] = core.place_sent(database)
+    core.apply(database, reserved(order_id), completed(order_id))
+    with database.writing() as connection:
+        connection.execute(sa.update(order_history).values(digest=None))
+
+    assert core.apply(database, completed(order_id), completed(order_id, "P2"), reserved(order_id, "R2")) == []
+
+    assert core.get(database, order_id).version == 3
 
 
 def test_message_id_is_no_repeat_with_another_type_or_for_another_order(database: Database) -> None:
