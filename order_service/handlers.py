@@ -98,7 +98,7 @@ def apply_replies(work: UnitOfWork, replies: Sequence[Reply]) -> list[Rejection]
         try:
             work.apply(order, reply.message, message_id=reply.message_id, digest=digest)
         except InvalidMessage as error:
-            rejections.append(reply.rejection("invalid", error.field_name or "data", str(error)))
+            rejections.append(reply.rejection(error.code, error.field_name or "data", str(error)))
         else:
             seen[key] = digest
     return rejections

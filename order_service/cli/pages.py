@@ -3,7 +3,7 @@
 from order_service.config import Settings
 from order_service.contract.event_tables import table
 from order_service.domain.messages import Message
-from order_service.domain.order import FINAL, State
+from order_service.domain.order import FINAL, MAX_PAYMENTS, MAX_RESERVATIONS, State
 from order_service.domain.saga import DECISIONS, Rule
 
 MEANINGS = {
@@ -32,7 +32,7 @@ What each message does to an order in each state. This page is generated from th
 
 The outcome for a client's request is in parentheses: `done` returns 200, `remembered` 202 and `refused` 409.
 """
-INVARIANTS = """## Invariants
+INVARIANTS = f"""## Invariants
 
 *The first of these events ends a pending order*: a MenuRejected; a PaymentFailed or PUT failed; a cancel; the menu
 deadline before a valid MenuReserved; the payment deadline after one; a MenuReserved at a price other than
@@ -41,6 +41,9 @@ Nothing else changes the status or the reason, and a later reservation or paymen
 
 A failed or cancelled order compensates its accepted reservation and every payment; a paid order compensates every
 reservation and payment but its own. Each compensation is requested under one id until the sibling confirms it.
+
+An order records at most {MAX_RESERVATIONS} reservations and {MAX_PAYMENTS} payments with different ids. A message
+with one more is dead-lettered (`too_many`) and changes nothing: no compensation is requested for it.
 """
 
 

@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails, to_json
 
 from order_service.contract import events
 from order_service.domain.messages import Message
+from order_service.domain.order import MAX_PAYMENTS, MAX_RESERVATIONS
 
 SOURCE = "/order-service"
 APP_ID = "order-service"
@@ -109,6 +110,8 @@ REJECTIONS: Mapping[str, str] = {
     "unknown_order": "There is no order with this `order_id`.",
     "conflicting_id": "The id was used before for a message of the same order and type with another content. "
     "Give each message an id of its own, and use it again only to repeat that message.",
+    "too_many": f"The order has {MAX_RESERVATIONS} reservations, or {MAX_PAYMENTS} payments, and this is another one. "
+    "No compensation will be requested for it: release or refund it.",
     "internal_error": "The message causes an error in the Order Service.",
 }
 

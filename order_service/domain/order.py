@@ -33,6 +33,9 @@ class State(StrEnum):
 FINAL = frozenset({State.PAID, State.FAILED, State.CANCELLED})
 #: The states in which the order waits for the menu.
 AWAITING_MENU = frozenset({State.AWAITING_MENU, State.AWAITING_MENU_PREPAID})
+#: The most reservations, and the most payments with an id, that an order records. It needs one of each, and faults
+#: cause a few more. Its row contains all of them, and is read and written for every message.
+MAX_RESERVATIONS = MAX_PAYMENTS = 100
 
 
 class OrderError(Exception):
@@ -45,7 +48,15 @@ class OrderError(Exception):
 
 
 class InvalidMessage(OrderError):
-    """The message contradicts its order and can never be applied, so it is dead-lettered."""
+    """The message contradicts its order and can never be applied, so it is dead-lettered with this code."""
+
+    code = "invalid"
+
+
+class TooMany(InvalidMessage):
+    """The order already has as many reservations or payments as it records."""
+
+    code = "too_many"
 
 
 class UnknownOrder(OrderError):
@@ -160,19 +171,29 @@ class Order:
         """Record a reservation and return True; return False for a repeat of a known one.
 
         If the known reservation has no id, the first id that arrives is assigned to it and counts as a duplicate.
+        Raises TooMany.
         """
         if reservation_id in self.reservations or (reservation_id is None and self.reservations):
             return False
         if None in self.reservations:
             self.reservations = tuple(reservation_id if known is None else known for known in self.reservations)
             return False
+        if len(self.reservations) >= MAX_RESERVATIONS:
+            problem = f"is one more than the {MAX_RESERVATIONS} recorded for this order; release it without a request"
+            raise TooMany(problem, order_id=self.id, field_name="data.reservation_id")
         self.reservations += (reservation_id,)
         return True
 
     def record_payment(self, payment: Payment) -> bool:
-        """Record a payment and return True; return False for a repeat: the first amount recorded for an id is kept."""
+        """Record a payment and return True; return False for a repeat: the first amount recorded for an id is kept.
+
+        Raises TooMany, but not for the one payment without an id.
+        """
         if any(known.id == payment.id for known in self.payments):
             return False
+        if payment.id is not None and sum(known.id is not None for known in self.payments) >= MAX_PAYMENTS:
+            problem = f"is one more than the {MAX_PAYMENTS} recorded for this order; refund it without a request"
+            raise TooMany(problem, order_id=self.id, field_name="data.payment_id")
         self.payments += (payment,)
         return True
 
@@ -220,11 +241,11 @@ class Order:
 
         If the kept payment has no id and the amount matches the total, it replaces that payment; otherwise refund it.
         """
-        if not self.record_payment(payment):
-            return
-        if self.payments[0].id is None and payment.amount == self.total_price:
-            self.payments = (payment, *self.payments[1:-1])
-        else:
+        first, *others = self.payments
+        is_known = any(known.id == payment.id for known in others)
+        if first.id is None and payment.amount == self.total_price and not is_known:
+            self.payments = (payment, *others)
+        elif self.record_payment(payment):
             self.refund(payment, "second_payment")
 
 

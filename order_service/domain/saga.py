@@ -100,9 +100,9 @@ def _release_second(order: Order, message: MenuReserved, policy: Policy, now: da
 
 
 def _release_late(order: Order, message: MenuReserved, policy: Policy, now: datetime) -> None:
-    order.due_at = None
     if order.record_reservation(message.reservation_id):
         order.release(message.reservation_id, order.end_reason)
+    order.due_at = None
 
 
 def _reject(order: Order, message: MenuRejected, policy: Policy, now: datetime) -> None:

@@ -174,6 +174,25 @@ def test_rejected_messages_are_returned_and_the_rest_of_the_batch_is_applied(dat
     assert core.history_of(database, first) == [("MenuReserved", "good")]
 
 
+def test_payments_and_reservations_beyond_a_hundred_are_rejected_and_the_order_stops_growing(
+    database: Database,
+) -> None:
+    [order_id] = core.place_sent(database)
+    core.cancel(database, order_id)
+    payments = [completed(order_id, f"P{number}", id=f"pay-{number}") for number in range(150)]
+    reservations = [reserved(order_id, f"R{number}", id=f"menu-{number}") for number in range(150)]
+
+    found = core.apply(database, *payments, *reservations)
+
+    assert [each.message_id for each in found] == [reply.message_id for reply in payments[100:] + reservations[100:]]
+    assert {(each.code, each.order_id) for each in found} == {("too_many", order_id)}
+    order = core.get(database, order_id)
+    assert (order.state, len(order.payments), len(order.reservations)) == (State.CANCELLED, 100, 100)
+    assert len(core.compensation_rows(database)) == len(core.history_of(database, order_id)) - 1 == 200
+    # Rejected ones are not recorded; those that were applied stay repeats.
+    assert core.apply(database, payments[0], reservations[0]) == []
+
+
 def test_compensations_are_rows_until_the_sibling_confirms_them(database: Database) -> None:
     # given
     [order_id] = core.place_sent(database)

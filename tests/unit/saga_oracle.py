@@ -11,6 +11,7 @@ from datetime import datetime
 from decimal import Decimal
 from operator import attrgetter
 
+from order_service.domain import order as domain
 from order_service.domain.messages import (
     Cancel,
     MenuDeadline,
@@ -47,6 +48,7 @@ class Confirm:
 
 
 Step = Message | Confirm
+SENT_BY_SIBLINGS = (MenuReserved, MenuRejected, PaymentCompleted, PaymentFailed)
 #: The status that a caller's request asks for.
 REQUESTED_STATUS: dict[type[Step], str] = {
     ReportPaid: "paid", ReportFailed: "failed", ReportPending: "pending", Cancel: "cancelled"
@@ -214,6 +216,8 @@ class Comparison:
     menu: MenuLedger = field(default_factory=MenuLedger)
     payment: PaymentLedger = field(default_factory=PaymentLedger)
     requested: list[Compensation] = field(default_factory=list)
+    #: The siblings' messages that changed nothing when they came.
+    ignored: list[Message] = field(default_factory=list)
 
     def run(self, steps: Sequence[Step]) -> None:
         if self.reserved_first:
@@ -227,19 +231,29 @@ class Comparison:
         if not self.compensated_at_once:
             self._compensate(self.requested)
         self._check_ledgers()
+        # A message that changed nothing has no effect at any later time either, so it need not be remembered.
+        for message in self.ignored:
+            assert not decide(copy.copy(self.order), message, policy=POLICY, now=NOW).changed
 
     def step(self, step: Step) -> None:
         order_before, oracle_before = copy.copy(self.order), copy.copy(self.oracle)
-        invalid = self.oracle.is_invalid(step) or (isinstance(step, Confirm) and self._is_unknown(step))
+        too_many = self._is_too_many(step)
+        invalid = too_many or self.oracle.is_invalid(step) or (isinstance(step, Confirm) and self._is_unknown(step))
         try:
             decision = decide(self.order, self._message(step), policy=POLICY, now=NOW)
         except InvalidMessage:
             assert invalid, f"{step} was refused"
             assert (self.order, self.order.effects) == (order_before, [])
+            if too_many:
+                # Without the bound it would have decided nothing either.
+                self.oracle.apply(step)
+                assert (self.order.state.status, self.order.reason) == (self.oracle.status, self.oracle.reason)
             return
         assert not invalid, f"{step} was accepted"
         outcome = self.oracle.apply(step)
         assert decision.outcome == outcome
+        if isinstance(step, SENT_BY_SIBLINGS) and not decision.changed:
+            self.ignored.append(step)
         self._check_order(decision, order_before)
         self._update_ledgers(step, outcome)
         self._check_effects(step, decision, oracle_before)
@@ -255,6 +269,17 @@ class Comparison:
         assert decision.changed == (facts(order) != facts(before))
         assert decision.changed or not decision.effects
         assert order.version == before.version + decision.changed
+
+    def _is_too_many(self, step: Step) -> bool:
+        """Whether it is a new reservation or payment beyond the bound; the payment that names a reported one is not."""
+        held, known = self.menu.held, self.payment.known
+        match step:
+            case MenuReserved(_, str(id)):
+                return len(held.keys() | {id}) > domain.MAX_RESERVATIONS and not held.keys() & {id, "nameless"}
+            case PaymentCompleted(id, amount) if len(known.keys() - {None, id}) >= domain.MAX_PAYMENTS:
+                is_reported = self.oracle.status == "paid" and next(iter(known)) is None and amount == TOTAL
+                return id not in known and not (is_reported and self.payment.settle() is None)
+        return False
 
     def _is_unknown(self, step: Confirm) -> bool:
         return step.is_crossed or step.nth >= len(self.requested)

@@ -21,7 +21,7 @@ from order_service.domain.messages import (
     ReportPending,
     StockReleased,
 )
-from order_service.domain.order import InvalidMessage, Order, Payment, State
+from order_service.domain.order import InvalidMessage, Order, Payment, State, TooMany
 from order_service.domain.saga import DECISIONS, Policy, Rule, decide
 from tests.builders import (
     ES_TEH,
@@ -300,6 +300,46 @@ def test_items_that_do_not_cover_the_order_are_invalid_and_leave_it_unchanged(
     assert order == before
     assert (raised.value.order_id, raised.value.field_name) == (7, "data.items")
     assert "1, 2" in str(raised.value)
+
+
+PAYMENTS = [payment_completed(f"P{number}", 1) for number in range(1, 101)]
+RESERVATIONS = [menu_reserved(f"R{number}") for number in range(1, 101)]
+#: A message beyond the bound of 100, after messages that bring the order there.
+BEYOND: dict[str, tuple[list[Message], Message]] = {
+    "remembered payment": (PAYMENTS, payment_completed("P101")),
+    "second payment": ([R1, P1, *PAYMENTS], payment_completed("P101")),
+    "second payment of a reported one": ([R1, ReportPaid(), *PAYMENTS], payment_completed("P101", 1)),
+    "late payment": ([Cancel(), *PAYMENTS], payment_completed("P101")),
+    "second reservation": (RESERVATIONS, menu_reserved("R101")),
+    "late reservation": ([Cancel(), *RESERVATIONS], menu_reserved("R101")),
+}
+
+
+@pytest.mark.parametrize(("messages", "beyond"), BEYOND.values(), ids=BEYOND)
+def test_one_more_than_a_hundred_reservations_or_payments_is_too_many_and_changes_nothing(
+    messages: list[Message], beyond: Message
+) -> None:
+    order = order_after(*messages)
+    before = copy.deepcopy(order)
+
+    with pytest.raises(TooMany) as raised:
+        apply(order, beyond)
+
+    assert order == before
+    assert (raised.value.code, raised.value.order_id) == ("too_many", 7)
+    assert raised.value.field_name in ("data.payment_id", "data.reservation_id")
+    # The first hundred were all recorded, and each is still known.
+    assert {decision.changed for decision in apply(order, *messages[-99:])} == {False}
+
+
+def test_reported_payment_and_the_payment_that_names_it_are_accepted_beyond_a_hundred_payments() -> None:
+    remembered, paid = order_after(*PAYMENTS), order_after(R1, ReportPaid(), *PAYMENTS)
+
+    happened = [result(remembered, ReportPaid()), result(paid, payment_completed("P101"))]
+
+    assert happened == ["awaiting_menu_prepaid: nothing -> remembered", "paid: nothing"]
+    assert (len(remembered.payments), remembered.payments[-1]) == (101, Payment())
+    assert (len(paid.payments), paid.payments[0]) == (101, Payment("P101", TOTAL))
 
 
 @pytest.mark.parametrize("repeat", [R1, NAMELESS], ids=["same id", "no id"])

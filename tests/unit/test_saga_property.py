@@ -8,9 +8,11 @@ import os
 from collections import defaultdict
 from decimal import Decimal
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from order_service.domain import order
 from order_service.domain.messages import (
     Cancel,
     MenuDeadline,
@@ -75,6 +77,17 @@ def test_the_first_deciding_event_decides_and_the_ledgers_balance(
     compare(
         steps, expected_total=expected_total, reserved_first=reserved_first, compensated_at_once=compensated_at_once
     )
+
+
+@settings(repeatable, max_examples=EXAMPLES // 6)
+@given(st.lists(STEPS, max_size=12), EXPECTED_TOTALS, st.integers(1, 2), st.booleans())
+def test_reservations_and_payments_beyond_the_bounds_decide_nothing(
+    steps: list[Step], expected_total: Decimal | None, bound: int, compensated_at_once: bool
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order, "MAX_RESERVATIONS", 1)
+        patch.setattr(order, "MAX_PAYMENTS", bound)
+        compare(steps, expected_total=expected_total, compensated_at_once=compensated_at_once)
 
 
 #: The messages of which all short sequences are made.
