@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import accumulate
 
 import pika
 import structlog
@@ -14,7 +15,7 @@ from consumers.batch import dead_letter_failed, process_batch, retry_poison_mess
 from order_service import vendor
 from order_service.config import Settings
 from order_service.contract import topology
-from order_service.contract.envelope import Delivery
+from order_service.contract.envelope import Delivery, shortened
 from order_service.process import RECONNECT, StopFlag, first_line, supervise
 from order_service.storage.database import Database, is_transient
 from order_service.storage.migrate import wait_for_database
@@ -25,6 +26,8 @@ IDLE_SECONDS = 0.5
 #: A message delivered this many times without an ack may end the process, and is processed alone.
 #: https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling
 POISON_AFTER = 3
+#: The most body bytes in one transaction, all of which may become dead letters. A body that is not oversized fits.
+BATCH_BYTES = 16 * 1024 * 1024
 #: The AMQP properties that a delivery keeps.
 _PROPERTIES = ("type", "message_id", "correlation_id", "app_id", "content_type")
 
@@ -84,7 +87,8 @@ class Worker:
         count = (properties.headers or {}).get("x-delivery-count") if deliver.redelivered else 0
         redeliveries = count if isinstance(count, int) else 0
         delivery = Delivery(queue, deliver.routing_key or "", body, _texts(properties), redeliveries)
-        self._arrived.append((deliver.delivery_tag or 0, delivery))
+        # Cut here, so that it takes little memory while it waits for the database.
+        self._arrived.append((deliver.delivery_tag or 0, shortened(delivery)))
 
     def _note_cancel(self, _: object) -> None:
         self._cancelled = True
@@ -102,7 +106,7 @@ class Worker:
 
     def _process(self) -> None:
         """Process and ack up to a batch of what has been collected, or wait for the database."""
-        batch = self._arrived[: self._settings.batch_size]
+        batch = self._batch()
         try:
             if batch:
                 self._process_batch(batch)
@@ -114,6 +118,12 @@ class Worker:
             waiting = _ServingStop(self._channel.connection, self._stop)
             waiting.wait(next(self._delays))
             wait_for_database(self._database, waiting)
+
+    def _batch(self) -> Sequence[tuple[int, Delivery]]:
+        """The first deliveries that have arrived, up to the limits of number and size."""
+        batch = self._arrived[: self._settings.batch_size]
+        sizes = accumulate(len(delivery.body) for _, delivery in batch)
+        return batch[: sum(size <= BATCH_BYTES for size in sizes)]
 
     def _process_batch(self, batch: Sequence[tuple[int, Delivery]]) -> None:
         if any(delivery.redeliveries >= POISON_AFTER for _, delivery in batch):

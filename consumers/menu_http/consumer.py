@@ -103,6 +103,8 @@ class MenuHttpConsumer(Worker):
 
 
 def _event(delivery: Delivery) -> _Event:
+    if delivery.oversized:
+        raise rejection(delivery, "oversized", "body", delivery.oversized.problem)
     try:
         return _Event.model_validate_json(delivery.body)
     except ValidationError as error:

@@ -5,7 +5,7 @@ https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import blake2b, sha256
@@ -26,6 +26,8 @@ CONTENT_TYPE = "application/cloudevents+json"
 SCHEMA_VERSION = 1
 #: A larger body is dead-lettered without being decoded; a hundred dishes with long names need a tenth of this.
 MAX_BODY_BYTES = 256 * 1024
+#: What is kept of a larger body: enough to recognize it, and little for the database and the relay to carry.
+KEPT_BODY_BYTES = 64 * 1024
 #: A version is looked for in this many characters at the end of `dataschema`: the search takes quadratic time.
 MAX_SCHEMA_CHARACTERS = 300
 #: AMQP 0-9-1 carries a message id as a short string.
@@ -89,6 +91,22 @@ def schema_name(event_type: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Oversized:
+    """The size and the hash of a body of which only the beginning is kept."""
+
+    body_bytes: int
+    sha256: str
+
+    @property
+    def problem(self) -> str:
+        """What the sender must do, as a field error says it."""
+        return (
+            f"has {self.body_bytes} bytes, at most {MAX_BODY_BYTES} are read: publish a smaller one. "
+            f"Only the first {KEPT_BODY_BYTES} bytes are kept"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Delivery:
     """A message as the broker delivers it, free of the client library's types."""
 
@@ -98,6 +116,17 @@ class Delivery:
     properties: Mapping[str, Any] = field(default_factory=dict)
     #: How many times the broker has delivered it before without an ack.
     redeliveries: int = 0
+    #: Set if `body` is only the beginning of an oversized body.
+    oversized: Oversized | None = None
+
+
+def shortened(delivery: Delivery) -> Delivery:
+    """Cut an oversized body to its beginning. May be repeated."""
+    body = delivery.body
+    if len(body) <= MAX_BODY_BYTES:
+        return delivery
+    oversized = Oversized(len(body), sha256(body).hexdigest())
+    return replace(delivery, body=body[:KEPT_BODY_BYTES], oversized=oversized)
 
 
 #: The codes of rejections, with what each means, for docs/events.md.
@@ -164,7 +193,7 @@ class Reply:
 
 def read(delivery: Delivery) -> Reply:
     """Decode a message, in an envelope or bare. Raises Rejection with every reason found."""
-    return _Reader(delivery).reply()
+    return _Reader(shortened(delivery)).reply()
 
 
 class _Reader:
@@ -208,11 +237,10 @@ class _Reader:
         return data
 
     def _json_object(self) -> dict[str, Any]:
-        body = self._delivery.body
-        if len(body) > MAX_BODY_BYTES:
-            raise self._problem("oversized", "body", f"has {len(body)} bytes, at most {MAX_BODY_BYTES} are read")
+        if self._delivery.oversized:
+            raise self._problem("oversized", "body", self._delivery.oversized.problem)
         try:
-            document = events.exact_json(body)
+            document = events.exact_json(self._delivery.body)
         except RecursionError:
             raise self._problem("malformed", "body", "is nested too deeply") from None
         except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, and integers of thousands of digits

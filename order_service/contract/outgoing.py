@@ -78,11 +78,20 @@ def _lines(order: Order) -> list[events.Line]:
 
 
 def dead_letter(rejection: Rejection) -> Outgoing:
-    """The rejected message unchanged, addressed to its queue's dead-letter queue, with the reason in its headers."""
+    """The rejected message, addressed to its queue's dead-letter queue, with the reason in its headers.
+
+    Its body is unchanged, unless it is oversized: then the headers contain its size and hash.
+    """
     delivery = rejection.delivery
-    headers = {"x-error": rejection.code, "x-error-detail": str(rejection)[:1000], "x-origin-queue": delivery.queue}
+    headers: dict[str, str | int] = {
+        "x-error": rejection.code,
+        "x-error-detail": str(rejection)[:1000],
+        "x-origin-queue": delivery.queue,
+    }
     if rejection.order_id is not None:
         headers["x-order-id"] = str(rejection.order_id)[:100]
+    if delivery.oversized:
+        headers |= {"x-body-bytes": delivery.oversized.body_bytes, "x-body-sha256": delivery.oversized.sha256}
     # Bytes that are not UTF-8 were decoded to replacement characters, which may exceed a short string.
     kept = {name: storable(delivery.properties.get(name)) for name in ("content_type", "app_id", "correlation_id")}
     return Outgoing(

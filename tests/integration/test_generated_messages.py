@@ -382,5 +382,6 @@ def _is_right(
         return (not message.codes or message.may_be_applied) and key is not None and applied[key] == 1
     [letter] = dead
     found = letter.properties.headers or {}
-    kept = letter.body == message.body and letter.routing_key.endswith(".dlq")
+    kept_bytes = envelope.KEPT_BODY_BYTES if found["x-error"] == "oversized" else None
+    kept = letter.body == message.body[:kept_bytes] and letter.routing_key.endswith(".dlq")
     return kept and found["x-error"] in message.codes and f" {message.field}" in str(found["x-error-detail"])

@@ -12,6 +12,7 @@ import pytest
 from consumers.menu_http.client import Menus
 from consumers.menu_http.consumer import MenuHttpConsumer
 from order_service.contract import topology
+from order_service.contract.envelope import KEPT_BODY_BYTES, MAX_BODY_BYTES
 from order_service.contract.topology import MENU_HTTP
 from order_service.process import utc_now
 from order_service.storage.database import Database
@@ -85,7 +86,9 @@ def test_message_waits_while_the_menu_is_unreachable(
         (b'{"type": "OrderCreated", "data": {"order_id": "1"}}', "invalid"),
         (b'{"type": "OrderPaid", "data": {"order_id": 1}}', "invalid"),
         (b'{"type": "StockReleaseRequested", "data": {"order_id": 1, "release_id": "not requested"}}', "invalid"),
+        (b'{"type": "OrderCreated", "data": {"order_id": 99}}'.ljust(MAX_BODY_BYTES + 1), "oversized"),
     ],
+    ids=lambda value: value[:70] if isinstance(value, bytes) else value,
 )
 def test_message_that_can_never_be_processed_is_dead_lettered(
     consumer: Make, wire: Wire, database: Database, eventually: Eventually, body: bytes, code: str
@@ -98,7 +101,7 @@ def test_message_that_can_never_be_processed_is_dead_lettered(
         [letter] = eventually(lambda: core.rows(database, outbox, dead), "the dead letter")
 
     assert f'"x-error": "{code}"' in letter.properties
-    assert letter.body == body
+    assert letter.body == (body[:KEPT_BODY_BYTES] if code == "oversized" else body)
 
 
 def test_consumer_refuses_to_start_without_its_queue(consumer: Make, amqp_url: str, eventually: Eventually) -> None:

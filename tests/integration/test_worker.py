@@ -3,6 +3,7 @@
 import json
 import threading
 from datetime import datetime
+from hashlib import sha256
 from typing import Any
 
 import pika
@@ -11,6 +12,7 @@ import sqlalchemy as sa
 
 from consumers import worker
 from order_service.contract import topology
+from order_service.contract.envelope import KEPT_BODY_BYTES, MAX_BODY_BYTES
 from order_service.storage.database import Database
 from order_service.storage.tables import order_history, orders, outbox
 from tests import builders
@@ -48,6 +50,23 @@ def test_dead_letter_names_its_order_and_message_rejected_lists_every_error(
     assert (rejection["correlationid"], rejection["data"]["message_id"]) == ("77", "pay-1")
     assert {error["field"] for error in rejection["data"]["errors"]} == {"data.payment_id", "data.amount"}
     assert datetime.fromisoformat(rejection["data"]["received_at"])
+
+
+def test_oversized_message_is_dead_lettered_with_its_beginning_and_its_hash(
+    database: Database, wire: Wire, consuming: Start, eventually: Eventually
+) -> None:
+    body = b'{"order_id": 1}'.ljust(10 * MAX_BODY_BYTES)
+    wire.send_raw("menu.reserved", body, message_id="large-1")
+
+    with consuming():
+        eventually(lambda: dead_letters(database), "the dead letter")
+
+    [letter] = dead_letters(database)
+    assert (letter["x-error"], letter["id"], letter["body"]) == ("oversized", "large-1", body[:KEPT_BODY_BYTES])
+    assert (letter["x-body-bytes"], letter["x-body-sha256"]) == (len(body), sha256(body).hexdigest())
+    assert f"at most {MAX_BODY_BYTES} are read: publish a smaller one" in letter["x-error-detail"]
+    [rejection] = core.unsent_events(database, "MessageRejected")
+    assert rejection["data"]["errors"][0]["field"] == "body"
 
 
 @core.SQLITE_ONLY

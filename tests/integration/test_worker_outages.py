@@ -1,8 +1,15 @@
 """The consumer during outages: nothing is acked or dead-lettered, and work continues when the outage ends."""
 
+import contextlib
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import datetime
+
 import pytest
 import sqlalchemy as sa
 
+from consumers.worker import BATCH_BYTES
 from order_service import handlers
 from order_service.contract import topology
 from order_service.storage.database import Database
@@ -42,6 +49,43 @@ def test_messages_wait_while_the_database_is_unreachable_and_return_to_the_queue
             wire.send(*[completed(id) for id in ids])
             eventually(lambda: log.count(RETRYING) > before, "the second outage to be noticed")
         eventually(lambda: wire.depth() == len(ids), "the messages to be in the queue again")
+
+
+@core.POSTGRESQL_ONLY
+def test_large_messages_that_wait_for_the_database_take_bounded_memory_and_are_rejected_in_bounded_transactions(
+    database: Database, wire: Wire, consuming: Start, eventually: Eventually, log: Log
+) -> None:
+    # given: 64 MiB in oversized bodies, and 20 MiB in bodies that are kept whole
+    sizes = [8 * 1024 * 1024] * 8 + [250 * 1024] * 80
+    is_dead = outbox.c.exchange == ""
+
+    # when: all of them wait for the database at once
+    with consuming(), traced_memory() as peak_bytes:
+        eventually(lambda: log.count("consuming"), "the consumer to start")
+        with core.database_unreachable(database.url):
+            with wire.channel() as channel:
+                for size in sizes:
+                    channel.basic_publish(topology.EXCHANGE, "menu.reserved", b"x" * size)
+            eventually(lambda: wire.depth() == 0, "all of them to be delivered")
+            taken = peak_bytes()
+        eventually(lambda: len(core.rows(database, outbox, is_dead)) == len(sizes), "the dead letters")
+
+    # then
+    assert taken < 64 * 1024 * 1024
+    written: Counter[datetime] = Counter()
+    for row in core.rows(database, outbox, is_dead):
+        written[row.created_at] += len(row.body)
+    assert max(written.values()) <= BATCH_BYTES
+
+
+@contextlib.contextmanager
+def traced_memory() -> Iterator[Callable[[], int]]:
+    """Trace the memory that Python allocates in the block; the value is a function that returns the highest amount."""
+    tracemalloc.start(1)
+    try:
+        yield lambda: tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("table", ["orders", "order_history", "outbox"])

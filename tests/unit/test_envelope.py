@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -14,12 +15,15 @@ from hypothesis import strategies as st
 
 from order_service.contract import events
 from order_service.contract.envelope import (
+    KEPT_BODY_BYTES,
     MAX_BODY_BYTES,
     Delivery,
+    Oversized,
     Rejection,
     Reply,
     read,
     schema_name,
+    shortened,
     utc_text,
     wrap,
 )
@@ -354,6 +358,18 @@ def test_an_oversized_body_is_rejected_without_being_decoded() -> None:
 
     assert code_and_fields(rejected) == ("oversized", ["body"])
     assert read_bare(largest).order_id == 7
+
+
+def test_only_the_beginning_of_an_oversized_body_is_kept_with_the_size_and_the_hash_of_all_of_it() -> None:
+    body = b"[" + b"x" * MAX_BODY_BYTES
+
+    kept = shortened(Delivery("order-service.menu", "menu.reserved", body))
+
+    assert kept.body == body[:KEPT_BODY_BYTES]
+    assert kept.oversized == Oversized(len(body), sha256(body).hexdigest())
+    assert shortened(kept) == kept
+    largest = Delivery("order-service.menu", "menu.reserved", body[:MAX_BODY_BYTES])
+    assert shortened(largest) is largest
 
 
 @pytest.mark.parametrize("type", ["OrderPaid", "menureserved", "PaymentCompleted ", 7, ["PaymentCompleted"], "\ud800"])
