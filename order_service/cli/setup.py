@@ -5,9 +5,13 @@ import sqlalchemy as sa
 
 from order_service import process
 from order_service.cli.broker import open_channel
+from order_service.cli.recreate import declare, recreate_queue
 from order_service.config import masked
 from order_service.contract import topology
 from order_service.storage import migrate as migrations
+
+_RECREATE = """The services work with these queues as they are. To replace them and keep their messages, stop
+`python -m consumers`, run `python -m order_service topology --recreate`, and start it again."""
 
 
 @click.command()
@@ -22,14 +26,21 @@ def migrate() -> None:
 
 
 @click.command("topology")
-def declare_topology() -> None:
-    """Declare exchange and queues (RABBITMQ_URL). May be repeated."""
+@click.option("--recreate", is_flag=True, help="Replace queues that exist with other arguments; keep their messages.")
+def declare_topology(recreate: bool) -> None:
+    """Declare exchange and queues (RABBITMQ_URL). May be repeated.
+
+    Exits with 2 if a queue exists with other arguments.
+    """
     settings = process.begin()
     queues = (*topology.QUEUES, topology.MENU_HTTP) if settings.menu_service_url else topology.QUEUES
     remedy = (
-        "If the exchange or a queue exists with different arguments, drain it, delete it in the management console and "
-        "repeat this command."
+        "If the exchange or a dead-letter queue exists with different arguments, stop the publishers, drain it, delete "
+        "it in the management console and repeat this command."
     )
     with open_channel(settings, name="order-service topology", remedy=remedy) as channel:
-        topology.declare(channel, queues)
+        for queue in queues if recreate else ():
+            recreate_queue(channel.connection, queue)
+        if problems := declare(channel.connection, queues):
+            process.refuse("\n".join([*dict.fromkeys(problems), _RECREATE]))
     click.echo(f"Declared: {topology.EXCHANGE}, " + ", ".join(queue.name for queue in queues))

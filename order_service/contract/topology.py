@@ -24,7 +24,12 @@ HEARTBEAT_SECONDS = 30
 #: poison message, and each view of a dead letter in the management console counts as a delivery.
 #: https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling
 DELIVERY_LIMIT = 1_000_000
-_QUORUM: dict[str, str | int] = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT}
+QUORUM: dict[str, str | int] = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT}
+
+#: The most message bytes in a queue; further publishes are refused with a nack. At 1 KiB a reply, that is a million
+#: replies, hours of the consumers being stopped, and three such queues fit on the disk of a small broker.
+#: https://www.rabbitmq.com/docs/maxlength
+MAX_QUEUE_BYTES = 1024**3
 
 #: What pika raises while the broker is unreachable, does not respond or closes the connection.
 UNREACHABLE = (AMQPError, AMQPConnectorException, OSError)
@@ -48,14 +53,11 @@ class Queue:
 
     @property
     def arguments(self) -> dict[str, str | int]:
-        """Its arguments for queue.declare. At-least-once dead-lettering requires reject-publish.
-
-        https://www.rabbitmq.com/docs/quorum-queues#dead-lettering
-        """
-        return _QUORUM | {
+        """Its arguments for queue.declare; a queue that exists with others must be replaced (cli/recreate.py)."""
+        return QUORUM | {
             "x-dead-letter-exchange": "",
             "x-dead-letter-routing-key": self.dead_letters,
-            "x-dead-letter-strategy": "at-least-once",
+            "x-max-length-bytes": MAX_QUEUE_BYTES,
             "x-overflow": "reject-publish",
         }
 
@@ -72,7 +74,7 @@ def declare(channel: BlockingChannel, queues: Sequence[Queue] = QUEUES) -> None:
     """Declare the exchange and the queues; may be repeated. Raises ChannelClosedByBroker where arguments differ."""
     channel.exchange_declare(EXCHANGE, exchange_type="topic", durable=True)
     for queue in queues:
-        channel.queue_declare(queue.dead_letters, durable=True, arguments=_QUORUM)
+        channel.queue_declare(queue.dead_letters, durable=True, arguments=QUORUM)
         channel.queue_declare(queue.name, durable=True, arguments=queue.arguments)
         for routing_key in queue.routing_keys:
             channel.queue_bind(queue.name, EXCHANGE, routing_key)

@@ -61,3 +61,14 @@ def test_a_queue_is_a_quorum_queue_with_dead_lettering(queue: topology.Queue) ->
 
     assert arguments["x-queue-type"] == "quorum"
     assert (arguments["x-dead-letter-exchange"], arguments["x-dead-letter-routing-key"]) == ("", queue.dead_letters)
+
+
+@pytest.mark.parametrize("queue", [*topology.QUEUES, topology.MENU_HTTP], ids=lambda queue: queue.name)
+def test_a_full_queue_refuses_further_messages_instead_of_dropping_old_ones(queue: topology.Queue) -> None:
+    assert (queue.arguments["x-max-length-bytes"], queue.arguments["x-overflow"]) == (1024**3, "reject-publish")
+
+
+@pytest.mark.parametrize("queue", [*topology.QUEUES, topology.MENU_HTTP], ids=lambda queue: queue.name)
+def test_no_queue_uses_the_dead_letter_worker_of_the_broker(queue: topology.Queue) -> None:
+    """RabbitMQ 3.10 answers 541 for all such queues if one is deleted while its worker starts."""
+    assert "x-dead-letter-strategy" not in queue.arguments
