@@ -3,6 +3,7 @@
 import base64
 import re
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.request import parse_http_list
 
 import structlog
 from flask import request
@@ -19,9 +20,10 @@ from order_service.web.responses import Status
 log = structlog.get_logger(__name__)
 #: The longest request body, in bytes; an order of a hundred dishes needs a tenth of it.
 MAX_REQUEST_BYTES = 64 * 1024
-#: Visible ASCII characters except the comma, with which a server joins a repeated header (RFC 9110, section 5.3).
-IDEMPOTENCY_KEY = "^[!-+.-~-]{1,255}$"
-_WAIT = re.compile(r'^wait\s*=\s*"?(\d{1,100})"?$', re.IGNORECASE)
+#: Visible ASCII characters except the comma, with which a server joins a repeated header (RFC 9110, section 5.3):
+#: in quotation marks, as a structured field's string (RFC 8941, section 3.3.3), or bare.
+IDEMPOTENCY_KEY = r'^("([!#-+.-\[\]-~-]|\\["\\]){1,255}"|[!#-+.-~-][!-+.-~-]{0,254})$'
+_WAIT = re.compile(r'([0-9]{1,100})|"([0-9]{1,100})"')
 
 
 def _four_decimals(schema: dict[str, Any]) -> None:
@@ -113,9 +115,9 @@ Model = TypeVar("Model", bound=BaseModel)
 
 def json_body() -> dict[str, Any]:
     """The request's JSON object. Raises Problem: 415, 413, 400 or 422."""
-    if not request.is_json:
+    if request.mimetype != "application/json":
         raise Problem("unsupported_media_type")
-    data = _received()
+    data = received_body()
     if len(data) > MAX_REQUEST_BYTES:
         raise Problem("body_too_large")
     try:
@@ -131,16 +133,21 @@ def json_body() -> dict[str, Any]:
     return {name.encode(errors="backslashreplace").decode(): value for name, value in body.items()}
 
 
-def _received() -> bytes:
+def received_body() -> bytes:
     """The raw body. Raises Problem 400 if it ends early or its chunks are malformed."""
     try:
-        return request.get_data()
+        data = request.get_data()
     except HTTPException:
         raise
     except Exception as error:
         # The stream and its exceptions come from the server: gunicorn raises its own Exception for a malformed chunk.
         log.info("cannot read the request body", error=first_line(error)[:200])
         raise Problem("bad_request") from error
+    # gunicorn ends the stream without an error when the client disconnects.
+    if len(data) < (request.content_length or 0):
+        log.info("the request body is incomplete", received_bytes=len(data), announced_bytes=request.content_length)
+        raise Problem("bad_request")
+    return data
 
 
 def parse(model: type[Model], body: dict[str, Any]) -> Model:
@@ -163,24 +170,31 @@ def parse_payment(body: dict[str, Any]) -> PaymentUpdate:
 
 
 def idempotency_key() -> str | None:
-    """The Idempotency-Key of the request, if there is one. Raises Problem 422."""
+    """The Idempotency-Key of the request, if there is one, without its quotation marks. Raises Problem 422.
+
+    https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/ makes it a structured field's string.
+    """
     key = request.headers.get("Idempotency-Key")
-    if key is not None and not re.fullmatch(IDEMPOTENCY_KEY, key):
+    if key is None:
+        return None
+    if not re.fullmatch(IDEMPOTENCY_KEY, key):
         raise _invalid([("Idempotency-Key", "Idempotency-Key")])
-    return key
+    return re.sub(r"\\(.)", r"\1", key[1:-1]) if key.startswith('"') else key
 
 
 def preferred_wait(preferences: str, default: float) -> tuple[float, dict[str, str]]:
     """Return how many seconds to wait for the menu, and the header that says which preferences apply (RFC 7240).
 
-    Unknown preferences are ignored, as the RFC requires.
+    Unknown preferences are ignored, as the RFC requires, and so is a repeated one after the first.
     """
-    tokens = [token.split(";")[0].strip() for token in preferences.split(",")]
-    waits = [int(found[1]) for token in tokens if (found := _WAIT.match(token))]
-    applied = ["respond-async"] if any(token.lower() == "respond-async" for token in tokens) else []
+    given: dict[str, str] = {}
+    for preference in parse_http_list(preferences):
+        name, _, value = preference.partition(";")[0].partition("=")
+        given.setdefault(name.strip().lower(), value.strip())
+    applied = ["respond-async"] if "respond-async" in given else []
     seconds: float = 0 if applied else default
-    if waits:
-        seconds = min(waits[0], MAX_WAIT_SECONDS)
+    if wait := _WAIT.fullmatch(given.get("wait", "")):
+        seconds = min(int(wait[1] or wait[2]), MAX_WAIT_SECONDS)
         applied.append(f"wait={seconds}")
     return seconds, {"Preference-Applied": ", ".join(applied)} if applied else {}
 

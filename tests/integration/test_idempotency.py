@@ -31,13 +31,27 @@ def test_repeated_request_is_answered_from_the_order_as_it_is_now(service: Servi
     assert service.rows()[0] == 2
 
 
-@pytest.mark.parametrize("key", ["x1,x2", ",", "", "two words", "é", "a" * 256])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "x1,x2", ",", "", "two words", "é", "a" * 256,
+        '""', '"', '"k', '"k"x', '"a"b"', r'"\k"', r'"k\"', '"two words"', '"x1,x2"', '"x1","x2"', '"' + "a" * 256 + '"',
+    ],
+)  # fmt: skip
 def test_invalid_key_is_422_naming_its_header(service: Service, key: str) -> None:
     answer = service.post(headers=RESPOND_ASYNC | {"Idempotency-Key": key})
 
     found = problem(answer, 422, "invalid_request")
     assert [error["field"] for error in found["errors"]] == ["Idempotency-Key"]
     assert service.rows()[0] == 0
+
+
+@pytest.mark.parametrize(("quoted", "bare"), [('"k"', "k"), (r'"k\"\\"', 'k"\\'), ('"' + "k" * 255 + '"', "k" * 255)])
+def test_key_in_quotation_marks_is_the_same_key_without_them(service: Service, quoted: str, bare: str) -> None:
+    first, again = (service.post(headers=RESPOND_ASYNC | {"Idempotency-Key": key}) for key in (quoted, bare))
+
+    assert body_of(first) == body_of(again)
+    assert service.rows()[0] == 1
 
 
 def test_two_keys_are_422_over_a_real_connection_too(service: Service) -> None:

@@ -90,8 +90,12 @@ def test_malformed_json_is_400(client: FlaskClient, method: str, path: str, body
 
 @pytest.mark.parametrize(
     "content_type",
-    [None, "", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "json", "*/*"],
-)
+    [
+        None, "", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "json", "*/*",
+        "application/merge-patch+json", "application/problem+json", "text/json", "application/jsonp",
+        "text/plain; application/json",
+    ],
+)  # fmt: skip
 @with_body
 def test_other_content_type_is_415_naming_the_right_one(
     client: FlaskClient, method: str, path: str, content_type: str | None

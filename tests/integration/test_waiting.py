@@ -52,6 +52,10 @@ def test_wait_is_capped_at_30_seconds_and_the_first_one_counts(service_with: Ser
         **dict.fromkeys(["wait=30", "wait=31", "wait=999999999", "wait=99999999999999999999"], "wait=30"),
         "respond-async, wait=5": "respond-async, wait=5",
         "wait=5,wait=9": "wait=5",
+        # RFC 7240: quoted values, spaces, parameters, names in any case, unknown preferences
+        'foo="a,wait=9", WAIT = "5" ;x="y,wait=8"': "wait=5",
+        r'foo="a\",wait=9", wait=5': "wait=5",
+        'Respond-Async; x="1, wait=9"': "respond-async",
     }
 
     # when
@@ -62,6 +66,25 @@ def test_wait_is_capped_at_30_seconds_and_the_first_one_counts(service_with: Ser
     # then
     assert {text: answer.headers["Preference-Applied"] for text, answer in answers.items()} == applied
     assert ({answer.status_code for answer in answers.values()}, took < 5) == ({202}, True)
+
+
+def test_preferences_that_do_not_concern_the_wait_are_ignored(service_with: ServiceWith) -> None:
+    # given
+    service = service_with(waiters=0)
+    preferences = [
+        'foo="a,wait=9"', 'foo="a;wait=9"', "foo; wait=9", 'foo="a, wait=9', 'wait="9', "wait='9'", "wait=-9", "wait=9.5",
+        "wait=", "wait", "wait=x, wait=9", "wait=9 9", "=9", ",", '"wait=9"', 'foo="respond-async"', "xrespond-async",
+    ]  # fmt: skip
+
+    # when
+    answers = [service.post(headers={"Prefer": text}) for text in preferences]
+
+    # then
+    applied = {
+        text: answer.headers.get("Preference-Applied") for text, answer in zip(preferences, answers, strict=True)
+    }
+    assert applied == dict.fromkeys(preferences)
+    assert {answer.status_code for answer in answers} == {202}
 
 
 def test_long_wait_ends_with_the_reply(service: Service) -> None:
