@@ -18,6 +18,7 @@ from order_service.web.problems import Problem
 
 #: The interval of comments, in seconds: proxies keep the connection open, and disconnected clients are detected.
 HEARTBEAT_SECONDS = 15.0
+_COMMENT = ": still here\n\n"
 
 
 class Streams:
@@ -37,15 +38,14 @@ class Streams:
         if not self._slots.acquire(blocking=False):
             raise Problem("too_many_streams")
         response = Response(self._events(order, last_event_id), content_type="text/event-stream")
-        response.headers["Cache-Control"] = "no-store"
         # Called even if the client disconnects before the first event is produced.
         response.call_on_close(self._slots.release)
         return response
 
     def _events(self, order: Order, last_event_id: str | None) -> Iterator[str]:
         end = time.monotonic() + self._seconds
-        if last_event_id != str(order.version):
-            yield _event(order)
+        # At once, even if there is nothing new: the server sends the headers with the first piece.
+        yield _event(order) if last_event_id != str(order.version) else _COMMENT
         heartbeat = time.monotonic() + HEARTBEAT_SECONDS
         while order.state not in FINAL and (left := end - time.monotonic()) > 0 and not self._stopping.is_set():
             seen, order = order, self._watcher.wait(order, min(left, STOP_CHECK_SECONDS))
@@ -53,7 +53,7 @@ class Streams:
                 yield _event(order)
             elif time.monotonic() >= heartbeat:
                 heartbeat = time.monotonic() + HEARTBEAT_SECONDS
-                yield ": still here\n\n"
+                yield _COMMENT
 
 
 def _event(order: Order) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from typing import Any
 
 import pytest
@@ -9,6 +10,9 @@ import pytest
 from order_service.domain.order import State
 from order_service.web import streaming
 from tests.http_service import Service, ServiceWith, problem
+
+#: Well below the interval of comments, on a busy machine.
+FIRST_PIECE_SECONDS = 5
 
 
 class Stream:
@@ -71,15 +75,17 @@ def frequent_comments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "STOP_CHECK_SECONDS", 0.05)
 
 
-@pytest.mark.usefixtures("frequent_comments")
 def test_stream_continues_after_the_last_event_seen(service: Service) -> None:
     # given
     order_id = service.order_in(State.AWAITING_PAYMENT)
     with Stream(service, order_id) as stream:
         seen = (stream.event() or {})["id"]
 
-    # when: a change after the stream opened, a change before it opened, an id that no event has
+    # when: nothing new, and so a comment at once; a change after the stream opened, a change before it opened, an id that no event has
+    start = time.monotonic()
     with Stream(service, order_id, seen) as stream:
+        first = stream.piece()
+        first_seconds = time.monotonic() - start
         service.cancel(order_id)
         after = stream.event()
     with Stream(service, order_id, seen) as stream:
@@ -88,6 +94,8 @@ def test_stream_continues_after_the_last_event_seen(service: Service) -> None:
         anything = stream.event()
 
     # then
+    assert re.fullmatch(r":.*\n\n", first)
+    assert first_seconds < FIRST_PIECE_SECONDS
     assert after
     assert after == missed == anything
     assert json.loads(after["data"])["status"] == "cancelled"
