@@ -13,7 +13,7 @@ from order_service.config import Settings
 from order_service.process import StopFlag
 from order_service.storage.database import Database
 from order_service.storage.migrate import wait_for_database
-from order_service.web import observability, openapi, problems, routes
+from order_service.web import access, observability, openapi, problems, routes
 from order_service.web.endpoints import Api
 from order_service.web.requests import MAX_REQUEST_BYTES
 
@@ -41,6 +41,7 @@ def create_app(settings: Settings | None = None, stopping: StopFlag | None = Non
     app.extensions["api"] = api
     routes.install(app, api)
     observability.install(app)
+    access.install(app, api.settings.accepted_hosts)
     problems.install(app)
     return app
 

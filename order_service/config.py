@@ -47,6 +47,8 @@ class Settings(BaseSettings):
     """The address the API listens on."""
     port: int = Field(5003, validation_alias="PORT", ge=1, le=65535)
     """The port the API listens on."""
+    hosts: str = ""
+    """The accepted Host names, separated by commas; when unset, localhost and HOST, or all if HOST is 0.0.0.0 or ::."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", validation_alias="LOG_LEVEL")
     """The minimum severity of logged lines."""
 
@@ -77,6 +79,22 @@ class Settings(BaseSettings):
     def api_threads(self) -> int:
         """Threads of one API process: waiting and streaming requests never occupy the threads for other requests."""
         return self.streams + self.waiters + ANSWERING_THREADS
+
+    @property
+    def accepted_hosts(self) -> frozenset[str] | None:
+        """The names that a Host header may have, in lower case; None means every name."""
+        if self.hosts:
+            return frozenset(name.strip().lower() for name in self.hosts.split(","))
+        if self.host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+            return None
+        return frozenset({"localhost", self.host.lower()})
+
+    @field_validator("hosts")
+    @classmethod
+    def _are_names(cls, value: str) -> str:
+        if value and not all(re.fullmatch("[A-Za-z0-9._-]+", name.strip()) for name in value.split(",")):
+            raise ValueError("must be host names without ports, separated by commas")
+        return value
 
     @field_validator("rabbitmq_url")
     @classmethod

@@ -60,7 +60,7 @@ def settings_page() -> str:
     """The text of docs/settings.md."""
     rows = []
     for field in Settings.model_fields.values():
-        default = "" if field.default is None else f"`{field.default}`"
+        default = "" if field.default in (None, "") else f"`{field.default}`"
         rows.append([f"`{field.validation_alias}`", default, field.description or ""])
     return SETTINGS_INTRO + table(["variable", "default", "meaning"], rows)
 

@@ -17,10 +17,10 @@ from order_service.web.problems import Problem
 
 _OWN_FILES = Path(__file__).parent / "docs"
 _SWAGGER_UI = ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png")
-#: Swagger UI sets style attributes and embeds images as data.
-_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
-)
+#: What a page may load and do, and that no other site may embed it.
+_POLICY = "default-src 'none'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+#: Swagger UI sets style attributes.
+_SWAGGER_POLICY = _POLICY + "script-src 'self'; connect-src 'self'; style-src 'self' 'unsafe-inline'"
 #: How long a browser may cache the files, in seconds.
 _MAX_AGE_SECONDS = 3600
 
@@ -30,7 +30,7 @@ def openapi_json(api: Api) -> Response:
 
 
 def openapi_page(_: Api) -> Response:
-    return Response(_files()["index.html"], mimetype="text/html", headers={"Content-Security-Policy": _POLICY})
+    return _page(_files()["index.html"], _SWAGGER_POLICY)
 
 
 def openapi_file(_: Api, name: str) -> Response:
@@ -49,13 +49,17 @@ def asyncapi_page(_: Api) -> Response:
     page = render_template(
         "asyncapi.html", groups=event_tables.groups(), queues=topology.QUEUES, document=asyncapi.document()
     )
-    return Response(page)
+    return _page(page, _POLICY + "style-src 'self'")
 
 
 def event_schema(_: Api, name: str) -> Response:
     if name not in EVENTS:
         raise Problem("not_found")
     return _json(data_schema(name), "application/schema+json")
+
+
+def _page(text: bytes | str, policy: str) -> Response:
+    return Response(text, mimetype="text/html", headers={"Content-Security-Policy": policy})
 
 
 @cache

@@ -65,6 +65,14 @@ KINDS = {
     ),
     "not_found": Kind(404, "Alamat tidak ditemukan.", "The address was not found."),
     "method_not_allowed": Kind(405, "Alamat ini tidak menerima {method}.", "This address does not support {method}."),
+    "host_not_accepted": Kind(
+        400,
+        "Nama pada Host tidak diterima; operator mendaftarkan nama yang diterima di ORDER_HOSTS.",
+        "The name in Host is not accepted; the operator lists the accepted names in ORDER_HOSTS.",
+    ),
+    "unsupported_transfer_encoding": Kind(
+        501, "Transfer-Encoding hanya boleh chunked.", "The only supported Transfer-Encoding is chunked."
+    ),
     "bad_request": Kind(400, "Permintaan tidak dapat dibaca.", "The request cannot be read."),
     "internal_error": Kind(500, "Terjadi kesalahan di pihak kami; coba lagi.", "An internal error occurred; retry."),
 }

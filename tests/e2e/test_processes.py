@@ -168,8 +168,8 @@ def small_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
         assert "Traceback" not in api.log, api.log
 
 
-HEALTH = b"GET /healthz HTTP/1.1\r\nHost: here\r\n"
-POST = b"POST /orders HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+POST = b"POST /orders HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 def connected(deployment: Deployment) -> socket.socket:

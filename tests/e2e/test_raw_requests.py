@@ -29,7 +29,7 @@ def exchange(deployment: Deployment, request: bytes) -> tuple[int, str, bytes]:
         connection.sendall(request)
         connection.shutdown(socket.SHUT_WR)
         received = b"".join(iter(lambda: connection.recv(4096), b""))
-    assert received.count(b"HTTP/1.1 ") == 1, received
+    assert received.count(b"HTTP/1.") == 1, received
     head, _, body = received.partition(b"\r\n\r\n")
     status, *lines = head.decode().split("\r\n")
     headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
@@ -60,6 +60,44 @@ def test_body_that_ends_early_is_400_and_changes_nothing(api: Deployment, framin
     for status, content_type, body in (posted, cancelled):
         assert (status, content_type, json.loads(body)["code"]) == (400, PROBLEM, "bad_request")
     assert newest_order(api) == placed
+
+
+@pytest.mark.parametrize(
+    "coding", ["gzip, chunked", "identity, chunked", "deflate,chunked", "foo, chunked", "chunked;x=1"]
+)
+@pytest.mark.parametrize("method", [b"POST /orders", b"DELETE /orders/%d", b"GET /orders/%d"])
+def test_transfer_encoding_other_than_chunked_is_501(api: Deployment, coding: str, method: bytes) -> None:
+    # given
+    placed = api.client.post_order(headers=RESPOND_ASYNC).body
+    request = POST.replace(b"POST /orders", method.replace(b"%d", b"%d" % placed["id"]))
+    request = request.replace(b"Connection: close\r\n", b"")
+
+    # when: the connection is not reused, so what follows is no second request
+    status, _, _ = exchange(api, request + f"Transfer-Encoding: {coding}\r\n\r\n".encode() + CHUNKS)
+
+    # then
+    assert status == 501
+    assert newest_order(api) == placed
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        b"", b"Host: \r\n", b"Host: localhost\r\nHost: localhost\r\n", b"Host: localhost\r\nHost: evil.example\r\n",
+        b"Host: localhost, localhost\r\n", b"Host: evil.example\r\n", b"Host: a@localhost\r\n",
+    ],
+)  # fmt: skip
+def test_missing_repeated_malformed_or_foreign_host_is_400(api: Deployment, hosts: bytes) -> None:
+    placed = api.client.post_order(headers=RESPOND_ASYNC).body
+    request = POST.replace(b"Host: localhost\r\n", hosts) + b"Content-Length: 28\r\n\r\n" + BODY
+
+    assert exchange(api, request)[0] == 400
+
+    assert newest_order(api) == placed
+
+
+def test_http_1_0_needs_no_host(api: Deployment) -> None:
+    assert exchange(api, b"GET /readyz HTTP/1.0\r\n\r\n")[0] == 200
 
 
 def newest_order(api: Deployment) -> object:

@@ -17,7 +17,7 @@ from tests.http_service import application
 
 DOCUMENT = openapi.document()
 #: Answered outside of all operations, so no operation documents them.
-UNDOCUMENTED = {"method_not_allowed", "bad_request"}
+UNDOCUMENTED = {"method_not_allowed", "bad_request", "host_not_accepted", "unsupported_transfer_encoding"}
 OPERATIONS = [
     (f"{method.upper()} {path}", operation)
     for path, methods in DOCUMENT["paths"].items()
@@ -109,6 +109,22 @@ def test_documents_and_pages_are_answered_as_documented(client: FlaskClient, pat
 
     described = DOCUMENT["paths"][re.sub("OrderPaid", "{event}", path)]["get"]["responses"]["200"]
     assert (answer.status_code, [answer.mimetype]) == (200, list(described["content"]))
+
+
+@pytest.mark.parametrize("path", ["/docs", "/asyncapi"])
+def test_policy_of_a_page_allows_what_it_loads_and_no_script_in_it(client: FlaskClient, path: str) -> None:
+    page = client.get(path)
+
+    loaded = re.findall(r'<(?:script|link)[^>]+(?:src|href)="([^"]+)"', page.text)
+    assert loaded
+    # Relative addresses are relative to /, where both pages are.
+    statuses = {each: client.get(f"/{each.lstrip('/')}").status_code for each in loaded if each != "data:,"}
+    assert statuses == dict.fromkeys(statuses, 200)
+    assert not re.search(r"<style|<script>| style=| on\w+=", page.text)
+    directives = dict(part.strip().split(" ", 1) for part in page.headers["Content-Security-Policy"].split(";"))
+    assert directives["default-src"] == directives["frame-ancestors"] == "'none'"
+    assert directives.get("script-src", "'self'") == "'self'"
+    assert "'self'" in directives["style-src"]
 
 
 def test_page_loads_nothing_from_other_servers(client: FlaskClient) -> None:

@@ -25,6 +25,9 @@ UNUSABLE = [
     ("RABBITMQ_URL", "amqp://host/,", BROKER),
     ("USER_SERVICE_URL", "users:5001", "USER_SERVICE_URL: "),
     ("MENU_SERVICE_URL", "http://[::1", "MENU_SERVICE_URL: "),
+    ("ORDER_HOSTS", "http://orders.example", "ORDER_HOSTS: must be host names"),
+    ("ORDER_HOSTS", "orders.example:5003", "ORDER_HOSTS: must be host names"),
+    ("ORDER_HOSTS", "a,,b", "ORDER_HOSTS: must be host names"),
     *((str(field.validation_alias), "unusable", f"{field.validation_alias}: ")
       for name, field in Settings.model_fields.items() if field.annotation is not str and not name.endswith("_url")),
 ]  # fmt: skip

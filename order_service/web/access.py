@@ -1,0 +1,66 @@
+"""Which requests are refused for their Host or framing, and the headers that protect every response in a browser."""
+
+import ipaddress
+import re
+from collections.abc import Set
+from contextlib import suppress
+from functools import partial
+
+from flask import Flask, Response, request
+
+from order_service.web.problems import Problem
+
+#: A name or address with an optional port (RFC 9110, section 7.2). A server joins repeated headers with commas.
+_HOST = re.compile(r"\[([0-9a-f:.]+)\](?::[0-9]*)?|([a-z0-9._-]+)(?::[0-9]*)?", re.IGNORECASE)
+#: Accept every name: probes and load balancers send any, and the responses reveal nothing.
+_PROBES = ("/healthz", "/readyz")
+#: Set unless the endpoint set the header itself. Orders are private, so nothing is cached by default.
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def install(app: Flask, accepted_hosts: Set[str] | None) -> None:
+    """Check every request, and complete the headers of every response. None accepts every host name."""
+    app.before_request(_check_transfer_encoding)
+    app.before_request(partial(_check_host, accepted_hosts))
+    app.after_request(_add_headers)
+
+
+def _check_transfer_encoding() -> None:
+    """Raise Problem 501 for a body that is compressed for the transfer (RFC 9112, section 6.1).
+
+    gunicorn removes the chunks and passes the rest on as if it were the body.
+    """
+    if request.headers.get("Transfer-Encoding", "chunked").strip().lower() != "chunked":
+        raise Problem("unsupported_transfer_encoding")
+
+
+def _check_host(accepted_hosts: Set[str] | None) -> None:
+    """Raise Problem 400 for a missing, repeated or malformed Host, and for one that is not accepted.
+
+    A page of another site can have its own name resolve to the address of this service, and then read the responses:
+    https://en.wikipedia.org/wiki/DNS_rebinding. An address in the Host header excludes that.
+    """
+    host = request.environ.get("HTTP_HOST")
+    if host is None and request.environ.get("SERVER_PROTOCOL") == "HTTP/1.0":
+        return
+    found = _HOST.fullmatch(host or "")
+    if not found:
+        raise Problem("bad_request")
+    name = (found[1] or found[2]).lower().removesuffix(".")
+    if accepted_hosts is None or name in accepted_hosts or request.path in _PROBES:
+        return
+    with suppress(ValueError):
+        ipaddress.ip_address(name)
+        return
+    raise Problem("host_not_accepted")
+
+
+def _add_headers(response: Response) -> Response:
+    for name, value in _HEADERS.items():
+        response.headers.setdefault(name, value)
+    return response
