@@ -18,7 +18,7 @@ ifneq ($(venv_works),yes)
 .PHONY: .venv/run.stamp .venv/dev.stamp
 endif
 
-.PHONY: help demo run test test-containers test-generated test-contract bench lint types layering lock clean
+.PHONY: help demo run test test-containers test-generated test-contract test-field bench lint types layering lock clean
 .NOTPARALLEL:
 
 help: ## list the commands
@@ -42,6 +42,9 @@ test-generated: .venv/dev.stamp ## run the generated tests in full: 10,000 messa
 
 test-contract: .venv/dev.stamp $(javascript)/node_modules/.stamp ## run the tests that need Node.js: AsyncAPI's own parser, and consumers in JavaScript
 	$(python) -m pytest -m contract $(PYTEST)
+
+test-field: .venv/dev.stamp ## run the tests that take minutes or need special packages, such as pgbouncer
+	$(python) -m pytest -m field $(PYTEST)
 
 bench: var/bench-venv/run.stamp ## measure the speed, compared with other systems and with the limits of this machine; results in var/benchmarks
 	var/bench-venv/bin/python -m benchmarks $(BENCH)

@@ -92,18 +92,26 @@ class GatheringConnection(pika.SelectConnection):
             super()._adapter_emit_data(gathered)  # type: ignore[misc]
 
 
-def begin_with_time(connection: psycopg.Connection[Any]) -> datetime:
-    """Begin a transaction and return the server's time, in one round trip. Raises psycopg.Error if that failed.
+def begin_with_time(connection: psycopg.Connection[Any], settings: bytes = b"") -> datetime:
+    """Begin a transaction, apply settings, and return the server's time, in one round trip.
 
-    Works around: psycopg's own BEGIN can return nothing, and a cursor takes several times as much CPU to send the same
-    text. Upstream: not reported. Remove when psycopg accepts statements to send with its BEGIN.
+    `settings`: SET LOCAL statements, each with a semicolon. Raises psycopg.Error if one of the statements failed.
+    Works around: psycopg's own BEGIN has no place for settings and returns nothing, and a cursor takes several times as
+    much CPU to send the same text.
+    Upstream: not reported. Remove when psycopg accepts statements to send with its BEGIN.
     """
     # As a number, whose text does not depend on the session's time zone and date style.
-    connection.pgconn.send_query(b"BEGIN; SELECT extract(epoch FROM clock_timestamp())")
-    *_, result = connection.wait(generators.execute(connection.pgconn))
-    if result.status != psycopg.pq.ExecStatus.TUPLES_OK:
-        raise psycopg.errors.error_from_result(result)
-    return datetime.fromtimestamp(float(result.get_value(0, 0) or 0), UTC)
+    now = b"SELECT extract(epoch FROM clock_timestamp())"
+    last = _run(connection, b"BEGIN; " + settings + now)[-1]  # the failed one, if one has failed
+    if last.status != psycopg.pq.ExecStatus.TUPLES_OK:
+        raise psycopg.errors.error_from_result(last)
+    return datetime.fromtimestamp(float(last.get_value(0, 0) or 0), UTC)
+
+
+def _run(connection: psycopg.Connection[Any], statements: bytes) -> list[Any]:
+    """The results of statements sent together; those after a failed one have none."""
+    connection.pgconn.send_query(statements)
+    return connection.wait(generators.execute(connection.pgconn))
 
 
 def commit_then_notify(connection: psycopg.Connection[Any], channel: str) -> None:
@@ -116,8 +124,7 @@ def commit_then_notify(connection: psycopg.Connection[Any], channel: str) -> Non
     Upstream: psycopg's pipeline mode waits for a commit before it sends more, so that an error is raised in time:
     https://github.com/psycopg/psycopg/issues/296. Remove when a commit and a statement after it take one round trip.
     """
-    connection.pgconn.send_query(f"COMMIT; NOTIFY {channel}".encode())
-    committed, *_ = connection.wait(generators.execute(connection.pgconn))
+    committed, *_ = _run(connection, f"COMMIT; NOTIFY {channel}".encode())
     # The transaction is over even if the NOTIFY failed; if it had failed before, the result is ROLLBACK.
     if committed.command_status != b"COMMIT":
         raise psycopg.errors.error_from_result(committed)

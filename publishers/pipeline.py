@@ -124,7 +124,9 @@ class Pipeline:
         if self._listener is None and not self._database.is_sqlite:
             with suppress(sa.exc.SQLAlchemyError, psycopg.Error):
                 self._listener = self._database.listen()
-                self._loop.add_handler(self._listener.fileno(), self._notified, PollEvents.READ | PollEvents.ERROR)
+                if self._listener:
+                    events = PollEvents.READ | PollEvents.ERROR
+                    self._loop.add_handler(self._listener.fileno(), self._notified, events)
         return self._listener is not None
 
     def _notified(self, fileno: int, _events: int) -> None:

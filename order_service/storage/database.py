@@ -3,7 +3,7 @@
 import fcntl
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -20,11 +20,12 @@ from order_service.process import utc_now
 SQLITE_BUSY_MS = 15_000
 #: A connection to a PostgreSQL server that has acknowledged nothing for this long is closed, in milliseconds.
 DEAD_SERVER_MS = 15_000
-#: PostgreSQL closes the connection of an unreachable client after about 25 s and releases its locks.
+#: Set once per connection. PostgreSQL closes the connection of an unreachable client after about 25 s and releases its
+#: locks.
 #: https://www.postgresql.org/docs/current/runtime-config-connection.html
-DEAD_CLIENT: tuple[LiteralString, ...] = (
-    "tcp_keepalives_idle TO 10", "tcp_keepalives_interval TO 5", "tcp_keepalives_count TO 3",
-)  # fmt: skip
+DEAD_CLIENT: LiteralString = (
+    "SET tcp_keepalives_idle TO 10; SET tcp_keepalives_interval TO 5; SET tcp_keepalives_count TO 3"
+)
 #: PostgreSQL ends a transaction that has been idle for this long, in milliseconds, because its locks block others.
 #: The relay's transactions wait for broker confirms; one that is ended too early publishes its rows twice.
 IDLE_TRANSACTION_MS, IDLE_RELAY_TRANSACTION_MS = 10_000, 60_000
@@ -76,13 +77,16 @@ class Database:
                 url, pool_size=pool_size, max_overflow=0, pool_pre_ping=pre_ping, connect_args=arguments
             )
             idle_ms = IDLE_TRANSACTION_MS if durable else IDLE_RELAY_TRANSACTION_MS
-            settings = [*PLANS, *DEAD_CLIENT, f"idle_in_transaction_session_timeout TO {idle_ms}"]
+            settings = [*PLANS, f"idle_in_transaction_session_timeout TO {idle_ms}"]
             if not durable:
                 settings.append("synchronous_commit TO off")
             if lock_seconds is not None:
                 settings.append(f"lock_timeout TO '{lock_seconds}s'")
-            event.listen(self.engine, "connect", lambda connection, _: _configure_postgresql(connection, settings))
-            event.listen(self.engine, "begin", _begin_postgresql)
+            # For the transaction only: a pooler such as pgbouncer gives the server's connection, with the settings of
+            # its session, to another client's next transaction.
+            local = "".join(f"SET LOCAL {setting}; " for setting in settings).encode()
+            event.listen(self.engine, "connect", lambda connection, _: _configure_postgresql(connection))
+            event.listen(self.engine, "begin", lambda connection: _begin_postgresql(connection, local))
             event.listen(self.engine, "handle_error", _recognize_lost_connection)
         self._lock: TextIO | None = None
         # SQLite allows one writer at a time; the threads of one process are serialized by a lock.
@@ -112,13 +116,18 @@ class Database:
                     "show transaction_read_only", None, Exception("the database is read-only")
                 )
 
-    def listen(self) -> psycopg.Connection[Any]:
-        """A connection outside the pool whose socket becomes readable after a commit; PostgreSQL only."""
+    def listen(self) -> psycopg.Connection[Any] | None:
+        """A connection outside the pool whose socket becomes readable after a commit; PostgreSQL only.
+
+        None through a pooler, which passes no notifications on.
+        """
         pooled = self.engine.raw_connection()
         connection: psycopg.Connection[Any] = pooled.driver_connection  # type: ignore[assignment]
+        if connection.prepare_threshold is None:
+            pooled.close()
+            return None
         pooled.detach()
         try:
-            connection.autocommit = True
             connection.execute(f"LISTEN {CHANNEL}")
         except psycopg.Error:
             connection.close()
@@ -170,10 +179,10 @@ def _recognize_lost_connection(context: sa.engine.ExceptionContext) -> None:
         context.is_disconnect = True
 
 
-def _begin_postgresql(connection: sa.Connection) -> None:
+def _begin_postgresql(connection: sa.Connection, settings: bytes) -> None:
     driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
     try:
-        connection.info[SERVER_TIME] = vendor.begin_with_time(driver), time.monotonic()
+        connection.info[SERVER_TIME] = vendor.begin_with_time(driver, settings), time.monotonic()
     except psycopg.Error as error:
         if driver.closed:
             connection.invalidate(error)
@@ -208,12 +217,16 @@ def is_transient(error: Exception) -> bool:
     return isinstance(error, sa.exc.DBAPIError | sa.exc.TimeoutError | MemoryError | OSError)
 
 
-def _configure_postgresql(connection: psycopg.Connection[Any], settings: Sequence[LiteralString]) -> None:
-    for setting in settings:
-        connection.execute(f"SET {setting}")
-    connection.commit()
+def _configure_postgresql(connection: psycopg.Connection[Any]) -> None:
     # The driver's own BEGIN would be a round trip beside that of the event "begin".
     connection.autocommit = True
+    # A pooler announces a process id of its own. It may pass each transaction to another server connection, which does
+    # not have the prepared statements of the last one; only a direct connection has settings of its own.
+    # https://www.pgbouncer.org/features.html
+    if connection.execute("SELECT pg_backend_pid()").fetchone() != (connection.info.backend_pid,):
+        connection.prepare_threshold = None
+    else:
+        connection.execute(DEAD_CLIENT)
 
 
 def _configure_sqlite(connection: Any, *, durable: bool) -> None:

@@ -1,12 +1,17 @@
 """Transactions on PostgreSQL: how they end when a connection is lost, a client hangs or a server is dead."""
 
 import contextlib
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from order_service import handlers
+from order_service.domain import messages
+from order_service.domain.order import UnknownOrder
+from order_service.process import utc_now
 from order_service.storage import database as database_module
+from order_service.storage import outbox
 from order_service.storage.database import Database
 from order_service.storage.tables import orders
 from order_service.unit_of_work import UnitOfWork
@@ -45,6 +50,25 @@ def test_server_ends_vanished_clients_and_lets_the_relay_be_idle_longer(database
                 assert found == keepalives
             assert connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar_one() == idle
     relay_database.dispose()
+
+
+@pytest.mark.parametrize("options", [{"lock_seconds": 3}, {"durable": False}], ids=["api", "relay"])
+def test_transactions_leave_no_setting_to_the_next_client_of_a_pooler(
+    database_url: str, options: dict[str, Any]
+) -> None:
+    database = Database(database_url, pool_size=1, **options)
+    core.place(database)
+    with pytest.raises(UnknownOrder), core.unit_of_work(database) as work:
+        handlers.change_order(work, 2, messages.Cancel())
+    claim = outbox.Claim(database, 1, utc_now())
+    claim.settle(sent=[], failed=[claim.rows[0].id], now=utc_now())
+
+    with contextlib.closing(database.engine.raw_connection()) as connection:
+        found = connection.cursor().execute("SELECT name FROM pg_settings WHERE source = 'session'").fetchall()
+
+    # Through a pooler, which this connection is not, these are not set.
+    assert {name for (name,) in found} <= {"tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count"}
+    database.dispose()
 
 
 def place_and_lose_the_connection(database: Database) -> None:

@@ -166,12 +166,38 @@ def test_psycopg_alone_waits_between_begin_and_a_statement(database: Database, r
         assert round_trips.count() > 1
 
 
+@core.POSTGRESQL_ONLY
+def test_begin_takes_one_round_trip_and_sets_for_the_transaction_only(
+    database_url: str, round_trips: core.RoundTrips
+) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        round_trips.trace(connection)
+
+        vendor.begin_with_time(connection, b"SET LOCAL jit TO off; SET LOCAL lock_timeout TO '3s'; ")
+
+        assert round_trips.count() == 1
+        connection.pgconn.untrace()
+        assert connection.execute("SHOW lock_timeout").fetchone() == ("3s",)
+        connection.commit()
+        assert connection.execute("SHOW lock_timeout").fetchone() == ("0",)
+
+
+@core.POSTGRESQL_ONLY
+def test_failed_setting_is_an_error(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        with pytest.raises(psycopg.errors.UndefinedObject):
+            vendor.begin_with_time(connection, b"SET LOCAL no_such_setting TO off; SET LOCAL jit TO off; ")
+        connection.rollback()
+
+
 # commit_then_notify
 
 
 @core.POSTGRESQL_ONLY
 def test_commit_and_notification_take_one_round_trip(database: Database, round_trips: core.RoundTrips) -> None:
-    with contextlib.closing(database.listen()) as listener, psycopg.connect(database.url) as connection:
+    listener = database.listen()
+    assert listener
+    with contextlib.closing(listener), psycopg.connect(database.url) as connection:
         for _ in range(2):
             connection.execute("DELETE FROM outbox")
             round_trips.trace(connection)
