@@ -36,7 +36,9 @@ class Settings(BaseSettings):
     )
 
     database_url: str = Field("sqlite:///var/order-service.db", validation_alias="DATABASE_URL")
-    """The database: sqlite:///path or postgresql://user:password@host/name."""
+    """The database: sqlite:///path or postgresql://user:password@host/name. With several PostgreSQL servers,
+    postgresql://user:password@/name?host=a:5432&host=b:5432&target_session_attrs=read-write uses the one that accepts
+    writes."""
     rabbitmq_url: str = Field("amqp://guest:guest@localhost:5672/", validation_alias="RABBITMQ_URL")
     """The broker; the nodes of a cluster are separated by commas."""
     user_service_url: AnyHttpUrl | None = Field(None, validation_alias="USER_SERVICE_URL")

@@ -61,7 +61,7 @@ def settings_page() -> str:
     rows = []
     for field in Settings.model_fields.values():
         default = "" if field.default in (None, "") else f"`{field.default}`"
-        rows.append([f"`{field.validation_alias}`", default, field.description or ""])
+        rows.append([f"`{field.validation_alias}`", default, " ".join((field.description or "").split())])
     return SETTINGS_INTRO + table(["variable", "default", "meaning"], rows)
 
 

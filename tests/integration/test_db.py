@@ -7,6 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 from order_service import handlers
+from order_service.config import Settings
 from order_service.domain import messages
 from order_service.domain.order import UnknownOrder
 from order_service.process import utc_now
@@ -69,6 +70,21 @@ def test_transactions_leave_no_setting_to_the_next_client_of_a_pooler(
     # Through a pooler, which this connection is not, these are not set.
     assert {name for (name,) in found} <= {"tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count"}
     database.dispose()
+
+
+def test_of_several_servers_the_one_that_accepts_writes_is_used(database: Database) -> None:
+    url = sa.make_url(database.url)
+    hosts = ["127.0.0.1:1", f"{url.host}:{url.port}"]
+    several = url.set(host=None, port=None, query={"host": hosts, "target_session_attrs": "read-write"})
+    settings = Settings(database_url=several.render_as_string(hide_password=False))
+
+    with core.opened(settings.database_url) as failing_over:
+        core.place(failing_over)
+        failing_over.dispose()
+        with core.database_read_only(database.url), pytest.raises(sa.exc.OperationalError, match="read-only"):
+            core.place(failing_over)
+
+    assert core.count(database, orders) == 1
 
 
 def place_and_lose_the_connection(database: Database) -> None:

@@ -55,6 +55,10 @@ def test_a_setting_that_cannot_be_used_is_named(
             "postgresql://host/orders?sslpassword=S3cret&sslkey=S3cret",
             "postgresql://host/orders?sslpassword=***&sslkey=***",
         ),
+        (
+            "postgresql://me:S3cret@/orders?host=a:5432&host=b:5432&target_session_attrs=read-write",
+            "postgresql://me:***@/orders?host=a:5432&host=b:5432&target_session_attrs=read-write",
+        ),
         ("http://S3cret@host:5001/path", "http://***@host:5001/path"),
         ("http://u:S3@cret@host/", "http://u:***@host/"),
         ("http://host/?api_key=S3cret&page=2", "http://host/?api_key=***&page=2"),
