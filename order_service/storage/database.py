@@ -1,10 +1,11 @@
 """The database: engines and transactions for SQLite and PostgreSQL, each with its own configuration."""
 
 import fcntl
+import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, LiteralString, TextIO
@@ -65,7 +66,7 @@ class Database:
         self.url = url
         self.is_sqlite = url.startswith("sqlite")
         if self.is_sqlite:
-            Path(sa.make_url(url).database or "").parent.mkdir(parents=True, exist_ok=True)
+            _create_private_file(Path(sa.make_url(url).database or ""))
             self.engine = sa.create_engine(url, pool_size=pool_size, max_overflow=0)
             event.listen(self.engine, "connect", lambda connection, _: _configure_sqlite(connection, durable=durable))
             event.listen(self.engine, "begin", _begin_sqlite)
@@ -140,7 +141,8 @@ class Database:
         Always true on PostgreSQL, which locks rows instead. The kernel frees the lock when the process ends.
         """
         if self._lock is None and self.is_sqlite:
-            lock = open(f"{sa.make_url(self.url).database}.{role}.lock", "w")  # noqa: SIM115 - held for life
+            path = f"{sa.make_url(self.url).database}.{role}.lock"
+            lock = open(path, "w", opener=_open_private)  # noqa: SIM115 - held for life
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -227,6 +229,21 @@ def _configure_postgresql(connection: psycopg.Connection[Any]) -> None:
         connection.prepare_threshold = None
     else:
         connection.execute(DEAD_CLIENT)
+
+
+def _create_private_file(path: Path) -> None:
+    """Create the database for its owner only; SQLite gives the files beside it the same permissions.
+
+    An existing file keeps its permissions, which an operator may have set.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # If this fails, SQLite reports it at the first transaction.
+    with suppress(OSError):
+        os.close(_open_private(path, os.O_RDWR | os.O_CREAT))
+
+
+def _open_private(path: str | Path, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _configure_sqlite(connection: Any, *, durable: bool) -> None:

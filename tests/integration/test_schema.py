@@ -118,3 +118,36 @@ def test_several_migrations_at_once_take_turns(empty_url: str) -> None:
     assert tables(empty_url) == EVERYTHING
     with core.opened(empty_url) as database:
         schema.check_migrated(database)
+
+
+def modes(directory: Path) -> dict[str, str]:
+    return {path.name: oct(path.stat().st_mode & 0o777) for path in [directory, *directory.iterdir()]}
+
+
+def test_files_of_sqlite_are_readable_by_their_owner_only(tmp_path: Path) -> None:
+    # given
+    path = tmp_path / "var" / "orders.db"
+
+    # when
+    schema.upgrade(f"sqlite:///{path}")
+    with core.opened(f"sqlite:///{path}") as database:
+        core.place(database)
+        assert database.acquire_role("relay")
+        created = modes(path.parent)
+
+    # then
+    names = ["orders.db", "orders.db-wal", "orders.db-shm", "orders.db.relay.lock"]
+    assert created == {"var": "0o700", **dict.fromkeys(names, "0o600")}
+
+
+def test_permissions_of_an_existing_sqlite_file_are_kept(tmp_path: Path) -> None:
+    # given
+    path = tmp_path / "orders.db"
+    path.touch()
+    path.chmod(0o660)
+
+    # when
+    schema.upgrade(f"sqlite:///{path}")
+
+    # then
+    assert modes(tmp_path)["orders.db"] == "0o660"
