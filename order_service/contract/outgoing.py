@@ -5,14 +5,18 @@ An event can be rebuilt from its order, under the same id; one with a deadline o
 
 from collections.abc import Mapping
 from datetime import datetime
+from hashlib import sha256
 from typing import Any, NamedTuple
-from uuid import uuid4
+from uuid import UUID, uuid5
 
 from order_service.contract import envelope, events
 from order_service.contract.envelope import Rejection, storable
 from order_service.contract.topology import BY_NAME, EXCHANGE
 from order_service.domain.order import RELEASE, Announcement, Compensation, Effect, Order
 from order_service.domain.saga import Policy
+
+#: The namespace of the ids of MessageRejected.
+_REJECTED = UUID("8f1c3f0e-7d0b-4c57-9d53-5a0f0b7d2c11")
 
 
 class Outgoing(NamedTuple):
@@ -106,11 +110,16 @@ def dead_letter(rejection: Rejection) -> Outgoing:
 
 
 def message_rejected(rejection: Rejection, now: datetime) -> Outgoing:
-    """The MessageRejected event, which reports to the sender why its message was dead-lettered."""
+    """The MessageRejected event, which reports to the sender why its message was dead-lettered.
+
+    Its id is derived from the message, so that a redelivered message is reported under the same id.
+    """
     data = events.MessageRejected(
         message_id=rejection.message_id, type=rejection.type, errors=list(rejection.errors), received_at=now
     )
-    id, order_id = str(uuid4()), _possible_order_id(rejection)
+    delivery, order_id = rejection.delivery, _possible_order_id(rejection)
+    content = delivery.oversized.sha256 if delivery.oversized else sha256(delivery.body).hexdigest()
+    id = str(uuid5(_REJECTED, " ".join([delivery.queue, rejection.code, rejection.message_id or "", content])))
     body = envelope.wrap(data, event_id=id, order_id=order_id, sequence=None, at=now, trace=None)
     return Outgoing(order_id, type(data).__name__, id, EXCHANGE, data.routing_key, body)
 

@@ -52,6 +52,19 @@ def test_dead_letter_names_its_order_and_message_rejected_lists_every_error(
     assert datetime.fromisoformat(rejection["data"]["received_at"])
 
 
+def test_redelivered_message_is_reported_under_the_same_id(
+    database: Database, wire: Wire, consuming: Start, eventually: Eventually
+) -> None:
+    for body in (b"first", b"second", b"first"):
+        wire.send_raw("menu.reserved", body)
+
+    with consuming():
+        eventually(lambda: len(dead_letters(database)) == 3, "the dead letters")
+
+    first, second, again = [event["id"] for event in core.unsent_events(database, "MessageRejected")]
+    assert first == again != second
+
+
 def test_oversized_message_is_dead_lettered_with_its_beginning_and_its_hash(
     database: Database, wire: Wire, consuming: Start, eventually: Eventually
 ) -> None:
