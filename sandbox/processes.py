@@ -74,8 +74,9 @@ def environment(broker: Broker, amqp_url: str, **more: str) -> dict[str, str]:
 def prepare(env: Mapping[str, str]) -> None:
     """Bring the database and the broker's topology up to date. May be repeated."""
     print_line("Preparing the database and the broker ...")
-    for step in ("migrate", "topology"):
-        command = [sys.executable, "-m", "order_service", step]
+    # Kept data may have queues of an older version.
+    for step in ("migrate", "topology --recreate"):
+        command = [sys.executable, "-m", "order_service", *step.split()]
         done = subprocess.run(command, cwd=PROJECT_DIR, env=env, capture_output=True, text=True, check=False)  # noqa: S603
         if done.returncode:
             raise StartupError(f"`python -m order_service {step}` failed:\n{done.stdout}{done.stderr}")
