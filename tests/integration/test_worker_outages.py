@@ -55,8 +55,8 @@ def test_messages_wait_while_the_database_is_unreachable_and_return_to_the_queue
 def test_large_messages_that_wait_for_the_database_take_bounded_memory_and_are_rejected_in_bounded_transactions(
     database: Database, wire: Wire, consuming: Start, eventually: Eventually, log: Log
 ) -> None:
-    # given: 64 MiB in oversized bodies, and 20 MiB in bodies that are kept whole
-    sizes = [8 * 1024 * 1024] * 8 + [250 * 1024] * 80
+    # given: 96 MiB in oversized bodies, and 18 MiB in bodies that are kept whole
+    sizes = [8 * 1024 * 1024] * 12 + [250 * 1024] * 74
     is_dead = outbox.c.exchange == ""
 
     # when: all of them wait for the database at once
