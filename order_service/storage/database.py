@@ -237,9 +237,11 @@ def _create_private_file(path: Path) -> None:
     An existing file keeps its permissions, which an operator may have set.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # If this fails, SQLite reports it at the first transaction.
+    # Only if it is new: to close any descriptor of a file ends all locks that this process holds on it, SQLite's too.
+    # https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_
+    # If this fails for another reason, SQLite reports it at the first transaction.
     with suppress(OSError):
-        os.close(_open_private(path, os.O_RDWR | os.O_CREAT))
+        os.close(_open_private(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
 
 
 def _open_private(path: str | Path, flags: int) -> int:
