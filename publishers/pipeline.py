@@ -1,4 +1,9 @@
-"""One connection of the relay: claims outbox rows, publishes them without waiting for each confirm, settles them."""
+"""One connection of the relay: claims outbox rows, publishes them without waiting for each confirm, settles them.
+
+The broker closes the channel of a message that it refuses, and confirms nothing that goes to a queue without a leader.
+So a route (an exchange and a routing key) that fails gets a channel of its own until it works again.
+https://www.rabbitmq.com/docs/channels#error-handling
+"""
 
 import time
 from collections import Counter, defaultdict
@@ -12,16 +17,29 @@ import psycopg
 import sqlalchemy as sa
 import structlog
 from pika.adapters.select_connection import IOLoop, PollEvents
-from pika.exceptions import AMQPError
+from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedByBroker
 
 from order_service.backoff import Backoff
 from order_service.process import StopFlag, first_line
 from order_service.storage.database import Database
 from order_service.storage.outbox import Claim, Outcomes, Position, Route
 from order_service.vendor import GatheringConnection
-from publishers.lane import WINDOW, Batch, Health, Lane
+from publishers.confirms import Answer, Batch, ConfirmChannel, Entry, route_of
+from publishers.health import WINDOW, Health
 
 log = structlog.get_logger(__name__)
+#: How long a message may be unconfirmed, in seconds. Then its route gets a new channel: only a new one works after a
+#: queue has lost its leader.
+CONFIRM_SECONDS = 3.0
+#: Rows of a route that has waited this long for a confirm, in seconds, are claimed apart from all others.
+SLOW_SECONDS = 0.5
+#: How long a route waits after a nack, in seconds.
+NACK_SECONDS = 1.0
+#: The broker's reply codes that concern every message of a route: no permission, no such exchange.
+#: https://www.rabbitmq.com/amqp-0-9-1-reference.html#constants
+ACCESS_REFUSED, NOT_FOUND = 403, 404
+#: The reply code of a connection that the broker closes because of a shutdown or an operator, not of a message.
+CONNECTION_FORCED = 320
 #: How long the closing handshake may take, in seconds.
 CLOSE_SECONDS = 2.0
 #: The polling interval, in seconds, even with notifications: one may be lost, and delayed rows become due.
@@ -32,7 +50,7 @@ SQLITE_POLL_SECONDS = 0.02
 SETTLE_BACKOFF = Backoff(first=0.5, longest=15)
 #: With fewer rows in flight, new rows are claimed at once; with more, waiting for confirms makes larger batches.
 FEW = 20
-#: How many batches may be in flight, not counting those that wait for a lane set aside.
+#: How many batches may be in flight, not counting those that wait for slow routes.
 BATCHES = 4
 #: How many batches may be in flight in all; each holds a database connection.
 MOST_BATCHES = 12
@@ -52,7 +70,7 @@ class Memory:
 
 
 class Pipeline:
-    """One connection with a channel for each lane; pika calls these methods from its loop."""
+    """One connection with its channels; pika calls these methods from its loop."""
 
     def __init__(
         self,
@@ -68,7 +86,8 @@ class Pipeline:
         self._batches: set[Batch] = set()
         # On SQLite reading rows claims them: a second claim would read the same ones.
         self._most_batches = 1 if database.is_sqlite else BATCHES
-        self._lanes: dict[Route, Lane] = {}
+        #: The channels of the routes that fail; None: the channel of all others.
+        self._channels: dict[Route | None, ConfirmChannel] = {}
         self._blocked = self._confirmed = False
         self._listener: psycopg.Connection[Any] | None = None
         self._connection = GatheringConnection(
@@ -149,50 +168,49 @@ class Pipeline:
                 self._close(AMQPError("stopped"))
             return True
         try:
-            return self._settle_again() and self._claim()
+            if not self._settle_again():
+                return False
+            self._claim()
         except sa.exc.SQLAlchemyError as error:
             log.warning("the outbox cannot be read, retrying", error=first_line(error))
             return False
+        return True
 
-    def _claim(self) -> bool:
-        """Claim the rows of each lane that is set aside, then those of all other lanes."""
+    def _claim(self) -> None:
+        """Claim the rows of each failing route, then those of all routes that neither fail nor are slow."""
         now = time.monotonic()
         failing = {route: health for route, health in self._memory.health.items() if not health.is_good}
         for route, health in failing.items():
-            if now >= health.resumes_at and not self._lane(route).size and len(self._batches) < MOST_BATCHES:
+            if now >= health.resumes_at and not self._waiting()[route] and len(self._batches) < MOST_BATCHES:
                 claim = Claim(self._database, health.window, only=route)
                 if not claim.rows:
                     health.resumes_at = now + POLL_SECONDS
-                self._publish(claim)
-        slow = {lane for lane in self._lanes.values() if lane.is_set_aside(now)}
-        blocked = {batch for batch in self._batches if slow.issuperset(+batch.waiting)}
+                self._publish(claim, route)
+        apart = {*failing, *(r for b in self._batches if now - b.since > SLOW_SECONDS for r in +b.waiting)}
+        held_up = {batch for batch in self._batches if apart.issuperset(+batch.waiting)}
         if self._database.is_sqlite:
             # Its rows would be read again, because reading claims them.
-            for batch in blocked:
+            for batch in held_up:
                 self._settle(batch)
-        in_flight = sum(lane.size for lane in self._lanes.values() if lane not in slow)
-        can_claim = len(self._batches - blocked) < self._most_batches and len(self._batches) < MOST_BATCHES
-        if in_flight < FEW and can_claim and not self._memory.unsettled:
-            without = sorted({*failing, *(lane.route for lane in slow)})
-            self._publish(self._memory.position.claim(self._database, WINDOW, without=without))
-        return True
+        in_flight = sum(count for route, count in self._waiting().items() if route not in apart)
+        has_place = len(self._batches - held_up) < self._most_batches and len(self._batches) < MOST_BATCHES
+        if in_flight < FEW and has_place and not self._memory.unsettled:
+            self._publish(self._memory.position.claim(self._database, WINDOW, without=sorted(apart)), None)
 
-    def _publish(self, claim: Claim) -> None:
+    def _waiting(self) -> Counter[Route]:
+        """How many rows have no outcome yet, by route."""
+        return sum((batch.waiting for batch in self._batches), Counter())
+
+    def _publish(self, claim: Claim, route: Route | None) -> None:
         if not claim.rows:
             return
-        rows: dict[Lane, list[sa.Row[Any]]] = {}
-        for row in claim.rows:
-            rows.setdefault(self._lane((row.exchange, row.routing_key)), []).append(row)
-        batch = Batch(claim, Counter({lane: len(of_lane) for lane, of_lane in rows.items()}))
+        batch = Batch(claim, Counter(map(route_of, claim.rows)))
         self._batches.add(batch)
-        with self._connection.gathering():
-            for lane, of_lane in rows.items():
-                lane.publish(batch, of_lane)
-
-    def _lane(self, route: Route) -> Lane:
-        if route not in self._lanes:
-            self._lanes[route] = Lane(route, self._memory.health[route], self._connection, self._note_outcomes)
-        return self._lanes[route]
+        channel = self._channels.get(route)
+        if channel is None or channel.is_retired:
+            channel = ConfirmChannel(self._connection, on_answers=self._note_answers, on_close=self._note_close)
+            self._channels[route] = channel
+        channel.publish((batch, row) for row in claim.rows)
 
     def _note_blocked(self, blocked: bool) -> None:
         if blocked:
@@ -200,24 +218,103 @@ class Pipeline:
         self._blocked = blocked
 
     def _check_timeouts(self) -> None:
+        """Give up on confirms that are overdue, and on the connection if the broker does not even open a channel."""
         now = time.monotonic()
-        try:
-            for lane in self._lanes.values():
-                lane.check_timeout(now, is_blocked=self._blocked and not self._stop.is_set())
-        except AMQPError as error:
+        if self._blocked and not self._stop.is_set():
+            # A new connection would be blocked as well, and every message would be enqueued again.
+            for batch in self._batches:
+                batch.since = now
+            for channel in self._channels.values():
+                channel.opening_since = channel.opening_since and now
+            return
+        if any(now - (channel.opening_since or now) > CONFIRM_SECONDS for channel in self._channels.values()):
             log.warning("the broker does not answer, closing the connection")
-            self._close(error)
+            self._close(AMQPError("the broker does not answer"))
+            return
+        overdue = {r for batch in self._batches if now - batch.since > CONFIRM_SECONDS for r in +batch.waiting}
+        for route in overdue:
+            self._give_up(route)
 
-    def _note_outcomes(self, batches: set[Batch]) -> None:
-        if not self._confirmed and any(batch.outcomes.sent or batch.outcomes.failed for batch in batches):
+    def _give_up(self, route: Route) -> None:
+        """Postpone the messages of a route without a confirm; the next ones get a new channel."""
+        entries: list[Entry] = []
+        for channel in list(self._channels.values()):
+            if dropped := channel.drop(route):
+                entries += dropped
+                channel.retire()
+        self._warn(entries, "no confirm in time")
+        delay = self._memory.health[route].note_slowness(pause=0)
+        self._postpone(entries, delay)
+
+    def _note_answers(self, channel: ConfirmChannel, entries: list[Entry], answer: Answer) -> None:
+        if not self._confirmed and answer is not Answer.INVALID:
             self._confirmed = True
             self._on_first_confirm()
-        complete = {batch for batch in batches if not batch.waiting.total()}
+        if answer is not Answer.ACCEPTED:
+            self._warn(entries, answer.value)
+        if answer is Answer.NACKED:
+            # The channel of a queue that has lost its leader refuses long after a new one would be accepted.
+            channel.retire()
+            for route in {route_of(row) for _, row in entries}:
+                health = self._memory.health[route]
+                if not health.is_nacked:
+                    health.note_slowness(pause=NACK_SECONDS)
+                health.is_nacked = True
+        for batch, row in entries:
+            (batch.outcomes.sent if answer is Answer.ACCEPTED else batch.outcomes.failed).append(row.id)
+            if answer is Answer.NACKED:
+                batch.outcomes.nacked.append(row.id)
+        self._finish(entries)
+
+    def _note_close(self, channel: ConfirmChannel, entries: list[Entry], error: Exception) -> None:
+        """Find the message that the broker refuses by publishing ever fewer together, until it is alone."""
+        for route, known in list(self._channels.items()):
+            if known is channel:
+                del self._channels[route]
+        if not isinstance(error, ChannelClosedByBroker | ConnectionClosedByBroker):
+            return
+        if error.reply_code == CONNECTION_FORCED or not entries:
+            return
+        counts = Counter(route_of(row) for _, row in entries)
+        for route, count in counts.items():
+            self._memory.health[route].shrink(count)
+        if len(counts) > 1 or (len(entries) > 1 and error.reply_code not in (ACCESS_REFUSED, NOT_FOUND)):
+            self._postpone(entries, 0)
+            return
+        if error.reply_code in (ACCESS_REFUSED, NOT_FOUND):
+            self._memory.health[route_of(entries[0][1])].note_failure()
+        remedy = " (run `python -m order_service topology`)" if error.reply_code == NOT_FOUND else ""
+        self._warn(entries, f"refused by the broker: {error.reply_code} {error.reply_text}{remedy}")
+        for batch, row in entries:
+            batch.outcomes.failed.append(row.id)
+        self._finish(entries)
+
+    def _postpone(self, entries: list[Entry], delay: float) -> None:
+        for batch, row in entries:
+            batch.outcomes.postponed[row.id] = delay
+        self._finish(entries, is_attempt=False)
+
+    def _finish(self, entries: list[Entry], *, is_attempt: bool = True) -> None:
+        """Settle the batches whose rows all have an outcome now, and go on."""
+        for batch, row in entries:
+            batch.waiting[route_of(row)] -= 1
+        if is_attempt:
+            failing = {r for r in map(route_of, (row for _, row in entries)) if not self._memory.health[r].is_good}
+            for route in failing - (+self._waiting()).keys():
+                self._memory.health[route].note_idle()
+        complete = {batch for batch, _ in entries if not batch.waiting.total()}
         self._batches -= complete
         for batch in complete:
             self._settle(batch)
         if complete:
             self._publish_due()
+
+    def _warn(self, entries: list[Entry], problem: str) -> None:
+        """Name the first of these messages, and say how many there are."""
+        _, row = entries[0]
+        log.warning("message not delivered, retrying", type=row.type, order_id=row.order_id, message_id=row.message_id,
+                    exchange=row.exchange, routing_key=row.routing_key, problem=problem, attempts=row.attempts + 1,
+                    rows=len(entries))  # fmt: skip
 
     def _settle(self, batch: Batch) -> None:
         """Record the outcomes so far. On PostgreSQL this releases all rows of the batch, so it must be complete."""

@@ -336,7 +336,7 @@ class Log(CapturingLogger):
 
 #: The modules whose records the fixture `log` captures.
 LOGGING = (
-    "consumers.worker", "consumers.menu_http.reservation", "publishers.relay", "publishers.pipeline", "publishers.lane",
+    "consumers.worker", "consumers.menu_http.reservation", "publishers.relay", "publishers.pipeline",
     "publishers.deadlines", "order_service.process",
 )  # fmt: skip
 

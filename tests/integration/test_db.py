@@ -61,7 +61,7 @@ def test_transactions_leave_no_setting_to_the_next_client_of_a_pooler(
     core.place(database)
     with pytest.raises(UnknownOrder), core.unit_of_work(database) as work:
         handlers.change_order(work, 2, messages.Cancel())
-    claim = outbox.Claim(database, 1, utc_now())
+    claim = outbox.Claim(database, 1)
     claim.settle(sent=[], failed=[claim.rows[0].id], now=utc_now())
 
     with contextlib.closing(database.engine.raw_connection()) as connection:

@@ -18,7 +18,7 @@ from order_service.contract.envelope import Delivery, rejection
 from order_service.storage import outbox
 from order_service.storage.database import Database
 from order_service.storage.tables import outbox as outbox_table
-from publishers import lane, pipeline
+from publishers import pipeline
 from tests import builders
 from tests.builders import NOW
 from tests.integration import core
@@ -282,7 +282,7 @@ def test_event_does_not_wait_for_the_confirm_of_the_one_before(
     withhold_confirms: Any,
 ) -> None:  # fmt: skip
     wire.listen("order.created")
-    monkeypatch.setattr(lane, "CONFIRM_SECONDS", 3)
+    monkeypatch.setattr(pipeline, "CONFIRM_SECONDS", 3)
 
     with withhold_confirms("order.created"), relaying():
         for number in (1, 2):

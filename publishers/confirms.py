@@ -1,0 +1,181 @@
+"""A channel in confirm mode and its messages in flight.
+
+https://www.rabbitmq.com/docs/confirms#publisher-confirms
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import takewhile
+from typing import Any
+
+import sqlalchemy as sa
+from pika import DeliveryMode
+from pika.channel import Channel
+from pika.exceptions import ChannelWrongStateError
+from pika.frame import Method
+from pika.spec import Basic, BasicProperties
+
+from order_service.contract.envelope import APP_ID, CONTENT_TYPE
+from order_service.storage.outbox import Claim, Outcomes, Route, is_mandatory
+from order_service.vendor import GatheringConnection
+
+
+@dataclass(eq=False)
+class Batch:
+    """Rows claimed together, and settled together once the outcome of each is known."""
+
+    claim: Claim
+    #: How many of its rows have no outcome yet, by route.
+    waiting: Counter[Route]
+    #: The start of the wait for confirms, on the monotonic clock.
+    since: float = field(default_factory=time.monotonic)
+    outcomes: Outcomes = field(default_factory=Outcomes)
+
+
+Entry = tuple[Batch, sa.Row[Any]]
+
+
+class Answer(Enum):
+    """What the broker does with a message."""
+
+    ACCEPTED = "accepted"
+    RETURNED = "returned: no queue is bound for it"
+    NACKED = "refused by a queue"
+    #: pika cannot encode it, so the broker never receives it.
+    INVALID = "cannot be encoded"
+
+
+def route_of(row: sa.Row[Any]) -> Route:
+    return row.exchange, row.routing_key
+
+
+class ConfirmChannel:
+    """Publishes rows as soon as it is open; pika calls these methods from its loop."""
+
+    def __init__(
+        self,
+        connection: GatheringConnection,
+        *,
+        on_answers: Callable[["ConfirmChannel", list[Entry], Answer], None],
+        on_close: Callable[["ConfirmChannel", list[Entry], Exception], None],
+    ) -> None:
+        """`on_close` receives the messages without an outcome, unless `retire` closed the channel."""
+        self._connection, self._on_answers, self._on_close = connection, on_answers, on_close
+        #: When the channel was requested, on the monotonic clock; None once it is open.
+        self.opening_since: float | None = time.monotonic()
+        self.is_retired = False
+        self._queued: list[Entry] = []
+        self._in_flight: dict[int, Entry] = {}
+        self._returned: Counter[tuple[str | None, str | None, bytes]] = Counter()
+        self._last_tag = 0
+        self._channel = connection.channel(on_open_callback=self._prepare)
+        self._channel.add_on_close_callback(self._note_close)
+
+    def publish(self, entries: Iterable[Entry]) -> None:
+        self._queued += entries
+        if self.opening_since is None:
+            self._send()
+
+    def retire(self) -> None:
+        """Close the channel once nothing is in flight; the caller publishes on another one."""
+        self.is_retired = True
+        if not self._in_flight and not self._queued:
+            with suppress(ChannelWrongStateError):
+                self._channel.close()
+
+    def drop(self, route: Route) -> list[Entry]:
+        """Forget the messages of a route, and return them; a later confirm of one is ignored."""
+        dropped = {tag: entry for tag, entry in self._in_flight.items() if route_of(entry[1]) == route}
+        for tag in dropped:
+            del self._in_flight[tag]
+        return [*dropped.values(), *self._take_queued(route)]
+
+    def _take_queued(self, route: Route) -> list[Entry]:
+        taken = [entry for entry in self._queued if route_of(entry[1]) == route]
+        self._queued = [entry for entry in self._queued if route_of(entry[1]) != route]
+        return taken
+
+    def _prepare(self, channel: Channel) -> None:
+        self.opening_since = None
+        channel.add_on_return_callback(self._note_return)
+        channel.confirm_delivery(self._note_confirm)
+        self._send()
+
+    def _send(self) -> None:
+        entries, self._queued = self._queued, []
+        invalid: list[Entry] = []
+        with self._connection.gathering():
+            for batch, row in entries:
+                try:
+                    self._channel.basic_publish(
+                        row.exchange, row.routing_key, row.body, _properties(row), mandatory=is_mandatory(row)
+                    )
+                except ChannelWrongStateError:
+                    raise
+                except Exception:
+                    # pika encodes the whole message before it sends any of it.
+                    invalid.append((batch, row))
+                else:
+                    self._last_tag += 1
+                    self._in_flight[self._last_tag] = batch, row
+        self._answer(invalid, Answer.INVALID)
+
+    def _note_close(self, _: Channel, error: Exception) -> None:
+        entries = [*self._in_flight.values(), *self._queued]
+        self._in_flight, self._queued = {}, []
+        self._on_close(self, entries, error)
+
+    def _note_return(self, _: Channel, method: Basic.Return, properties: BasicProperties, body: bytes) -> None:
+        """Record a message for which no queue is bound; the broker returns it before it confirms it."""
+        self._returned[properties.message_id, method.routing_key, body] += 1
+
+    def _note_confirm(self, frame: Method[Basic.Ack | Basic.Nack]) -> None:
+        tag = frame.method.delivery_tag
+        # The tags in flight are in ascending order.
+        tags = list(takewhile(lambda known: known <= tag, self._in_flight)) if frame.method.multiple else [tag]
+        entries = [self._in_flight.pop(each) for each in tags if each in self._in_flight]
+        if isinstance(frame.method, Basic.Nack):
+            self._answer(entries, Answer.NACKED)
+        elif self._returned:
+            returned = [entry for entry in entries if self._take_return(entry[1])]
+            self._answer([entry for entry in entries if entry not in returned], Answer.ACCEPTED)
+            self._answer(returned, Answer.RETURNED)
+        else:
+            self._answer(entries, Answer.ACCEPTED)
+        if self.is_retired:
+            self.retire()
+
+    def _take_return(self, row: sa.Row[Any]) -> bool:
+        """Remove one return of this row from those noted; return whether there was one."""
+        message = row.message_id, row.routing_key, row.body
+        if message not in self._returned:
+            return False
+        # Counted, because a reminder may be in flight twice.
+        self._returned -= Counter([message])
+        return True
+
+    def _answer(self, entries: Sequence[Entry], answer: Answer) -> None:
+        if entries:
+            self._on_answers(self, list(entries), answer)
+
+
+def _properties(row: sa.Row[Any]) -> BasicProperties:
+    """The AMQP properties of an outbox row; a dead letter keeps its own, and its headers contain the reason."""
+    original: dict[str, Any] = json.loads(row.properties) if row.properties else {}
+    headers = original.get("headers") or ({"traceparent": row.traceparent} if row.traceparent else None)
+    order_id = None if row.order_id is None else str(row.order_id)
+    return BasicProperties(
+        type=row.type,
+        message_id=row.message_id,
+        correlation_id=original.get("correlation_id") or order_id,
+        app_id=original.get("app_id") if row.properties else APP_ID,
+        content_type=original.get("content_type") if row.properties else CONTENT_TYPE,
+        timestamp=int(row.created_at.timestamp()),
+        delivery_mode=DeliveryMode.Persistent,
+        headers=headers,
+    )
