@@ -27,9 +27,17 @@ def inserts(entries: Sequence[Entry]) -> bulk.Insert:
     return bulk.Insert(order_history, [entry._asdict() for entry in entries])
 
 
-def read_history(connection: sa.Connection, order: Order) -> list[Entry]:
-    """The history of an order, oldest entry first; the OrderPlaced entry is derived from the order's row."""
-    columns = [order_history.c[name] for name in Entry._fields]
-    of_order = sa.select(*columns).where(order_history.c.order_id == order.id).order_by(order_history.c.id)
-    placed = Entry(order.id, order.created_at, "OrderPlaced", None, State.AWAITING_MENU.value)
-    return [placed, *(Entry(*row) for row in connection.execute(of_order))]
+def read_history(
+    connection: sa.Connection, order: Order, *, after: int | None = None, limit: int
+) -> list[tuple[int, Entry]]:
+    """The entries of an order after a position, or from the start, oldest first, each with its position.
+
+    The OrderPlaced entry, at position 0, is derived from the order's row.
+    """
+    columns = [order_history.c[name] for name in ("id", *Entry._fields)]
+    wanted = sa.select(*columns).where(order_history.c.order_id == order.id, order_history.c.id > (after or 0))
+    found = connection.execute(wanted.order_by(order_history.c.id).limit(limit))
+    entries = [(position, Entry(*values)) for position, *values in found]
+    if after is not None:
+        return entries
+    return [(0, Entry(order.id, order.created_at, "OrderPlaced", None, State.AWAITING_MENU.value)), *entries][:limit]

@@ -12,7 +12,7 @@ from pydantic_core import from_json, to_json
 from order_service.domain.messages import Item
 from order_service.domain.order import FINAL, Order, Payment, State
 from order_service.storage import bulk
-from order_service.storage.tables import compensations, orders
+from order_service.storage.tables import BigId, compensations, orders
 
 #: The columns that are written once, and those that a decision may change; named like the fields of Order.
 _FIXED = ("key", "user_id", "created_at", "expected_total", "traceparent")
@@ -93,7 +93,8 @@ def list_orders(
     if user_id is not None:
         wanted = wanted.where(orders.c.user_id == user_id)
     if before is not None:
-        wanted = wanted.where(orders.c.id < before)
+        # As a large integer: a client may send any cursor.
+        wanted = wanted.where(orders.c.id < sa.literal(before, BigId))
     if states:
         wanted = wanted.where(orders.c.state.in_(states))
     if states and not FINAL & set(states):

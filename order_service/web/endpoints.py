@@ -23,7 +23,7 @@ from order_service.web import requests, responses
 from order_service.web.observability import traceparent
 from order_service.web.placing import MenuWait, Recorder, Watcher
 from order_service.web.problems import Problem
-from order_service.web.requests import OrderRequest
+from order_service.web.requests import OrderQuery, OrderRequest, PageQuery
 from order_service.web.responses import json_response
 from order_service.web.streaming import Streams
 from order_service.web.users import Users, UserServiceDown
@@ -93,15 +93,14 @@ class Api:
         return response
 
     def list_orders(self) -> Response:
-        query = requests.query()
+        query = requests.query(OrderQuery)
         states = [state for state in State if state.status == query.status]
         with self.database.reading() as connection:
             # One more than a page shows whether there is a next page.
             found = orders.list_orders(
                 connection, user_id=query.user_id, states=states, before=query.cursor, limit=query.limit + 1
             )
-        page = found[: query.limit]
-        next_cursor = requests.cursor_after(page[-1]) if len(found) > query.limit else None
+        page, next_cursor = requests.split_page(found, query.limit, lambda order: order.id)
         body = responses.OrderPage.model_construct(orders=[*map(responses.Order.of, page)], next_cursor=next_cursor)
         return json_response(body)
 
@@ -111,10 +110,12 @@ class Api:
         return self._change(order_id, Cancel())
 
     def get_history(self, order_id: int) -> Response:
+        query = requests.query(PageQuery)
         order = self._read(order_id)
         with self.database.reading() as connection:
-            entries = history.read_history(connection, order)
-        return json_response(responses.History.of(entries))
+            found = history.read_history(connection, order, after=query.cursor, limit=query.limit + 1)
+        page, next_cursor = requests.split_page(found, query.limit, lambda entry: entry[0])
+        return json_response(responses.History.of([entry for _, entry in page], next_cursor))
 
     def stream_order(self, order_id: int) -> Response:
         return self.streams.open(self._read(order_id), request.headers.get("Last-Event-ID"))

@@ -33,7 +33,8 @@ HISTORY = {
          "from": None, "to": "awaiting_menu", "message_id": None},
         {"at": "2025-01-02T03:04:05.912345Z", "type": "MenuReserved",
          "from": "awaiting_menu", "to": "awaiting_payment", "message_id": "menu-1"},
-    ]
+    ],
+    "next_cursor": None,
 }  # fmt: skip
 EVENT = {"event": "status", "id": "2", "data": json.dumps(PENDING, ensure_ascii=False)}
 ORDER_REQUEST = {"user_id": 1, "menu_ids": [1, 2]}

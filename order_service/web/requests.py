@@ -2,6 +2,7 @@
 
 import base64
 import re
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.request import parse_http_list
 
@@ -12,14 +13,17 @@ from werkzeug.exceptions import HTTPException
 
 from order_service.config import MAX_WAIT_SECONDS
 from order_service.contract.events import Amount, Id, exact_json
-from order_service.domain.order import Order
 from order_service.process import first_line
 from order_service.web.problems import FieldError, Problem, prefers_english
 from order_service.web.responses import Status
 
 log = structlog.get_logger(__name__)
+Row = TypeVar("Row")
+Model = TypeVar("Model", bound=BaseModel)
 #: The longest request body, in bytes; an order of a hundred dishes needs a tenth of it.
 MAX_REQUEST_BYTES = 64 * 1024
+#: The largest id of an order or of a history entry, which both databases can hold.
+MAX_POSITION = 2**63 - 1
 #: Visible ASCII characters except the comma, with which a server joins a repeated header (RFC 9110, section 5.3):
 #: in quotation marks, as a structured field's string (RFC 8941, section 3.3.3), or bare.
 IDEMPOTENCY_KEY = r'^("([!#-+.-\[\]-~-]|\\["\\]){1,255}"|[!#-+.-~-][!-+.-~-]{0,254})$'
@@ -58,9 +62,9 @@ def _digits(value: object) -> object:
 
 
 def _position(value: object) -> object:
-    """The id of the last order of the previous page. It is encoded so that clients do not rely on its meaning."""
+    """The id of the last row of the previous page. It is encoded so that clients do not rely on its meaning."""
     try:
-        return int(base64.b32decode(str(value)).removeprefix(b"before:"))
+        return int(base64.b32decode(str(value)).removeprefix(b"after:"))
     except ValueError:
         return value
 
@@ -68,23 +72,30 @@ def _position(value: object) -> object:
 Digits = BeforeValidator(_digits)
 
 
-class OrderQuery(BaseModel):
-    """GET /orders."""
+class PageQuery(BaseModel):
+    """The query of a list in pages, here GET /orders/{id}/history."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    user_id: Annotated[Id | None, Digits, Field(description="Only this user's orders.")] = None
-    status: Annotated[Status | None, Field(description="Only orders of this status.")] = None
-    limit: Annotated[int, Field(strict=True, ge=1, le=100), Digits, Field(description="The orders per page.")] = 20
+    limit: Annotated[int, Field(strict=True, ge=1, le=100), Digits, Field(description="The entries per page.")] = 20
     cursor: Annotated[
-        Id | None,
+        Annotated[int, Field(strict=True, ge=0, le=MAX_POSITION)] | None,
         BeforeValidator(_position),
         Field(description="The next_cursor of the previous page."),
         WithJsonSchema({"type": "string", "format": "cursor"}),
     ] = None
 
 
-def cursor_after(order: Order) -> str:
-    return base64.b32encode(b"before:%d" % order.id).decode()
+class OrderQuery(PageQuery):
+    """GET /orders."""
+
+    user_id: Annotated[Id | None, Digits, Field(description="Only this user's orders.")] = None
+    status: Annotated[Status | None, Field(description="Only orders of this status.")] = None
+
+
+def split_page(found: Sequence[Row], limit: int, position: Callable[[Row], int]) -> tuple[Sequence[Row], str | None]:
+    """The rows of a page, and the next_cursor if more rows than `limit` were found."""
+    page, more = found[:limit], found[limit:]
+    return page, base64.b32encode(b"after:%d" % position(page[-1])).decode() if more else None
 
 
 #: The remedy for each field, in Indonesian and in English.
@@ -109,8 +120,6 @@ _REMEDIES = {
     "body": ("harus objek JSON", "must be a JSON object"),
 }
 _UNKNOWN = ("tidak dikenal; hapus dari permintaan", "is not known; leave it out")
-
-Model = TypeVar("Model", bound=BaseModel)
 
 
 def json_body() -> dict[str, Any]:
@@ -199,12 +208,12 @@ def preferred_wait(preferences: str, default: float) -> tuple[float, dict[str, s
     return seconds, {"Preference-Applied": ", ".join(applied)} if applied else {}
 
 
-def query() -> OrderQuery:
-    """The query of GET /orders. Raises Problem 422 naming each invalid parameter."""
+def query(model: type[Model]) -> Model:
+    """The query as a model. Raises Problem 422 naming each invalid parameter."""
     repeated = [name for name, values in request.args.lists() if len(values) > 1]
     if repeated:
         raise _invalid([(name[:100], name) for name in repeated])
-    return parse(OrderQuery, request.args.to_dict())
+    return parse(model, request.args.to_dict())
 
 
 def _invalid(problems: list[tuple[str, str]], code: str = "invalid_request") -> Problem:

@@ -14,6 +14,7 @@ from order_service.storage import history
 
 Time = Annotated[AwareDatetime, PlainSerializer(utc_text)]
 Status = Literal["pending", "paid", "failed", "cancelled"]
+NextCursor = Annotated[str | None, Field(description="The `cursor` of the next page; null on the last page.")]
 
 
 class Body(BaseModel):
@@ -64,7 +65,7 @@ class OrderPage(Body):
     """A page of orders, newest first."""
 
     orders: Annotated[list[Order], Field(max_length=100)]
-    next_cursor: Annotated[str | None, Field(description="The `cursor` of the next page; null on the last page.")]
+    next_cursor: NextCursor
 
 
 class HistoryEntry(Body):
@@ -78,17 +79,19 @@ class HistoryEntry(Body):
 
 
 class History(Body):
-    """The history of an order, oldest entry first."""
+    """A page of the history of an order, oldest entry first."""
 
-    events: list[HistoryEntry]
+    events: Annotated[list[HistoryEntry], Field(max_length=100)]
+    next_cursor: NextCursor
 
     @classmethod
-    def of(cls, entries: Sequence[history.Entry]) -> "History":
+    def of(cls, entries: Sequence[history.Entry], next_cursor: str | None) -> "History":
         return cls(
             events=[
                 HistoryEntry(at=e.at, type=e.type, from_=e.from_state, to=e.to_state, message_id=e.message_id)
                 for e in entries
-            ]
+            ],
+            next_cursor=next_cursor,
         )
 
 

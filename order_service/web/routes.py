@@ -160,7 +160,8 @@ ROUTES = (
     ),
     Route(
         "getHistory", "GET", "/orders/{id}/history", Api.get_history, "Read the history of an order",
-        {200: Answer("The history, oldest entry first.", responses.History, examples.HISTORY)}, _ORDER,
+        {200: Answer("A page of the history, oldest entry first.", responses.History, examples.HISTORY)},
+        ("invalid_request", *_ORDER), query=requests.PageQuery,
     ),
     Route(
         "streamOrder", "GET", "/orders/{id}/events", Api.stream_order,

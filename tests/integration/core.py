@@ -162,7 +162,8 @@ def history_of(database: Database, order_id: int) -> list[tuple[str, str | None]
     """Type and message id of each entry in the order's history, without the placing."""
     with database.reading() as connection:
         order = order_rows.read_orders(connection, [order_id])[order_id]
-        return [(entry.type, entry.message_id) for entry in history.read_history(connection, order)][1:]
+        found = history.read_history(connection, order, after=0, limit=10_000)
+        return [(entry.type, entry.message_id) for _, entry in found]
 
 
 def unsent_events(database: Database, *types: str) -> list[dict[str, Any]]:

@@ -132,6 +132,7 @@ SCENARIOS: dict[tuple[str, str], Scenario] = {
     **of_body("placeOrder", "POST", "/orders", order_request()),
     ("listOrders", "200"): sent_in(State.AWAITING_PAYMENT, "GET", "/orders"),
     ("listOrders", "invalid_request"): sent("GET", "/orders?note=1"),
+    ("getHistory", "invalid_request"): sent("GET", "/orders/1/history?note=1"),
     ("getOrder", "200"): sent_in(State.AWAITING_PAYMENT, "GET", "/orders/1"),
     ("getOrder", "304"): read_again,
     ("cancelOrder", "200"): sent_in(State.AWAITING_PAYMENT, "DELETE", "/orders/1"),
@@ -175,7 +176,7 @@ SUCCESSES = [
     ("cancelOrder", 200, ORDER | {"status": "cancelled"}),
     ("updatePayment", 200, ORDER | {"status": "paid"}),
     ("updatePayment", 202, SILENT),
-    ("getHistory", 200, {"events": [LINE, NEXT]}),
+    ("getHistory", 200, {"events": [LINE, NEXT], "next_cursor": None}),
 ]
 
 

@@ -1,10 +1,12 @@
 """What a client reads: pages of orders, and versions of one."""
 
+from base64 import b32encode
+
 import pytest
 from werkzeug.test import TestResponse
 
 from order_service.domain.order import State
-from tests.builders import order_request
+from tests.builders import order_request, payment_failed, reply
 from tests.http_service import RESPOND_ASYNC, Service, body_of, problem
 
 
@@ -53,6 +55,59 @@ def test_filters_are_by_user_and_by_public_status_and_hold_on_every_page(service
     for state in (State.PAID, State.FAILED, State.CANCELLED):
         assert pages_of(service, f"status={state.status}") == [[by_state[state]]]
     assert pages_of(service, "user_id=3") == [[]]
+
+
+def history_pages(service: Service, order_id: int, limit: int) -> list[list[str]]:
+    """The types of the entries of every page."""
+    pages, more = [], ""
+    while True:
+        page = body_of(service.get(f"/orders/{order_id}/history?limit={limit}{more}"))
+        assert page.keys() == {"events", "next_cursor"}
+        pages.append([entry["type"] for entry in page["events"]])
+        if page["next_cursor"] is None:
+            return pages
+        more = f"&cursor={page['next_cursor']}"
+
+
+def test_history_is_read_in_pages_from_the_oldest_entry_on(service: Service) -> None:
+    other, order_id = (service.order_in(State.PAID) for _ in range(2))
+    service.apply(*(reply(order_id, payment_failed(), id=f"failed-{number}") for number in range(2)))
+
+    whole = ["OrderPlaced", "MenuReserved", "PaymentCompleted", "PaymentFailed", "PaymentFailed"]
+    assert history_pages(service, order_id, 1) == [[each] for each in whole]
+    assert history_pages(service, order_id, 2) == [whole[:2], whole[2:4], whole[4:]]
+    assert history_pages(service, order_id, 5) == [whole]
+    assert history_pages(service, other, 2) == [whole[:2], whole[2:3]]
+    assert len(body_of(service.get(f"/orders/{order_id}/history"))["events"]) == 5
+
+
+def test_entry_added_between_two_pages_of_a_history_is_on_the_last_page(service: Service) -> None:
+    order_id = service.order_in(State.AWAITING_PAYMENT)
+
+    page = body_of(service.get(f"/orders/{order_id}/history?limit=1"))
+    assert service.put_payment(order_id).status_code == 200
+    rest = body_of(service.get(f"/orders/{order_id}/history?cursor={page['next_cursor']}"))
+
+    assert [entry["type"] for entry in page["events"] + rest["events"]] == ["OrderPlaced", "MenuReserved", "PutPaid"]
+    assert rest["next_cursor"] is None
+
+
+def test_cursor_of_any_number_is_accepted(service: Service) -> None:
+    order_id = service.order_in(State.PAID)
+
+    for number, length in [(0, 2), (2**63 - 1, 0)]:
+        cursor = b32encode(b"after:%d" % number).decode()
+        assert len(body_of(service.get(f"/orders/{order_id}/history?cursor={cursor}"))["events"]) == length
+        assert len(body_of(service.get(f"/orders?cursor={cursor}"))["orders"]) == (number > 0)
+    beyond = b32encode(b"after:%d" % 2**63).decode()
+    problem(service.get(f"/orders?cursor={beyond}"), 422, "invalid_request")
+
+
+@pytest.mark.parametrize("query", ["limit=0", "limit=101", "cursor=", "cursor=1", "limit=1&limit=1", "status=paid"])
+def test_invalid_query_of_a_history_is_422_naming_its_parameter(service: Service, query: str) -> None:
+    found = problem(service.get(f"/orders/1/history?{query}"), 422, "invalid_request")
+
+    assert [error["field"] for error in found["errors"]] == [query.split("=")[0]]
 
 
 @pytest.mark.parametrize(

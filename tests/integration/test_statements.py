@@ -13,6 +13,7 @@ from order_service.config import Settings
 from order_service.contract.envelope import Delivery, Reply
 from order_service.contract.events import INCOMING
 from order_service.contract.topology import QUEUES
+from order_service.storage import history
 from order_service.storage.database import Database
 from order_service.storage.outbox import Claim, Outcomes
 from order_service.storage.tables import outbox
@@ -115,6 +116,27 @@ def test_orders_placed_together_cost_two_statements(count: int, database: Databa
         handlers.place_orders(work, [builders.placement()] * count)
 
     assert len(statements) <= 2, statements
+
+
+def test_page_of_a_history_is_read_from_an_index_without_sorting_the_whole(database: Database) -> None:
+    # given
+    [order_id] = core.place_sent(database)
+    order, sent = core.get(database, order_id), list[tuple[str, Any]]()
+    sa.event.listen(database.engine, "before_cursor_execute", lambda *given: sent.append((given[2], given[3])))
+
+    # when
+    with database.reading() as connection:
+        history.read_history(connection, order, after=1, limit=21)
+
+    # then
+    [(statement, values)] = [each for each in sent if each[0].startswith("SELECT")]
+    explain = "EXPLAIN QUERY PLAN" if database.is_sqlite else "EXPLAIN"
+    with database.reading() as connection:
+        rows = connection.exec_driver_sql(f"{explain} {statement}", values)
+        plan = "\n".join(str(row[-1]) for row in rows)
+    assert "ix_order_history_order_id_id" in plan, plan
+    assert "Sort" not in plan, plan
+    assert "TEMP B-TREE" not in plan, plan
 
 
 def test_deadlines_look_for_unsent_events_once(database: Database, statements: list[str]) -> None:
