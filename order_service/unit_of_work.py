@@ -29,6 +29,7 @@ class UnitOfWork:
         self.connection, self.policy, self.now = connection, policy, now
         self._orders: dict[int, Order] = {}
         self._entries: list[history.Entry] = []
+        self._unchanging: list[history.Entry] = []
         self._outgoing: list[Outgoing] = []
         self._requested: list[compensations.Row] = []
         self._confirmed: list[str] = []
@@ -46,6 +47,8 @@ class UnitOfWork:
         if decision.changed or message_id is not None:
             type_name = _HISTORY_TYPES.get(type(message)) or type(message).__name__
             self._record(order, type_name, decision.before, message_id, digest)
+            if not decision.changed:
+                self._unchanging.append(self._entries[-1])
         if isinstance(message, messages.StockReleased):
             self._confirmed.append(message.release_id)
         if isinstance(message, messages.PaymentRefunded):
@@ -82,11 +85,12 @@ class UnitOfWork:
 
     def write(self) -> None:
         """Write everything added; orders in the order of their ids, as they were locked."""
+        superfluous = history.superfluous(self.connection, self._unchanging)
         first, *more = outbox.inserts(self._outgoing, self.now)
         bulk.write(
             self.connection,
             orders.updates([self._orders[id] for id in sorted(self._orders)]),
-            history.inserts(self._entries),
+            history.inserts([entry for entry in self._entries if entry not in superfluous]),
             compensations.inserts(self._requested),
             first,
         )

@@ -5,10 +5,16 @@ from datetime import datetime
 from typing import NamedTuple
 
 import sqlalchemy as sa
+import structlog
 
 from order_service.domain.order import Order, State
 from order_service.storage import bulk
 from order_service.storage.tables import order_history
+
+log = structlog.get_logger(__name__)
+#: An order with this many entries records only what changes it, which is bounded like its reservations and payments.
+#: Other messages need no entry: the decision table ignores them again if they are repeated.
+MAX_ENTRIES = 500
 
 
 class Entry(NamedTuple):
@@ -21,6 +27,27 @@ class Entry(NamedTuple):
     to_state: str
     message_id: str | None = None
     digest: str | None = None
+
+
+def superfluous(connection: sa.Connection, unchanging: Sequence[Entry]) -> set[Entry]:
+    """Those of the new entries of messages that changed nothing for which the history has no space.
+
+    Certain only while their orders are locked.
+    """
+    if not unchanging:
+        return set()
+    ids = sorted({entry.order_id for entry in unchanging})
+    of_orders = sa.select(order_history.c.order_id, sa.func.count()).group_by(order_history.c.order_id)
+    found = connection.execute(of_orders.where(bulk.among(connection, order_history.c.order_id, ids)))
+    space = dict.fromkeys(ids, MAX_ENTRIES) | {order_id: MAX_ENTRIES - count for order_id, count in found}
+    beyond: set[Entry] = set()
+    for entry in unchanging:
+        space[entry.order_id] -= 1
+        if space[entry.order_id] < 0:
+            beyond.add(entry)
+        elif space[entry.order_id] == 0:
+            log.warning("a history is full: messages that change nothing are not recorded", order_id=entry.order_id)
+    return beyond
 
 
 def inserts(entries: Sequence[Entry]) -> bulk.Insert:

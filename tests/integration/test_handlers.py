@@ -15,6 +15,7 @@ from order_service.domain.messages import Item, MenuReserved
 from order_service.domain.order import RELEASE, State
 from order_service.storage import orders as order_rows
 from order_service.storage.database import Database
+from order_service.storage.history import MAX_ENTRIES
 from order_service.storage.tables import order_history, orders, outbox
 from tests import builders
 from tests.builders import NOW
@@ -191,6 +192,35 @@ def test_payments_and_reservations_beyond_a_hundred_are_rejected_and_the_order_s
     assert len(core.compensation_rows(database)) == len(core.history_of(database, order_id)) - 1 == 200
     # Rejected ones are not recorded; those that were applied stay repeats.
     assert core.apply(database, payments[0], reservations[0]) == []
+
+
+def test_history_of_an_order_stops_growing_by_messages_that_change_nothing(database: Database) -> None:
+    # given
+    order_id, other = core.place_sent(database, 2)
+    core.cancel(database, order_id)
+    failed = [builders.reply(order_id, builders.payment_failed(), id=f"failed-{number}") for number in range(1200)]
+
+    # when
+    for start in range(0, len(failed), 400):
+        assert core.apply(database, *failed[start : start + 400], reserved(other, id=f"menu-{start}")) == []
+
+    # then
+    assert len(core.history_of(database, order_id)) == MAX_ENTRIES
+    assert len(core.history_of(database, other)) == 3
+    # What changes the order is recorded, and a repeat stays a repeat whether its message is recorded or not.
+    changing = [completed(order_id), reserved(order_id)]
+    for _ in range(2):
+        assert core.apply(database, *changing, failed[0], failed[-1]) == []
+    assert core.history_of(database, order_id)[MAX_ENTRIES:] == [
+        ("PaymentCompleted", "pay-1"),
+        ("MenuReserved", "menu-1"),
+    ]
+    assert len(core.compensation_rows(database)) == 2
+    # A confirmation that is not recorded counts.
+    [release] = [row for row in core.compensation_rows(database) if row.type == RELEASE]
+    core.apply(database, released(order_id, release.id))
+    assert len(core.history_of(database, order_id)) == MAX_ENTRIES + 2
+    assert [row.id for row in core.compensation_rows(database) if row.confirmed_at] == [release.id]
 
 
 def test_compensations_are_rows_until_the_sibling_confirms_them(database: Database) -> None:

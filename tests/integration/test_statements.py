@@ -79,6 +79,16 @@ def test_batch_of_any_size_costs_three_statements_also_with_compensations(
     assert len(core.compensation_rows(database)) == BATCH
 
 
+def test_messages_that_change_nothing_cost_one_more_statement(database: Database, statements: list[str]) -> None:
+    ids = core.place_sent(database, BATCH)
+    process(database, *[core.reserved(id) for id in ids])
+    statements.clear()
+
+    process(database, *[core.reserved(id, id="again") for id in ids])
+
+    assert len(statements) <= 4, statements
+
+
 @core.POSTGRESQL_ONLY
 def test_batch_costs_five_round_trips(database: Database, database_url: str, traced: core.RoundTrips) -> None:
     ids = core.place_sent(database, BATCH)
