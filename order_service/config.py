@@ -19,6 +19,8 @@ Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600)]
 ANSWERING_THREADS = 32
 #: The longest wait for the menu, by default or at the request of a client, in seconds.
 MAX_WAIT_SECONDS = 30
+#: What masked() shows of a URL's query; any other value may be a credential.
+HARMLESS_OPTIONS = ("host=", "port=", "user=", "dbname=", "sslmode=")
 
 
 class Settings(BaseSettings):
@@ -138,15 +140,28 @@ class Settings(BaseSettings):
 
 
 def masked(url: str) -> str:
-    """The URL without its credentials, for logs and messages."""
-    address, mark, query = url.partition("?")
-    scheme, slashes, rest = address.partition("://")
-    authority, slash, path = rest.partition("/")
-    userinfo, at, host = authority.rpartition("@")
-    user, colon, _ = userinfo.partition(":")
-    shown = f"{user}:***" if colon else "***" if at else ""
-    query = re.sub(r"(?i)([^&=]*(?:pass|secret|token|key)[^&=]*=)[^&]*", r"\1***", query)
-    return f"{scheme}{slashes}{shown}{at}{host}{slash}{path}{mark}{query}"
+    """The URL without its credentials, for logs and messages.
+
+    The user is shown only beside a password and not for HTTP, where it may be a token.
+    """
+    # The last "@", because a password may contain what ends an authority: SQLAlchemy accepts it unencoded.
+    before, at, rest = url.rpartition("@")
+    scheme, slashes, userinfo = before.partition("://")
+    user, _, password = userinfo.partition(":")
+    if at:
+        before = (
+            f"{scheme}{slashes}{user}:***" if password and not scheme.startswith("http") else f"{scheme}{slashes}***"
+        )
+    address, mark, query = rest.partition("?")
+    options = "&".join(
+        option if option.startswith(HARMLESS_OPTIONS) else _valueless(option) for option in query.split("&")
+    )
+    return f"{before}{at}{address}{mark}{options}"
+
+
+def _valueless(option: str) -> str:
+    name, equals, _ = option.partition("=")
+    return f"{name}=***" if equals else option and "***"
 
 
 def explain(error: ValidationError) -> str:

@@ -32,7 +32,7 @@ READY = """
 
 def run() -> None:
     """Print the output of the processes until one of them exits, which raises StartupError."""
-    VAR.mkdir(exist_ok=True)
+    VAR.mkdir(mode=0o700, exist_ok=True)
     with broker.running(VAR / "run" / "broker", needs_management=False, keep=True) as found:
         env, exited = processes.environment(found, found.amqp_url), threading.Event()
         processes.prepare(env)
@@ -40,7 +40,8 @@ def run() -> None:
             for (name, process), colour in zip(running.items(), itertools.cycle(COLOURS), strict=False):
                 threading.Thread(target=_print_output, args=[name, process, colour, exited], daemon=True).start()
             processes.wait_healthy(running)
-            print_line(READY.format(**PORTS, console=console(found.management_url), amqp_url=found.amqp_url))
+            amqp_url = found.amqp_url if ":guest@" in found.amqp_url else broker.masked(found.amqp_url)
+            print_line(READY.format(**PORTS, console=console(found.management_url), amqp_url=amqp_url))
             exited.wait()
             processes.require_alive(running)
 

@@ -153,5 +153,5 @@ def fresh_vhost(broker: Broker, name: str) -> Iterator[str]:
 
 def masked(url: str) -> str:
     """The URL with its password hidden, for display."""
-    password = urlsplit(url).password
-    return url.replace(f":{password}@", ":***@") if password else url
+    # To the last "@": a password may contain what ends an authority, such as "/".
+    return re.sub("(password=)[^&]*", r"\1***", re.sub("(://[^:/@]*):.*@", r"\1:***@", url))

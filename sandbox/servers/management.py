@@ -43,4 +43,6 @@ def console(url: str | None) -> str:
     """The console's address and login, for display."""
     if url is None:
         return "not reachable (the broker's management plugin is off, or elsewhere)"
-    return f"{Management(url).base}  (login {urlsplit(url).username}, password {urlsplit(url).password})"
+    # RabbitMQ's own default is no secret.
+    password = "guest" if ":guest@" in url else "as in RABBITMQ_URL or .env"
+    return f"{Management(url).base}  (login {urlsplit(url).username}, password {password})"
