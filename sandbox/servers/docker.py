@@ -51,7 +51,7 @@ def compose_rabbitmq(name: str, *, keep: bool, say: Say) -> Iterator[tuple[Urls,
         raise Unavailable("Docker is installed, but neither `docker compose` nor `docker-compose` is")
     compose = [*program, "--project-name", f"order-service-{name}", "--file", COMPOSE_FILE.name]
     amqp, console_port = ports.free_ports(5672, 15672)
-    login = ":".join(os.environ.get(f"RABBITMQ_{each}", "order_service") for each in ("USER", "PASSWORD"))
+    login = _compose_login()
     env = os.environ | {"RABBITMQ_PORT": str(amqp), "RABBITMQ_CONSOLE_PORT": str(console_port)}
     say(f"Starting RabbitMQ with `{' '.join(compose)} up`, which takes 10 to 20 seconds ...")
     try:
@@ -60,6 +60,14 @@ def compose_rabbitmq(name: str, *, keep: bool, say: Say) -> Iterator[tuple[Urls,
     finally:
         with contextlib.suppress(Unavailable):
             _compose([*compose, "down", "--timeout", "20", *([] if keep else ["--volumes"])], env)
+
+
+def _compose_login() -> str:
+    """The login that the compose file sets, from the environment or .env, which is created with random passwords."""
+    subprocess.run([COMPOSE_FILE.parent / "deploy" / "make-env"], check=True)  # noqa: S603
+    lines = (COMPOSE_FILE.parent / ".env").read_text().splitlines()
+    values = dict(line.split("=", 1) for line in lines if "=" in line) | os.environ
+    return f"{values.get('RABBITMQ_USER', 'order_service')}:{values['RABBITMQ_PASSWORD']}"
 
 
 def _compose(command: list[str], env: dict[str, str]) -> None:
