@@ -1,40 +1,53 @@
 """The configuration of gunicorn, which serves the API. Operators configure it by the variables in docs/settings.md."""
 
 import os
+import resource
 import shutil
 import signal
 import tempfile
+from contextlib import suppress
 from typing import Any
 
-from order_service import process, vendor
+from order_service import process
 from order_service.storage.database import Database
 from order_service.storage.migrate import wait_for_database
 
 #: The directory in which prometheus_client collects the metrics of several workers. The library reads the variable
 #: when it is imported, which is in the workers. https://prometheus.github.io/client_python/multiprocess/
 METRICS_DIR, METRICS_PREFIX = "PROMETHEUS_MULTIPROC_DIR", "order-service-metrics-"
+#: Connections besides those that have a thread: idle ones, and those of slow clients. Then the oldest is closed.
+IDLE_CONNECTIONS = 1000
+#: Descriptors for everything but connections: the database, logs, metrics.
+OTHER_FILES = 200
+
+
+def _connections(threads: int) -> int:
+    """The number of connections of a process, for which the limit of open files is raised where possible."""
+    wanted = threads + IDLE_CONNECTIONS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if not 0 <= soft < wanted + OTHER_FILES:
+        return wanted
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted + OTHER_FILES, hard))
+        return wanted
+    return soft - OTHER_FILES
+
+
 _settings = process.begin()
 bind = f"{_settings.host}:{_settings.port}"
-worker_class = vendor.gunicorn_worker()
+worker_class = "order_service.gunicorn_worker.Worker"
 workers = _settings.api_workers
 threads = _settings.api_threads
 # In seconds, and longer than the longest wait of a POST for the menu.
 timeout = 60
 graceful_timeout = 8
 keepalive = 75
+worker_connections, sendfile = _connections(threads), False  # the worker sends from memory
 # gunicorn would create it below $HOME, which a container may not have.
 control_socket_disable = True
 # A reload (SIGHUP) keeps the existing one.
 if workers > 1 and METRICS_DIR not in os.environ:
     os.environ[METRICS_DIR] = tempfile.mkdtemp(prefix=METRICS_PREFIX)
-
-#: The longest wait for the next byte of a request, in seconds: it occupies a thread.
-READ_SECONDS = 10
-
-
-def when_ready(server: Any) -> None:
-    """Limit every read of a request."""
-    vendor.limit_gunicorn_reads([listener.sock for listener in server.LISTENERS], READ_SECONDS)
 
 
 def post_worker_init(worker: Any) -> None:

@@ -3,13 +3,10 @@
 tests/integration/test_vendor.py fails when one of them stops working, or is no longer needed.
 """
 
-import logging
 import os
-import select
-import socket
 import struct
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -19,8 +16,6 @@ import pika.data
 import psycopg
 from psycopg import generators
 
-#: How long a thread of gunicorn waits for the next request of its connection, in milliseconds.
-LINGER_MS = 5
 #: How many times the files of all workers are read before a scrape fails, and the pause between two reads.
 METRICS_READS, METRICS_PAUSE_SECONDS = 10, 0.02
 #: GatheringConnection hands this many bytes to the socket at once: pika copies the rest after each system call.
@@ -150,49 +145,3 @@ def prometheus_metrics() -> bytes:
             return generate_latest(registry)
         time.sleep(METRICS_PAUSE_SECONDS)
     return generate_latest(registry)
-
-
-def limit_gunicorn_reads(listeners: Iterable[socket.socket], seconds: int) -> None:
-    """Close a connection whose client sends nothing for this long in the middle of a request.
-
-    Works around: gunicorn's gthread waits for the rest of a request indefinitely, which occupies a thread, and logs a
-    timeout with a traceback. The kernel copies a listener's limit to the connections that it accepts.
-    Upstream: https://github.com/benoitc/gunicorn/issues/2652. Remove when gthread limits reads itself.
-    tests/e2e/test_processes.py fails if this stops working.
-    """
-    for listener in listeners:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, 0))
-    logging.getLogger("gunicorn.error").addFilter(_is_not_read_timeout)
-
-
-def _is_not_read_timeout(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and isinstance(record.exc_info[1], BlockingIOError))
-
-
-def gunicorn_worker() -> Any:
-    """The gthread worker, with each connection kept on its thread while its client sends one request after another.
-
-    Works around: gthread returns a connection to its main thread after each request, which costs about 11 % of the
-    CPU of a POST. Overrides `handle`, and reads `tpool._work_queue` and the parser's buffer: a thread keeps its
-    connection only while no other connection waits for a thread.
-    Upstream: not reported. Remove when gthread does so itself, or when the difference falls below 10 %.
-    """
-    # Imported late: only the API needs gunicorn.
-    from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
-
-    class Worker(ThreadWorker):  # type: ignore[misc]
-        def handle(self, conn: Any) -> Any:
-            kept = super().handle(conn)
-            while kept is True and self.alive and self.tpool._work_queue.empty() and _has_request(conn):
-                kept = super().handle(conn)
-            return kept
-
-    return Worker
-
-
-def _has_request(conn: Any) -> bool:
-    if conn.parser.unreader.buf.getvalue():
-        return True
-    poll = select.poll()
-    poll.register(conn.sock, select.POLLIN)
-    return bool(poll.poll(LINGER_MS))

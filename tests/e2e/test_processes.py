@@ -5,6 +5,7 @@ import http.client
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -227,6 +228,58 @@ def test_request_is_served_while_more_clients_than_threads_are_busy(small_api: D
         # then: it did not wait for any of them
         assert not any(responses.done() for responses in busy)
     assert all(responses.result().count(b"HTTP/1.1 200") == 40 for responses in busy)
+
+
+BUNDLE = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: here\r\n\r\n"
+#: What clients send that then stay connected and read nothing.
+SLOW_CLIENTS = {
+    "close": HEALTH + b"Connection: close\r\n\r\n", "silent": b"", "idle": HEALTH + b"\r\n", "unread": 8 * BUNDLE,
+    "headers": HEALTH, "body": POST + b"Content-Length: 99\r\n\r\n{",
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def slow_clients(deployment: Deployment, request: bytes, count: int) -> Iterator[list[socket.socket]]:
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connected(deployment)) for _ in range(count)]
+        for client in clients:
+            client.sendall(request)
+        yield clients
+
+
+def seconds_to_answer(deployment: Deployment) -> float:
+    """Request /healthz over a new connection, which the server closes; return the seconds until its end."""
+    start = time.monotonic()
+    assert b" 200 OK" in exchange(deployment, SLOW_CLIENTS["close"])
+    return time.monotonic() - start
+
+
+@pytest.mark.parametrize("request_bytes", SLOW_CLIENTS.values(), ids=SLOW_CLIENTS)
+def test_more_slow_clients_than_threads_do_not_delay_others(small_api: Deployment, request_bytes: bytes) -> None:
+    with slow_clients(small_api, request_bytes, ANSWERING_THREADS + 8):
+        assert max(seconds_to_answer(small_api) for _ in range(3)) < 2
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("request_bytes", SLOW_CLIENTS.values(), ids=SLOW_CLIENTS)
+def test_slow_clients_beyond_all_limits_do_not_delay_others(tmp_path: Path, request_bytes: bytes) -> None:
+    with api_alone(f"sqlite:///{tmp_path}/orders.db", tmp_path) as deployment:
+        # given: more clients than connections; or of those whose responses fill the kernel's memory, than threads
+        count = 320 if request_bytes == SLOW_CLIENTS["unread"] else 1400
+        with slow_clients(deployment, request_bytes, count) as clients:
+            # when: those in the middle of a request continue it, byte by byte
+            end, slowest = time.monotonic() + 15, 0.0
+            while time.monotonic() < end:
+                if request_bytes in (SLOW_CLIENTS["headers"], SLOW_CLIENTS["body"]):
+                    for client in clients:
+                        with contextlib.suppress(OSError):
+                            client.sendall(b"a")
+                slowest = max(slowest, seconds_to_answer(deployment))
+
+        # then
+        assert slowest < 3
+        assert deployment.processes[0].terminate() == 0
+        assert "Traceback" not in deployment.processes[0].log
 
 
 def test_malformed_requests_are_answered_and_do_not_stop_the_api(small_api: Deployment) -> None:

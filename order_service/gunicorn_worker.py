@@ -1,0 +1,289 @@
+"""The worker of gunicorn that serves the API: gthread, except that its threads do not wait for clients.
+
+Works around: with gthread, a few slow clients stop the service for all others.
+- Its main thread waits up to 2 s for the client's end of each connection that it closes.
+- A thread waits 5 s for the first byte of a connection, indefinitely for the rest of a request, and indefinitely for a
+  client that does not read its response.
+- When `worker_connections` are open, even if most are idle, nothing is accepted.
+- A connection returns to the main thread after each request, which costs about 11 % of the CPU of a POST.
+Here, the main thread's poller waits for all these clients, a thread gets complete requests only, and the connection
+that has waited longest is closed for a new one. A thread keeps its connection while requests follow each other.
+Upstream: https://github.com/benoitc/gunicorn/issues/2652 for the reads; the others are not reported. Remove when
+gthread passes tests/integration/test_gunicorn_worker.py.
+"""
+
+import errno
+import io
+import select
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from gunicorn.http.body import Body  # type: ignore[import-untyped]
+from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker  # type: ignore[import-untyped]
+
+#: How long a client may send nothing in the middle of a request, or take nothing of its response, in seconds.
+READ_SECONDS, SEND_SECONDS = 10, 30
+#: How long a response of several pieces, such as an event stream, waits for its client to take a piece. It occupies a
+#: thread, and is less than gunicorn's graceful_timeout.
+PIECE_SECONDS = 5
+#: How long a closed connection waits for the client's end, in seconds, as in gthread.
+CLOSE_SECONDS = 2.0
+#: How often the connections that have waited too long are closed, in seconds.
+CHECK_SECONDS = 0.5
+#: How long a thread waits for the next request of its connection, in milliseconds.
+NEXT_REQUEST_MS = 5
+#: The bytes of a body that are received before a thread gets the request; the API refuses bodies of half this size.
+BODY_BYTES = 128 * 1024
+
+#: What `handle` returns for a request whose rest has not arrived.
+_PARTIAL = object()
+
+
+class _PartialRequest(BaseException):
+    """The rest of the request has not arrived. No Exception, because gthread would answer it with 500."""
+
+
+class _Socket(socket.socket):
+    """A connection that does not wait for its client to send, and for it to receive only if a piece is still unsent."""
+
+    def __init__(self, accepted: socket.socket) -> None:
+        super().__init__(accepted.family, accepted.type, accepted.proto, accepted.detach())
+        super().settimeout(0)
+        self.unsent = memoryview(b"")
+        #: The data received for the present request; None while no request is being received.
+        self.received: list[bytes] | None = None
+        #: Whether the client has taken too long, and its request counts as ended.
+        self.is_expired = False
+        self.has_continued = False
+
+    def settimeout(self, value: float | None) -> None:
+        """Ignored: gthread changes the timeout several times per request."""
+
+    def setblocking(self, flag: bool) -> None:
+        """Ignored, see settimeout."""
+
+    def recv(self, bufsize: int, flags: int = 0) -> bytes:
+        if self.received is None:
+            return super().recv(bufsize, flags)
+        try:
+            data = super().recv(bufsize, flags)
+        except BlockingIOError:
+            if self.is_expired:
+                return b""
+            raise _PartialRequest from None
+        self.received.append(data)
+        return data
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        """Send what the kernel takes now; the rest becomes `unsent`."""
+        try:
+            if self.unsent:
+                self._wait_until_sent()
+            self.unsent = memoryview(data)
+            self.send_unsent()
+        except OSError:
+            self.unsent = memoryview(b"")
+            raise
+
+    def close(self) -> None:
+        self.unsent = memoryview(b"")
+        super().close()
+
+    def send_unsent(self) -> None:
+        with suppress(BlockingIOError):
+            self.unsent = self.unsent[self.send(self.unsent) :]
+
+    def _wait_until_sent(self) -> None:
+        poll, end = select.poll(), time.monotonic() + PIECE_SECONDS
+        poll.register(self, select.POLLOUT)
+        while self.unsent:
+            if not poll.poll(max(0, end - time.monotonic()) * 1000):
+                raise BrokenPipeError(errno.EPIPE, "the client does not read its response")
+            self.send_unsent()
+
+
+class _FailingReader:
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def read(self, _size: int) -> bytes:
+        raise self._error
+
+
+class Worker(ThreadWorker):  # type: ignore[misc]
+    """Methods named as in gthread override it. All run in the main thread, except those for `handle`."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        #: When each waiting connection expires, and what to do then; the one that has waited longest is first.
+        self._waiting: dict[Any, tuple[float, Callable[[Any], None]]] = {}
+        self._next_check = 0.0
+
+    def enqueue_req(self, conn: Any) -> None:
+        """Pass a connection to a thread; a new one only when its client has sent something."""
+        if conn.data_ready:
+            super().enqueue_req(conn)
+            return
+        conn.data_ready, conn.sock = True, _Socket(conn.sock)
+        if self.nr_conns >= self.worker_connections:
+            self._close_longest_waiting()
+        self._wait_for_request(conn)
+
+    def finish_request(self, conn: Any, fs: Any) -> None:
+        """Decide what a connection waits for that comes back from its thread."""
+        result = None if fs.cancelled() or fs.exception() else fs.result()
+        if conn.sock.unsent:
+            self._wait(conn, selectors.EVENT_WRITE, partial(self._send, fs=fs), self._close, SEND_SECONDS)
+        elif result is _PARTIAL:
+            self._wait_for_request(conn)
+        elif result is True:
+            super().finish_request(conn, fs)
+        else:
+            self._end(conn)
+
+    def murder_pending(self) -> None:
+        """Expire connections that have waited too long. gthread calls this in each turn of its loop."""
+        now = time.monotonic()
+        if now < self._next_check:
+            return
+        self._next_check = now + CHECK_SECONDS
+        for conn, (deadline, expire) in list(self._waiting.items()):
+            if deadline <= now:
+                self._stop_waiting(conn)
+                expire(conn)
+
+    def _cap_keepalive(self, deadline: float) -> None:
+        """The worker stops: no connection waits for longer than an idle one may."""
+        super()._cap_keepalive(deadline)
+        self._waiting = {conn: (min(end, deadline), expire) for conn, (end, expire) in self._waiting.items()}
+
+    def _wait(
+        self, conn: Any, event: int, proceed: Callable[[Any], None], expire: Callable[[Any], None], seconds: float
+    ) -> None:
+        if not self.alive:
+            seconds = min(seconds, STOP_KEEPALIVE_LINGER)
+        self._waiting[conn] = (time.monotonic() + seconds, expire)
+
+        def is_ready(_: Any) -> None:
+            if conn in self._waiting:  # and not closed for a new connection that was accepted in the same turn
+                self._stop_waiting(conn)
+                proceed(conn)
+
+        self.poller.register(conn.sock, event, is_ready)
+
+    def _stop_waiting(self, conn: Any) -> None:
+        del self._waiting[conn]
+        self.poller.unregister(conn.sock)
+
+    def _close_longest_waiting(self) -> None:
+        if self._waiting:
+            conn = next(iter(self._waiting))
+            self._stop_waiting(conn)
+            self._close(conn)
+        elif self.keepalived_conns:
+            self.keepalived_conns[0].timeout = 0  # gthread closes it at the end of this turn
+
+    def _wait_for_request(self, conn: Any) -> None:
+        self._wait(conn, selectors.EVENT_READ, self.enqueue_req, self._expire_request, READ_SECONDS)
+
+    def _expire_request(self, conn: Any) -> None:
+        """Treat the request as if the client had closed its side: a thread then answers what there is."""
+        conn.sock.is_expired = True
+        self.enqueue_req(conn)
+
+    def _send(self, conn: Any, fs: Any) -> None:
+        try:
+            conn.sock.send_unsent()
+        except OSError:
+            self._close(conn)
+        else:
+            self.finish_request(conn, fs)
+
+    def _end(self, conn: Any) -> None:
+        """Send the end, and close when the client has: closing before resets the connection if it still sends."""
+        conn.timeout = time.monotonic() + CLOSE_SECONDS
+        try:
+            conn.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._close(conn)
+        else:
+            self._wait_for_end(conn)
+
+    def _wait_for_end(self, conn: Any) -> None:
+        seconds = conn.timeout - time.monotonic()
+        self._wait(conn, selectors.EVENT_READ, self._discard, self._close, seconds)
+
+    def _discard(self, conn: Any) -> None:
+        try:
+            has_ended = not conn.sock.recv(BODY_BYTES)
+        except OSError:
+            has_ended = True
+        (self._close if has_ended else self._wait_for_end)(conn)
+
+    def _close(self, conn: Any) -> None:
+        self.nr_conns -= 1
+        conn.close()
+
+    def handle(self, conn: Any) -> Any:
+        """Answer the requests of a connection until none follows at once, in a thread."""
+        result = self._handle_one(conn)
+        while result is True and self.alive and not conn.sock.unsent and self._follows(conn):
+            result = self._handle_one(conn)
+        return result
+
+    def _follows(self, conn: Any) -> bool:
+        """Tell whether the client sends its next request at once and no other connection waits for a thread."""
+        if not self.tpool._work_queue.empty():
+            return False
+        if conn.parser.unreader.buf.getvalue():
+            return True
+        poll = select.poll()
+        poll.register(conn.sock, select.POLLIN)
+        return bool(poll.poll(NEXT_REQUEST_MS))
+
+    def _handle_one(self, conn: Any) -> Any:
+        conn.init()
+        sock, parser = conn.sock, conn.parser
+        sock.received = [parser.unreader.buf.getvalue()]
+        try:
+            result = super().handle(conn)
+        except _PartialRequest:
+            # The next attempt parses the request from its start.
+            parser.unreader.take_buffered()
+            parser.unreader.unread(b"".join(sock.received))
+            parser.mesg, parser.req_count = None, parser.req_count - 1
+            return _PARTIAL
+        finally:
+            sock.received = None
+        sock.has_continued = False
+        return result
+
+    def handle_request(self, req: Any, conn: Any) -> Any:
+        """Answer a request whose body has arrived, in a thread."""
+        self._receive_body(req, conn.sock)
+        conn.sock.received = None
+        return super().handle_request(req, conn)
+
+    def _receive_body(self, req: Any, sock: _Socket) -> None:
+        if req._expected_100_continue and not sock.has_continued:
+            sock.has_continued = True
+            sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        req._expected_100_continue = False
+        try:
+            body = req.body.read(BODY_BYTES + 1)
+        except Exception as error:
+            req.body = Body(_FailingReader(error))
+            req.force_close()
+            return
+        req.body = io.BytesIO(body)
+        if len(body) > BODY_BYTES or sock.is_expired:
+            req.force_close()
+
+    def _keepalive_after(self, _conn: Any, keepalive: bool) -> bool:
+        """Whether the connection remains open; gthread would first receive the rest of the body here."""
+        return keepalive

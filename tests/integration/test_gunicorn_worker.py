@@ -1,0 +1,263 @@
+"""Slow clients do not delay other clients, and are answered correctly; with gthread alone, they stop the service.
+
+When the test of gthread alone fails for every kind of client, order_service/gunicorn_worker.py can go.
+"""
+
+import contextlib
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+#: Answers with the thread that handles the request, with the request's body, with a response that no socket buffer takes
+#: at once, or with one of two streams: /busy sends until it fails, and /idle waits for this.
+APP = """
+import threading, time
+
+LARGE = bytes(range(256)) * 65536
+has_failed = threading.Event()
+
+def busy():
+    try:
+        while True:
+            yield LARGE[:100_000]
+    finally:
+        has_failed.set()
+
+def idle():
+    yield b"begin"
+    has_failed.wait()
+    yield b"end"
+
+def app(environ, start_response):
+    path, body = environ["PATH_INFO"], environ["wsgi.input"].read()
+    if path == "/large":
+        start_response("200 OK", [("Content-Length", str(len(LARGE)))])
+        return [LARGE]
+    if path in ("/busy", "/idle"):
+        start_response("200 OK", [])
+        return busy() if path == "/busy" else idle()
+    time.sleep(0.002)
+    answer = body if path == "/echo" else b"%d" % threading.get_ident()
+    start_response("200 OK", [("Content-Length", str(len(answer)))])
+    return [answer]
+"""
+THREADS, CONNECTIONS = 4, 12
+#: Shorter than in production, for short tests.
+CONFIG = """
+from order_service import gunicorn_worker
+gunicorn_worker.READ_SECONDS, gunicorn_worker.PIECE_SECONDS = {read_seconds}, 0.3
+gunicorn_worker.CLOSE_SECONDS = gunicorn_worker.STOP_KEEPALIVE_LINGER = {close_seconds}
+worker_class, threads, worker_connections = "{worker_class}", {threads}, {connections}
+control_socket_disable, sendfile, keepalive, graceful_timeout = True, False, 75, 8
+"""
+OURS, GTHREAD = "order_service.gunicorn_worker.Worker", "gthread"
+GET = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
+CLOSE = b"GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n"
+LARGE = b"GET /large HTTP/1.1\r\nHost: here\r\n\r\n"
+LARGE_BYTES = 256 * 65536
+POST = b"POST /echo HTTP/1.1\r\nHost: here\r\n"
+
+
+@contextlib.contextmanager
+def gunicorn(
+    directory: Path, worker_class: str = OURS, *, read_seconds: float = 10, close_seconds: float = 2
+) -> Iterator[int]:
+    """gunicorn with few threads and connections, and its port; its worker must not fail."""
+    (directory / "slow_app.py").write_text(APP)
+    config = CONFIG.format(
+        worker_class=worker_class,
+        threads=THREADS,
+        connections=CONNECTIONS,
+        read_seconds=read_seconds,
+        close_seconds=close_seconds,
+    )
+    (directory / "gunicorn.conf.py").write_text(config)
+    log = directory / "gunicorn.log"
+    with socket.socket() as listener, log.open("w") as stderr:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        os.set_inheritable(listener.fileno(), True)
+        port: int = listener.getsockname()[1]
+        command = [sys.executable, "-m", "gunicorn", "--config", str(directory / "gunicorn.conf.py"),
+                   "--bind", f"fd://{listener.fileno()}", "--pythonpath", str(directory), "slow_app:app"]  # fmt: skip
+        server = subprocess.Popen(command, close_fds=False, stderr=stderr)
+        try:
+            assert b" 200 OK" in exchange(port, CLOSE)
+            yield port
+        finally:
+            server.terminate()
+            server.wait(30)
+    if worker_class == OURS:
+        text = log.read_text()
+        assert text.count("Booting worker") == 1, text
+        assert "Traceback" not in text, text
+
+
+def connected(port: int, request: bytes = b"", *, seconds: float = 30) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port), timeout=seconds)
+    connection.sendall(request)
+    return connection
+
+
+def received(connection: socket.socket) -> bytes:
+    """Return all data until the server closes the connection."""
+    return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def exchange(port: int, request: bytes, *, seconds: float = 30) -> bytes:
+    with connected(port, request, seconds=seconds) as connection:
+        return received(connection)
+
+
+#: What slow clients send.
+SLOW_CLIENTS = {
+    "stay connected after the last response": CLOSE,
+    "send nothing": b"",
+    "send nothing after a response": GET,
+    "stop in the headers": GET[:-2],
+    "stop in the body": POST + b"Content-Length: 9\r\n\r\n{",
+    "stop in a chunk": POST + b"Transfer-Encoding: chunked\r\n\r\n9\r\n{",
+    "do not read their responses": 8 * LARGE,
+}
+
+
+def others_are_answered(port: int, request: bytes) -> bool:
+    """Tell whether clients are answered within a second beside slow ones: more than threads and connections."""
+    with contextlib.ExitStack() as stack:
+        try:
+            for _ in range(CONNECTIONS + THREADS):
+                client = stack.enter_context(connected(port, request, seconds=1))
+                if request in (GET, CLOSE):
+                    assert client.recv(1)
+            return all(b" 200 OK" in exchange(port, CLOSE, seconds=1) for _ in range(3))
+        except TimeoutError:
+            return False
+
+
+@pytest.mark.parametrize("request_bytes", SLOW_CLIENTS.values(), ids=SLOW_CLIENTS)
+def test_others_are_answered_while_clients(request_bytes: bytes, tmp_path: Path) -> None:
+    with gunicorn(tmp_path) as port:
+        assert others_are_answered(port, request_bytes)
+
+
+@pytest.mark.parametrize("request_bytes", SLOW_CLIENTS.values(), ids=SLOW_CLIENTS)
+def test_gthread_alone_answers_nobody_while_clients(request_bytes: bytes, tmp_path: Path) -> None:
+    with gunicorn(tmp_path, GTHREAD) as port:
+        assert not others_are_answered(port, request_bytes)
+
+
+BODY = b'{"a": 1}'
+BODIES = {
+    "length": POST + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY,
+    "chunks": POST + b"Transfer-Encoding: chunked\r\n\r\n3\r\n" + BODY[:3] + b"\r\n5\r\n" + BODY[3:] + b"\r\n0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("request_bytes", BODIES.values(), ids=BODIES)
+def test_request_that_arrives_one_byte_at_a_time_is_answered(request_bytes: bytes, tmp_path: Path) -> None:
+    with gunicorn(tmp_path) as port, connected(port) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # when: a second request follows the first
+        for byte in request_bytes:
+            client.sendall(bytes([byte]))
+        client.sendall(request_bytes + CLOSE)
+
+        # then
+        assert received(client).count(BODY) == 2
+
+
+def test_client_is_told_once_to_continue_and_its_body_is_awaited(tmp_path: Path) -> None:
+    head = POST + b"Connection: close\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(BODY)
+    with gunicorn(tmp_path) as port, connected(port, head) as client:
+        # when
+        interim = client.recv(4096)
+        for byte in BODY:
+            client.sendall(bytes([byte]))
+        final = received(client)
+
+    # then
+    assert interim == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert final.startswith(b"HTTP/1.1 200 OK")
+    assert final.endswith(BODY)
+
+
+def test_response_that_is_read_late_is_complete_and_the_next_request_is_answered(tmp_path: Path) -> None:
+    with gunicorn(tmp_path) as port, connected(port, LARGE + CLOSE) as client:
+        # given: the kernel holds what it takes, and the thread is free
+        assert b" 200 OK" in exchange(port, CLOSE)
+
+        # when
+        answers = received(client)
+
+    # then
+    first, _, rest = answers.partition(b"\r\n\r\n")
+    assert first.startswith(b"HTTP/1.1 200 OK")
+    assert rest[:LARGE_BYTES] == bytes(range(256)) * 65536
+    assert rest[LARGE_BYTES:].startswith(b"HTTP/1.1 200 OK")
+
+
+def test_request_that_stops_is_answered_as_one_that_ends(tmp_path: Path) -> None:
+    stopped = [b"", GET[:-2], SLOW_CLIENTS["stop in the body"]]
+    with gunicorn(tmp_path, read_seconds=0.3) as port, ThreadPoolExecutor(3) as pool:
+        silent, headers, body = pool.map(exchange, [port] * 3, stopped)
+
+    assert silent == headers == b""
+    assert body.startswith(b"HTTP/1.1 200 OK")
+    assert b"Connection: close" in body
+    assert body.endswith(b"{")
+
+
+def test_stream_that_is_not_read_is_ended_and_an_idle_one_is_not(tmp_path: Path) -> None:
+    get = b"GET %s HTTP/1.1\r\nHost: here\r\n\r\n"
+    with contextlib.ExitStack() as stack, gunicorn(tmp_path, read_seconds=0.3, close_seconds=0.5) as port:
+        # given
+        idle = stack.enter_context(connected(port, get % b"/idle"))
+        while b"begin" not in idle.recv(4096):
+            pass
+
+        # when: there are also more connections than the server keeps
+        stack.enter_context(connected(port, get % b"/busy"))
+        for _ in range(CONNECTIONS):
+            stack.enter_context(connected(port))
+
+        # then
+        assert b"end" in idle.recv(4096)
+
+
+def test_server_with_slow_clients_stops_within_its_grace_period(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack, gunicorn(tmp_path, close_seconds=0.5) as port:
+        for request in SLOW_CLIENTS.values():
+            stack.enter_context(connected(port, request))
+        stopped_at = time.monotonic()
+
+    # then: gunicorn would kill the worker after 8 s
+    assert time.monotonic() - stopped_at < 6
+
+
+def changes_of_thread(port: int, requests: int) -> int:
+    """How often a request of one connection is handled by another thread than the request before."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
+        threads = []
+        for _ in range(requests):
+            connection.request("GET", "/")
+            threads.append(connection.getresponse().read())
+    return sum(before != after for before, after in pairwise(threads))
+
+
+@pytest.mark.parametrize(("worker_class", "is_kept"), [(OURS, True), (GTHREAD, False)], ids=["ours", "gthread"])
+def test_connection_stays_on_its_thread(tmp_path: Path, worker_class: str, is_kept: bool) -> None:
+    with gunicorn(tmp_path, worker_class) as port, ThreadPoolExecutor(4) as pool:
+        for _ in pool.map(changes_of_thread, [port] * 4, [20] * 4):
+            pass  # Now there are several threads to choose from.
+        changes = changes_of_thread(port, 100)
+
+    assert (changes < 30) == is_kept, changes
