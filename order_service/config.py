@@ -20,7 +20,7 @@ ANSWERING_THREADS = 32
 #: The longest wait for the menu, by default or at the request of a client, in seconds.
 MAX_WAIT_SECONDS = 30
 #: What masked() shows of a URL's query; any other value may be a credential.
-HARMLESS_OPTIONS = ("host=", "port=", "user=", "dbname=", "sslmode=")
+HARMLESS_OPTIONS = ("host=", "port=", "user=", "dbname=", "sslmode=", "target_session_attrs=")
 
 
 class Settings(BaseSettings):
