@@ -59,11 +59,19 @@ def place_orders(work: UnitOfWork, placements: Sequence[Placement]) -> list[Orde
         )
         for placement in placements
     ]
+    record_orders(work, placed, placements)
+    return placed
+
+
+def record_orders(work: UnitOfWork, placed: Sequence[Order], placements: Sequence[Placement]) -> None:
+    """Insert these orders, each for its placement, and add their OrderCreated; those with an id keep it.
+
+    Raises sqlalchemy.exc.IntegrityError if a request was recorded before, or an id belongs to an order.
+    """
     requests = [placement.request for placement in placements]
     order_rows.insert_orders(work.connection, list(zip(placed, requests, strict=True)))
     for order in placed:
         work.enqueue(order, Announcement.ORDER_CREATED, sequence=1)
-    return placed
 
 
 def change_order(work: UnitOfWork, order_id: int, message: Message) -> tuple[Order, Decision]:

@@ -2,13 +2,14 @@
 
 import fcntl
 import os
+import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, LiteralString, TextIO
+from typing import Any, LiteralString, TextIO, TypeVar
 
 import psycopg
 import sqlalchemy as sa
@@ -39,10 +40,21 @@ PLANS: tuple[LiteralString, ...] = (
 #: PostgreSQL's code of a write in a read-only transaction: the connection leads to a standby.
 #: https://www.postgresql.org/docs/current/errcodes-appendix.html
 READ_ONLY = "25006"
+#: Errors after which a COMMIT has certainly written nothing although the connection ended, or on SQLite: the
+#: transaction had been idle for too long; the file is locked or the disk is full, or a row violates a constraint.
+IDLE_TIMEOUT = "25P03"
+NOT_COMMITTED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CONSTRAINT}
+#: How long a transaction with an unknown outcome is repeated, and the pause between two attempts, in seconds.
+SETTLE_SECONDS, SETTLE_PAUSE_SECONDS = 3.0, 0.1
 #: The PostgreSQL notification channel for new outbox rows.
 CHANNEL = "outbox"
 #: The key of the server's time, with the time of its receipt on this host's monotonic clock, in `Connection.info`.
 SERVER_TIME = "server_time"
+T = TypeVar("T")
+
+
+class OutcomeUnknown(sa.exc.OperationalError):
+    """The reply to a COMMIT was lost: the transaction has been committed, or has not, or still will be."""
 
 
 class Database:
@@ -95,11 +107,13 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        """A transaction that is committed at the end, notifying the relay, or rolled back by any exception."""
+        """A transaction that is committed at the end, notifying the relay, or rolled back by any exception.
+
+        Raises OutcomeUnknown if it may be committed all the same; any other error means that it is not.
+        """
         with self._turn, self.engine.connect() as connection, connection.begin():
             yield connection
-            if not self.is_sqlite:
-                _commit_and_notify(connection)
+            _commit_and_notify(connection)
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
@@ -196,11 +210,46 @@ def _commit_and_notify(connection: sa.Connection) -> None:
 
     A lost notification is harmless, because the relay also polls.
     """
-    driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
+    driver: Any = connection.connection.driver_connection
     try:
-        vendor.commit_then_notify(driver, CHANNEL)
+        if isinstance(driver, sqlite3.Connection):
+            driver.commit()
+        else:
+            vendor.commit_then_notify(driver, CHANNEL)
+    except sqlite3.Error as error:
+        # After a failed flush the transaction may be found in the file when it is opened next.
+        is_unknown = error.sqlite_errorcode & 0xFF not in NOT_COMMITTED
+        raise _commit_error(error, sqlite3.Error, is_unknown=is_unknown) from error
     except psycopg.Error as error:
-        raise sa.exc.DBAPIError.instance("COMMIT", None, error, psycopg.Error) from error
+        is_unknown = driver.closed and error.sqlstate != IDLE_TIMEOUT
+        if driver.closed:
+            # Otherwise the ROLLBACK that follows would fail with another error.
+            connection.invalidate(error)
+        raise _commit_error(error, psycopg.Error, is_unknown=is_unknown) from error
+
+
+def _commit_error(error: Exception, base: type[Exception], *, is_unknown: bool) -> Exception:
+    if is_unknown:
+        return OutcomeUnknown("COMMIT", None, error)
+    return sa.exc.DBAPIError.instance("COMMIT", None, error, base)
+
+
+def settle(repeat: Callable[[], T], unknown: OutcomeUnknown) -> T:
+    """Repeat a transaction with an unknown outcome until its outcome is known; return its result.
+
+    `repeat` must wait for the end of the earlier transaction, by a lock or a unique column, and succeed also if that
+    one was committed. Raises OutcomeUnknown if the database is unavailable for SETTLE_SECONDS.
+    """
+    end = time.monotonic() + SETTLE_SECONDS
+    while True:
+        try:
+            return repeat()
+        except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+            if not is_transient(error):
+                raise
+            if time.monotonic() > end:
+                raise unknown from error
+        time.sleep(SETTLE_PAUSE_SECONDS)
 
 
 def is_rolled_back(error: sa.exc.DBAPIError) -> bool:

@@ -25,10 +25,12 @@ _SELECT = sa.select(*(orders.c[name] for name in ("id", "menu_ids", "items", "le
 def insert_orders(connection: sa.Connection, placed: Sequence[tuple[Order, Mapping[str, str]]]) -> None:
     """Write new orders, each with the columns that recognize a repeat of its request, and set their ids.
 
-    Raises sqlalchemy.exc.IntegrityError if an idempotency key is already used.
+    Either all have an id already, or none. Raises sqlalchemy.exc.IntegrityError if an idempotency key or an id is
+    already used.
     """
     rows = [
-        {name: getattr(order, name) for name in _FIXED}
+        ({"id": order.id} if order.id else {})
+        | {name: getattr(order, name) for name in _FIXED}
         | {"menu_ids": to_json(order.menu_ids).decode(), "idempotency_key": None, "request_hash": None, **request}
         | _changing(order)
         for order, request in placed

@@ -14,10 +14,10 @@ from order_service.config import Settings
 from order_service.contract.events import MAX_ID
 from order_service.domain.messages import Cancel, Message, ReportFailed, ReportPaid, ReportPending
 from order_service.domain.order import AWAITING_MENU, Order, State, UnknownOrder, amount_text
-from order_service.domain.saga import Outcome
+from order_service.domain.saga import Decision, Outcome
 from order_service.process import StopFlag
 from order_service.storage import history, migrate, orders
-from order_service.storage.database import Database
+from order_service.storage.database import Database, OutcomeUnknown, settle
 from order_service.unit_of_work import unit_of_work
 from order_service.web import requests, responses
 from order_service.web.observability import traceparent
@@ -163,13 +163,20 @@ class Api:
     def _change(self, order_id: int, message: Message) -> Response:
         _check_id(order_id)
         try:
-            with unit_of_work(self.database, self.settings.policy) as work:
-                order, decision = handlers.change_order(work, order_id, message)
+            try:
+                order, decision = self._apply(order_id, message)
+            except OutcomeUnknown as unknown:
+                # The lock on the order waits for the earlier transaction; a repeated request changes nothing.
+                order, decision = settle(lambda: self._apply(order_id, message), unknown)
         except UnknownOrder:
             raise Problem("order_not_found") from None
         if decision.outcome is Outcome.REFUSED:
             raise Problem(f"order_{order.state.value}", order_id=order.id)
         return _order_response(order, 202 if decision.outcome is Outcome.REMEMBERED else 200)
+
+    def _apply(self, order_id: int, message: Message) -> tuple[Order, Decision]:
+        with unit_of_work(self.database, self.settings.policy) as work:
+            return handlers.change_order(work, order_id, message)
 
     def _read(self, order_id: int) -> Order:
         _check_id(order_id)

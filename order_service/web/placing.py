@@ -18,7 +18,7 @@ from order_service.domain.saga import Policy
 from order_service.handlers import Placement
 from order_service.process import StopFlag, first_line
 from order_service.storage import orders as order_rows
-from order_service.storage.database import Database, is_rolled_back
+from order_service.storage.database import Database, OutcomeUnknown, is_rolled_back, settle
 from order_service.unit_of_work import unit_of_work
 
 log = structlog.get_logger(__name__)
@@ -33,11 +33,12 @@ STOP_CHECK_SECONDS = 1.0
 
 
 class _Entry:
-    """A placement to record, and the order or the error that its transaction ended with."""
+    """A placement to record, its order, and the error that its transaction ended with, if any."""
 
     def __init__(self, placement: Placement) -> None:
         self.placement = placement
-        self.result: Order | BaseException | None = None
+        self.order: Order | None = None
+        self.error: BaseException | None = None
         self.is_retried_alone = False
         # A lock that is held until `wake` has a third of the cost of an Event.
         asleep = threading.Lock()
@@ -60,33 +61,58 @@ class Recorder:
         return len(self._waiting)
 
     def place(self, placement: Placement) -> Order:
-        """Return the order, committed. Raises what its transaction raised."""
+        """Return the order, committed. Raises what its transaction raised.
+
+        If that leaves the outcome unknown, finds it out; raises OutcomeUnknown if the database is unavailable.
+        """
         entry = _Entry(placement)
         with self._lock:
             self._waiting.append(entry)
             follows, self._is_led = self._is_led, True
         if follows:
             entry.sleep()
-        if entry.result is None:
+        if entry.order is None and entry.error is None:
             self._lead()
+        # Retried in its own thread, so that waiting for a lock delays no other order.
         if entry.is_retried_alone:
-            # In its own thread, so that waiting for a lock delays no other order.
-            [order] = self._record([placement])
-            return order
-        if isinstance(entry.result, Order):
-            return entry.result
-        assert entry.result  # noqa: S101 - the transaction has ended
-        raise entry.result
+            entry = _Entry(placement)
+            self._record([entry])
+        order = entry.order
+        if order and isinstance(entry.error, OutcomeUnknown):
+            return settle(lambda: self._record_again(order, placement), entry.error)
+        if entry.error:
+            raise entry.error
+        assert order  # noqa: S101 - the transaction has ended
+        return order
 
-    def _record(self, placements: Sequence[Placement]) -> list[Order]:
+    def _record_again(self, order: Order, placement: Placement) -> Order:
+        """Record the order, unless an earlier transaction has; return it as it stands.
+
+        While that transaction is open, the insert waits for it, because both have the same id.
+        """
+        try:
+            return self._record_order(order, placement)
+        except sa.exc.IntegrityError:
+            with self._database.reading() as connection:
+                found = order_rows.read_orders(connection, [order.id]).get(order.id)
+            if found is None:  # Another order has the Idempotency-Key.
+                raise
+            if found.key == order.key:
+                return found
+        # The id was given to another order, because this one was not recorded.
+        order.id = 0
+        return self._record_order(order, placement)
+
+    def _record_order(self, order: Order, placement: Placement) -> Order:
         with unit_of_work(self._database, self._policy) as work:
-            return handlers.place_orders(work, placements)
+            handlers.record_orders(work, [order], [placement])
+        return order
 
     def _lead(self) -> None:
         """Record the waiting placements, then wake the first of those that arrived in the meantime to lead next."""
         with self._lock:
             entries, self._waiting = self._waiting[:BATCH_LIMIT], self._waiting[BATCH_LIMIT:]
-        self._settle(entries)
+        self._record(entries)
         with self._lock:
             successor = self._waiting[0] if self._waiting else None
             self._is_led = successor is not None
@@ -95,17 +121,18 @@ class Recorder:
         for entry in entries[1:]:
             entry.wake()
 
-    def _settle(self, entries: Sequence[_Entry]) -> None:
-        """Set the result of each entry, an order or an error, in every case; mark those to be retried alone."""
+    def _record(self, entries: Sequence[_Entry]) -> None:
+        """Set the order or the error of each entry, in every case; mark those to be retried alone."""
         try:
-            orders = self._record([entry.placement for entry in entries])
-            for entry, order in zip(entries, orders, strict=True):
-                entry.result = order
+            with unit_of_work(self._database, self._policy) as work:
+                orders = handlers.place_orders(work, [entry.placement for entry in entries])
+                for entry, order in zip(entries, orders, strict=True):
+                    entry.order = order
         except BaseException as error:
             # One of the requests is a repeat, or its key is locked; that must not fail the others.
             is_retried_alone = len(entries) > 1 and isinstance(error, sa.exc.DBAPIError) and is_rolled_back(error)
             for entry in entries:
-                entry.result, entry.is_retried_alone = error, is_retried_alone
+                entry.error, entry.is_retried_alone = error, is_retried_alone
 
 
 @dataclass(eq=False)

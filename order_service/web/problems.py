@@ -17,6 +17,7 @@ from werkzeug.exceptions import HTTPException
 
 from order_service.contract.events import Id
 from order_service.process import first_line
+from order_service.storage.database import OutcomeUnknown
 from order_service.storage.migrate import NotMigrated
 
 log = structlog.get_logger(__name__)
@@ -47,6 +48,11 @@ KINDS = {
     ),
     "database_unavailable": Kind(
         503, "Basis data tidak tersedia; coba lagi nanti.", "The database is unavailable; try again later."
+    ),
+    "outcome_unknown": Kind(
+        503,
+        "Tidak diketahui apakah permintaan ini tercatat; ulangi dengan Idempotency-Key yang sama.",
+        "It is unknown whether the request was recorded; repeat it with the same Idempotency-Key.",
     ),
     "order_paid": Kind(409, "Pesanan sudah dibayar.", "The order is already paid."),
     "order_failed": Kind(409, "Pesanan sudah gagal.", "The order has already failed."),
@@ -154,6 +160,7 @@ def install(app: Flask) -> None:
         sa.exc.OperationalError, sa.exc.InternalError, sa.exc.InterfaceError, sa.exc.TimeoutError, NotMigrated,
     ):  # fmt: skip
         app.register_error_handler(unavailable, _database_unavailable)
+    app.register_error_handler(OutcomeUnknown, _outcome_unknown)
     app.register_error_handler(Exception, _internal_error)
 
 
@@ -168,6 +175,11 @@ def _http_error(error: HTTPException) -> Response:
 def _database_unavailable(error: Exception) -> Response:
     log.warning("the database is unavailable", path=request.path, error=first_line(error))
     return respond(Problem("database_unavailable"))
+
+
+def _outcome_unknown(error: Exception) -> Response:
+    log.warning("the outcome of a transaction is unknown", path=request.path, error=first_line(error))
+    return respond(Problem("outcome_unknown"))
 
 
 def _internal_error(error: Exception) -> Response:

@@ -103,6 +103,7 @@ _EVENT: Json = {
     "required": ["event", "id", "data"],
 }
 _READ = ("database_unavailable",)
+_WRITE = (*_READ, "outcome_unknown")
 _ORDER = ("order_not_found", *_READ)
 _BODY = ("malformed_json", "body_too_large", "unsupported_media_type", "invalid_request")
 _MENU = ("menu_not_found", "out_of_stock", "price_changed", "idempotency_key_reused")
@@ -127,7 +128,7 @@ ROUTES = (
             201: _placed("The order is reserved and priced.", examples.PENDING),
             202: _placed("The order is recorded, but not priced yet.", examples.UNPRICED),
         },
-        (*_BODY, *_MENU, *_USER, *_READ), ("Prefer", "Idempotency-Key", "traceparent"),
+        (*_BODY, *_MENU, *_USER, *_WRITE), ("Prefer", "Idempotency-Key", "traceparent"),
         body=requests.OrderRequest, example=examples.ORDER_REQUEST,
     ),
     Route(
@@ -147,7 +148,7 @@ ROUTES = (
         "cancelOrder", "DELETE", "/orders/{id}", Api.cancel_order,
         "Cancel an order; its reserved stock and its payments are compensated",
         {200: _order("The order is cancelled, by this request or an earlier one.", examples.CANCELLED)},
-        (*_ORDER, "order_paid", "order_failed"),
+        ("order_not_found", "order_paid", "order_failed", *_WRITE),
     ),
     Route(
         "updatePayment", "PUT", "/orders/{id}/payment", Api.update_payment, "Report the payment of an order",
@@ -155,7 +156,7 @@ ROUTES = (
             200: _order("The order has the reported status.", examples.PAID),
             202: _order("The report is recorded; it takes effect once the menu answers.", examples.UNPRICED),
         },
-        (*_BODY, "invalid_payment_status", *_ORDER, *_PUT_CONFLICTS),
+        (*_BODY, "invalid_payment_status", "order_not_found", *_PUT_CONFLICTS, *_WRITE),
         body=requests.PaymentUpdate, example=examples.PAYMENT_REQUEST,
     ),
     Route(

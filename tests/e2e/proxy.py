@@ -22,6 +22,8 @@ class TcpProxy:
         self.url = urlunsplit(parts._replace(netloc=f"{login}@127.0.0.1:{self._port}"))
         self._is_discarding = False
         self.discarded_bytes = 0
+        self._commits_to_cut = 0
+        self._may_forward_commits = threading.Event()
         self._listener: socket.socket | None = None
         self._lock = threading.Lock()
         self._connected: set[socket.socket] = set()
@@ -40,6 +42,20 @@ class TcpProxy:
     def discard(self) -> None:
         """Discard data sent to the server until the next `open`, as a network that drops all packets does."""
         self.discarded_bytes, self._is_discarding = 0, True
+
+    def cut_commits(self, count: int = 1, *, hold: bool = False) -> None:
+        """Break the connections of the next COMMITs, then forward them; with `hold` at `forward_commits` only."""
+        self._commits_to_cut = count
+        self._may_forward_commits.clear()
+        if not hold:
+            self.forward_commits()
+
+    def forward_commits(self) -> None:
+        self._may_forward_commits.set()
+
+    @property
+    def has_cut(self) -> bool:
+        return self._commits_to_cut <= 0
 
     def close(self) -> None:
         """Refuse new connections and break the existing ones. May be repeated."""
@@ -77,10 +93,19 @@ class TcpProxy:
             while data := source.recv(65536):
                 if to_server and self._is_discarding:
                     self.discarded_bytes += len(data)
+                elif to_server and b"COMMIT" in data and self._takes_cut():
+                    _shut_down(source)
+                    if self._may_forward_commits.wait(60):
+                        target.sendall(data)
                 else:
                     target.sendall(data)
         _shut_down(source)
         _shut_down(target)
+
+    def _takes_cut(self) -> bool:
+        with self._lock:
+            self._commits_to_cut -= 1
+            return self._commits_to_cut >= 0
 
 
 def _shut_down(connected: socket.socket) -> None:

@@ -367,6 +367,13 @@ def database_unreachable(url: str) -> Iterator[None]:
         _allow_connections(url, "true")
 
 
+def end_idle_transactions(url: str) -> None:
+    """End every client's connection whose transaction waits for its next statement."""
+    idle = "select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = %s and state like 'idle in%%'"
+    with _administrator(url) as administrator:
+        administrator.execute(idle, [sa.make_url(url).database])
+
+
 def end_connections(url: str) -> None:
     """End every client's connection to a PostgreSQL database."""
     sessions = "select pg_terminate_backend(pid, 5000) from pg_stat_activity where datname = %s"

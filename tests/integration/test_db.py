@@ -95,6 +95,19 @@ def place_and_lose_the_connection(database: Database) -> None:
         core.end_connections(database.url)
 
 
+def test_connection_lost_before_a_transaction_is_an_error_once(database_url: str) -> None:
+    database = Database(database_url, pool_size=1, pre_ping=False)
+    core.place(database)
+    core.end_connections(database_url)
+
+    with pytest.raises(sa.exc.OperationalError):
+        core.place(database)
+
+    core.place(database)
+    assert core.count(database, orders) == 2
+    database.dispose()
+
+
 def test_connection_lost_before_the_commit_is_an_error_and_is_replaced(database: Database) -> None:
     with pytest.raises(sa.exc.DBAPIError) as lost:
         place_and_lose_the_connection(database)

@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 from werkzeug.test import TestResponse
 
 from order_service.domain.order import State
+from order_service.storage.database import OutcomeUnknown
 from order_service.web import openapi
 from tests.builders import menu_rejected, menu_reserved, order_request, reply
 from tests.http_service import RESPOND_ASYNC, Service, ServiceWith, served
@@ -188,8 +189,13 @@ def written(body: Any) -> str:
 # What the OpenAPI document shows.
 
 DOCUMENT = openapi.document()
-#: Problems that no request causes and every operation may have.
-ANYWHERE = {"internal_error", "database_unavailable"}
+#: The errors behind problems that no request causes.
+FAULTS: dict[str, Exception] = {
+    "internal_error": RuntimeError("a programming error"),
+    "outcome_unknown": OutcomeUnknown("COMMIT", None, OSError("the connection is closed")),
+}
+#: Problems of any operation.
+ANYWHERE = {"database_unavailable", *FAULTS}
 
 
 def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -259,10 +265,10 @@ def test_documented_requests_are_those_of_the_clients_documents() -> None:
 @pytest.mark.parametrize("code", sorted(ANYWHERE))
 def test_server_error_is_answered_as_documented(client: FlaskClient, code: str) -> None:
     def fail(**values: Any) -> str:
-        raise RuntimeError("a programming error")
+        raise FAULTS[code]
 
     # given
-    if code == "internal_error":
+    if code in FAULTS:
         views = client.application.view_functions
         views.update((name, fail) for name in list(views))
     example = DOCUMENT["components"]["examples"][code]["value"]
