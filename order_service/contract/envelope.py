@@ -35,6 +35,8 @@ MAX_SHORT_STRING_BYTES = 255
 
 #: Compiled for each message; `to_json` alone takes three times as long.
 _SERIALIZERS = {message: TypeAdapter(message).serializer for message in get_args(Message)}
+#: What a repeated MenuReserved may report otherwise.
+_INFORMATIVE: Any = {"items": {"__all__": {"stock"}}}
 _TYPE_BY_ROUTING_KEY = {model.routing_key: name for name, model in events.INCOMING.items()}
 #: At most three digits: a year in a path is not a version.
 _VERSION = re.compile(r"(?:^|[/:?#@=._-])[vV]?(\d{1,3})(?:\.\d+)*(?:\.json)?(?=$|[/?#])")
@@ -184,9 +186,12 @@ class Reply:
 
     @property
     def digest(self) -> str:
-        """The same for messages of the same meaning, whatever their envelope, JSON formatting and unknown fields."""
+        """The same for messages of the same meaning, whatever their envelope, JSON formatting and unknown fields.
+
+        A menu that repeats its answer may report a new stock.
+        """
         # Without None: an optional field that a later version adds does not change the digests of older messages.
-        content = _SERIALIZERS[type(self.message)].to_json(self.message, exclude_none=True)
+        content = _SERIALIZERS[type(self.message)].to_json(self.message, exclude_none=True, exclude=_INFORMATIVE)
         return blake2b(content, digest_size=16).hexdigest()
 
     def rejection(self, code: str, field_name: str, problem: str) -> Rejection:

@@ -95,7 +95,6 @@ order_history = sa.Table(
     sa.Column("digest", sa.String(32)),
     sa.UniqueConstraint("order_id", "type", "message_id"),
     # For a page of the history of one order.
-    sa.Index(None, "order_id", "id"),
 )
 
 outbox = sa.Table(

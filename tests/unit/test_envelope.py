@@ -152,6 +152,14 @@ def test_a_message_of_the_same_meaning_has_the_same_digest(repeat: Reply) -> Non
     assert repeat.digest == read_enveloped(RESERVED_TWO, type="MenuReserved").digest
 
 
+def test_the_digest_of_a_repeated_answer_does_not_depend_on_the_stock_that_is_left() -> None:
+    sold_meanwhile = RESERVED_TWO | {"items": [item | {"stock": 0} for item in RESERVED_TWO["items"]]}
+
+    first, repeat = (read_enveloped(data, type="MenuReserved") for data in (RESERVED_TWO, sold_meanwhile))
+
+    assert repeat.digest == first.digest
+
+
 def test_the_digest_differs_with_every_value_that_is_read_and_stays_the_same_between_versions() -> None:
     given: list[tuple[str, object]] = [
         ("MenuReserved", RESERVED_TWO),
