@@ -64,6 +64,8 @@ class Settings(BaseSettings):
     """How many times OrderCreated is sent again."""
     payment_seconds: Seconds = 900
     """How long an order waits for its payment once priced."""
+    lifetime_seconds: Seconds = 3600
+    """The greatest age of a pending order: it then expires, even if another wait is longer or nothing can be sent."""
     compensation_seconds: Seconds = 30
     """The first pause before an unconfirmed release or refund is repeated; it doubles, up to 1 h."""
     compensation_attempts: int = Field(10, ge=1, le=1000)
@@ -134,6 +136,7 @@ class Settings(BaseSettings):
             menu_reply=timedelta(seconds=self.menu_reply_seconds),
             menu_reminders=self.menu_reminders,
             payment=timedelta(seconds=self.payment_seconds),
+            lifetime=timedelta(seconds=self.lifetime_seconds),
             compensation_pause=timedelta(seconds=self.compensation_seconds),
             compensation_attempts=self.compensation_attempts,
         )

@@ -19,13 +19,22 @@ from order_service.contract import outgoing
 from order_service.contract.envelope import Rejection, Reply
 from order_service.domain.messages import Message
 from order_service.domain.order import Announcement, InvalidMessage, Order, UnknownOrder
-from order_service.domain.saga import Decision, awaited_event, deadline_message, postpone_deadline, use_reminder
+from order_service.domain.saga import (
+    Decision,
+    awaited_event,
+    deadline,
+    deadline_message,
+    lifetime_is_over,
+    use_reminder,
+)
 from order_service.storage import compensations, inbox, outbox
 from order_service.storage import orders as order_rows
 from order_service.unit_of_work import UnitOfWork
 
 #: The longest pause between two requests for the same unconfirmed compensation, in seconds.
 LONGEST_COMPENSATION_PAUSE = 3600
+#: The events that ask a sibling service for a reply, and are pointless once the order has ended.
+_OPENING_EVENTS = (Announcement.ORDER_CREATED, Announcement.PAYMENT_REQUESTED)
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ def place_orders(work: UnitOfWork, placements: Sequence[Placement]) -> list[Orde
             menu_ids=placement.menu_ids,
             created_at=work.now,
             expected_total=placement.expected_total,
-            due_at=work.now + work.policy.menu_reply,
+            due_at=work.now + min(work.policy.menu_reply, work.policy.lifetime),
             reminders_left=work.policy.menu_reminders,
             traceparent=placement.traceparent,
         )
@@ -119,25 +128,36 @@ def _key(reply: Reply) -> inbox.Key:
 def pass_deadlines(work: UnitOfWork, *, limit: int) -> int:
     """Send the reminders and pass the deadlines that are due, at most `limit`; return how many there were.
 
-    A deadline whose event is still unsent is postponed by its period, so that a broker outage does not expire orders.
+    A deadline whose event was never handed to a working broker is postponed by its period, so that a broker outage does
+    not expire orders; an event that the broker returned or refused does not hold it. When an order's lifetime is over,
+    it expires in any case, and its unsent events are dropped.
     """
     due = order_rows.lock_due_orders(work.connection, work.now, limit)
-    unsent = outbox.unsent(work.connection, [order.event_id(awaited_event(order)) for order in due])
+    unsent = outbox.unsent(work.connection, [order.event_id(event) for order in due for event in _OPENING_EVENTS])
+    dropped: list[int] = []
     for order in due:
         work.update(order)
-        if rows := unsent.get(order.event_id(awaited_event(order))):
-            postpone_deadline(order, policy=work.policy, now=work.now)
+        rows = unsent.get(order.event_id(awaited_event(order)), [])
+        if lifetime_is_over(order, policy=work.policy, now=work.now):
+            dropped += [row.id for event in _OPENING_EVENTS for row in unsent.get(order.event_id(event), ())]
+        elif any(not row.attempts for row in rows):
+            order.due_at = deadline(order, policy=work.policy, now=work.now)
             _rebuild(work, order, rows)
-        elif message := deadline_message(order):
+            continue
+        if message := deadline_message(order, policy=work.policy, now=work.now):
             work.apply(order, message)
         elif use_reminder(order, policy=work.policy, now=work.now):
-            work.remind(order)
+            if rows:
+                _rebuild(work, order, rows)
+            else:
+                work.remind(order)
+    outbox.drop(work.connection, dropped)
     return len(due)
 
 
-def _rebuild(work: UnitOfWork, order: Order, row_ids: Sequence[int]) -> None:
-    """Rewrite the unsent event, which contains the deadline, with the postponed one; its sequence does not change."""
-    for row_id, body in outbox.lock_bodies(work.connection, row_ids):
+def _rebuild(work: UnitOfWork, order: Order, rows: Sequence[outbox.Unsent]) -> None:
+    """Rewrite the unsent event, which contains the deadline, with the new one; its sequence does not change."""
+    for row_id, body in outbox.lock_bodies(work.connection, [row.id for row in rows]):
         sequence = json.loads(body)["sequence"]
         event = outgoing.event(order, awaited_event(order), sequence=sequence, policy=work.policy, now=work.now)
         outbox.replace_body(work.connection, row_id, event.body)

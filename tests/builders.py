@@ -36,11 +36,14 @@ ES_TEH = Item(3, "Es Teh", Decimal(5000), 40)
 TOTAL, REQUEST_TOTAL = Decimal(56000), Decimal(38000)
 
 
-def policy(*, reply_seconds: float = 30, reminders: int = 3, pay_seconds: float = 900) -> Policy:
+def policy(
+    *, reply_seconds: float = 30, reminders: int = 3, pay_seconds: float = 900, lifetime_seconds: float = 24 * 3600
+) -> Policy:
     return Policy(
         menu_reply=timedelta(seconds=reply_seconds),
         menu_reminders=reminders,
         payment=timedelta(seconds=pay_seconds),
+        lifetime=timedelta(seconds=lifetime_seconds),
         compensation_pause=timedelta(seconds=30),
         compensation_attempts=10,
     )

@@ -39,6 +39,9 @@ deadline before a valid MenuReserved; the payment deadline after one; a MenuRese
 `expected_total`; or the arrival of the second of a valid MenuReserved and a payment, judged by the first payment.
 Nothing else changes the status or the reason, and a later reservation or payment is only compensated.
 
+A deadline waits for an event that was never handed to a working broker, but not for one that the broker returned. When
+an order is as old as `ORDER_LIFETIME_SECONDS`, its deadline passes in any case.
+
 A failed or cancelled order compensates its accepted reservation and every payment; a paid order compensates every
 reservation and payment but its own. Each compensation is requested under one id until the sibling confirms it.
 

@@ -13,7 +13,7 @@ from order_service.contract import envelope, events
 from order_service.contract.envelope import Rejection, storable
 from order_service.contract.topology import BY_NAME, EXCHANGE
 from order_service.domain.order import RELEASE, Announcement, Compensation, Effect, Order
-from order_service.domain.saga import Policy
+from order_service.domain.saga import Policy, limited
 
 #: The namespace of the ids of MessageRejected.
 _REJECTED = UUID("8f1c3f0e-7d0b-4c57-9d53-5a0f0b7d2c11")
@@ -50,7 +50,8 @@ def event_data(order: Order, effect: Effect, policy: Policy) -> events.EventData
     ids = {"order_id": order.id, "user_id": order.user_id}
     match effect:
         case Announcement.ORDER_CREATED:
-            reply_by = order.due_at and order.due_at + order.reminders_left * policy.menu_reply
+            last = order.due_at and order.due_at + order.reminders_left * policy.menu_reply
+            reply_by = last and limited(order, last, policy=policy)
             menu_ids, lines = list(order.menu_ids), _lines(order)
             return events.OrderCreated(
                 **ids, menu_ids=menu_ids, lines=lines, created_at=order.created_at, reply_by=reply_by

@@ -29,6 +29,7 @@ from order_service.domain.messages import (
 )
 from order_service.domain.order import (
     AWAITING_MENU,
+    FINAL,
     REFUND,
     RELEASE,
     Announcement,
@@ -48,6 +49,7 @@ class Policy:
     menu_reply: timedelta
     menu_reminders: int
     payment: timedelta
+    lifetime: timedelta
     compensation_pause: timedelta
     compensation_attempts: int
 
@@ -90,7 +92,7 @@ def _price(order: Order, message: MenuReserved, policy: Policy, now: datetime) -
         order.judge(now)
     else:
         order.state = State.AWAITING_PAYMENT
-        order.due_at = now + policy.payment
+        order.due_at = deadline(order, policy=policy, now=now)
         order.effects.append(Announcement.PAYMENT_REQUESTED)
 
 
@@ -265,20 +267,32 @@ def awaited_event(order: Order) -> Announcement:
     return Announcement.PAYMENT_REQUESTED if is_payment else Announcement.ORDER_CREATED
 
 
-def deadline_message(order: Order) -> MenuDeadline | PaymentDeadline | None:
+def lifetime_is_over(order: Order, *, policy: Policy, now: datetime) -> bool:
+    """Whether a pending order is as old as any may become: it then expires, even if nothing of it could be sent."""
+    return order.state not in FINAL and now >= order.created_at + policy.lifetime
+
+
+def limited(order: Order, at: datetime, *, policy: Policy) -> datetime:
+    """This time, or the end of a pending order's lifetime if that is earlier."""
+    return at if order.state in FINAL else min(at, order.created_at + policy.lifetime)
+
+
+def deadline(order: Order, *, policy: Policy, now: datetime) -> datetime:
+    """The deadline of the state that the order is in, armed or postponed now."""
+    period = policy.payment if order.state is State.AWAITING_PAYMENT else policy.menu_reply
+    return limited(order, now + period, policy=policy)
+
+
+def deadline_message(order: Order, *, policy: Policy, now: datetime) -> MenuDeadline | PaymentDeadline | None:
     """The message that a passed deadline produces; None while a reminder is left."""
     if order.state is State.AWAITING_PAYMENT:
         return PaymentDeadline()
-    return None if order.reminders_left else MenuDeadline()
+    is_reminded = order.reminders_left and not lifetime_is_over(order, policy=policy, now=now)
+    return None if is_reminded else MenuDeadline()
 
 
 def use_reminder(order: Order, *, policy: Policy, now: datetime) -> bool:
     """Use up one reminder and arm the next deadline; return whether to send OrderCreated again."""
     order.reminders_left -= 1
-    order.due_at = now + policy.menu_reply
+    order.due_at = deadline(order, policy=policy, now=now)
     return order.state in AWAITING_MENU
-
-
-def postpone_deadline(order: Order, *, policy: Policy, now: datetime) -> None:
-    """Postpone by one period the deadline of an order whose event is still unsent."""
-    order.due_at = now + (policy.payment if order.state is State.AWAITING_PAYMENT else policy.menu_reply)

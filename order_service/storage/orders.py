@@ -1,7 +1,7 @@
 """The rows of orders: insert, lock, find, read and update them."""
 
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -66,6 +66,14 @@ def lock_due_orders(connection: sa.Connection, now: datetime, limit: int) -> lis
     """Lock orders whose deadline has passed, leaving out those that another transaction holds."""
     due = _SELECT.where(orders.c.due_at <= now).order_by(orders.c.id).limit(limit)
     return _read(connection, due.with_for_update(skip_locked=True))
+
+
+def make_oldest_due(connection: sa.Connection, now: datetime, lifetime: timedelta) -> None:
+    """Make due the pending orders that are older than `lifetime`, regardless of their deadlines."""
+    is_older = orders.c.created_at <= now - lifetime, orders.c.state.not_in(FINAL)
+    older = sa.select(orders.c.id).where(orders.c.due_at > now, *is_older).order_by(orders.c.id)
+    if ids := connection.execute(older.with_for_update(skip_locked=True)).scalars().all():
+        connection.execute(sa.update(orders).where(bulk.among(connection, orders.c.id, ids)).values(due_at=now))
 
 
 def any_due(connection: sa.Connection, now: datetime) -> bool:

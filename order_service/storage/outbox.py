@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -54,18 +54,25 @@ def _row(message: Outgoing, now: datetime) -> Mapping[str, Any]:
     return message._asdict() | {"properties": properties, "created_at": now, "attempts": 0, "due_at": now}
 
 
-def unsent(connection: sa.Connection, ids: Sequence[str]) -> dict[str, list[int]]:
-    """The row ids of those events that are still in the outbox, by event id.
+class Unsent(NamedTuple):
+    """An event's row, and how many times the broker returned or refused it."""
+
+    id: int
+    attempts: int
+
+
+def unsent(connection: sa.Connection, ids: Sequence[str]) -> dict[str, list[Unsent]]:
+    """The rows of those events that are still in the outbox, by event id.
 
     Scans the outbox, so pass many ids at once. An index would slow down every insert, and only deadlines and
     compensations would use it.
     """
-    wanted = sa.select(outbox.c.message_id, outbox.c.id).where(
+    wanted = sa.select(outbox.c.message_id, outbox.c.id, outbox.c.attempts).where(
         bulk.among(connection, outbox.c.message_id, ids), _is_event
     )
-    found: dict[str, list[int]] = {}
-    for message_id, row_id in connection.execute(wanted):
-        found.setdefault(message_id, []).append(row_id)
+    found: dict[str, list[Unsent]] = {}
+    for message_id, row_id, attempts in connection.execute(wanted):
+        found.setdefault(message_id, []).append(Unsent(row_id, attempts))
     return found
 
 
@@ -76,6 +83,13 @@ def lock_bodies(connection: sa.Connection, row_ids: Sequence[int]) -> Sequence[t
     """
     unclaimed = sa.select(outbox.c.id, outbox.c.body).where(outbox.c.id.in_(row_ids))
     return [(row.id, row.body) for row in connection.execute(unclaimed.with_for_update(skip_locked=True))]
+
+
+def drop(connection: sa.Connection, row_ids: Sequence[int]) -> None:
+    """Delete those of these rows that no relay holds."""
+    if row_ids:
+        unheld = [row_id for row_id, _ in lock_bodies(connection, row_ids)]
+        connection.execute(sa.delete(outbox).where(outbox.c.id.in_(unheld)))
 
 
 def replace_body(connection: sa.Connection, row_id: int, body: bytes) -> None:

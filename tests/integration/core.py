@@ -107,6 +107,12 @@ def pass_deadlines(database: Database, now: datetime = LATER, *, limit: int = 10
         return handlers.pass_deadlines(work, limit=limit)
 
 
+def note_returned(database: Database) -> None:
+    """The broker returned each event in the outbox once."""
+    with database.writing() as connection:
+        connection.execute(sa.update(outbox).values(attempts=1))
+
+
 def add_to_outbox(database: Database, messages: Sequence[Outgoing], now: datetime = NOW) -> None:
     with database.writing() as connection:
         for part in outbox_rows.inserts(messages, now):

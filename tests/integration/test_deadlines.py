@@ -15,16 +15,21 @@ from order_service.contract.envelope import Delivery, rejection
 from order_service.contract.outgoing import dead_letter
 from order_service.contract.topology import MENU
 from order_service.domain.order import REFUND, State
+from order_service.process import utc_now
 from order_service.storage.database import Database
 from order_service.storage.tables import compensations, orders, outbox
+from order_service.unit_of_work import unit_of_work
 from publishers import deadlines
 from publishers.deadlines import Deadlines
+from tests import builders
 from tests.builders import NOW
+from tests.http_service import ServiceWith
 from tests.integration import core
 from tests.integration.core import LATER, Eventually, Log, completed, rejected, reserved
 
 REPLY, PAY = timedelta(seconds=30), timedelta(seconds=900)
 MOMENT = timedelta(microseconds=1)
+LIFETIME = builders.policy().lifetime
 
 
 def pass_at(database: Database, now: datetime) -> list[dict[str, Any]]:
@@ -143,6 +148,76 @@ def test_postponing_leaves_a_dead_letter_with_the_event_id_unchanged(database: D
 
     [letter] = core.rows(database, outbox, outbox.c.exchange == "")
     assert letter.body == b"{"
+
+
+# Events that the broker returned, and the end of an order's lifetime.
+
+
+def test_returned_order_created_holds_no_deadline(database: Database) -> None:
+    [order_id] = core.place(database, reminders=1)
+    core.note_returned(database)
+
+    core.pass_deadlines(database, NOW + REPLY + MOMENT)
+    [unsent] = core.unsent_events(database)
+    core.pass_deadlines(database, NOW + 2 * REPLY + MOMENT)
+
+    # The reminder is the row that waits for a queue; its reply_by stays true.
+    assert datetime.fromisoformat(unsent["data"]["reply_by"]) == NOW + 2 * REPLY + MOMENT
+    assert core.get(database, order_id).reason == "expired"
+    assert types(core.unsent_events(database)) == ["OrderCreated", "OrderFailed", "StockReleaseRequested"]
+
+
+def test_returned_payment_requested_holds_no_deadline(database: Database) -> None:
+    [order_id] = core.place_sent(database)
+    core.apply(database, reserved(order_id))
+    core.note_returned(database)
+
+    core.pass_deadlines(database, NOW + PAY)
+
+    assert core.get(database, order_id).reason == "expired"
+
+
+@pytest.mark.parametrize("replies", [[], [completed], [reserved]], ids=["unanswered", "prepaid", "priced"])
+def test_unsent_order_is_postponed_until_its_lifetime_ends_and_then_expires_with_its_events_dropped(
+    replies: list[Any], database: Database
+) -> None:
+    # given
+    [order_id] = core.place(database)
+    core.apply(database, *[reply(order_id) for reply in replies])
+    for hours in range(1, 24):
+        core.pass_deadlines(database, NOW + timedelta(hours=hours))
+    core.pass_deadlines(database, NOW + LIFETIME - REPLY)
+    assert core.get(database, order_id).due_at == NOW + LIFETIME
+    *_, unsent = core.unsent_events(database)
+    assert datetime.fromisoformat(unsent["data"].get("reply_by") or unsent["data"]["pay_by"]) == NOW + LIFETIME
+
+    # when
+    core.pass_deadlines(database, NOW + LIFETIME - MOMENT)
+    assert core.get(database, order_id).state.status == "pending"
+    core.pass_deadlines(database, NOW + LIFETIME)
+
+    # then
+    assert core.get(database, order_id).reason == "expired"
+    refund = ["RefundRequested"] if completed in replies else []
+    assert types(core.unsent_events(database)) == ["OrderFailed", *refund, "StockReleaseRequested"]
+
+
+def test_order_with_reminders_left_expires_at_the_end_of_its_lifetime(database: Database) -> None:
+    [order_id] = core.place_sent(database)
+
+    core.pass_deadlines(database, NOW + LIFETIME)
+
+    assert core.get(database, order_id).reason == "expired"
+
+
+def test_payment_deadline_of_a_late_reservation_is_the_end_of_the_lifetime(database: Database) -> None:
+    [order_id] = core.place_sent(database)
+
+    core.apply(database, reserved(order_id), now=NOW + LIFETIME - REPLY)
+
+    [requested] = core.unsent_events(database)
+    assert datetime.fromisoformat(requested["data"]["pay_by"]) == NOW + LIFETIME
+    assert core.get(database, order_id).due_at == NOW + LIFETIME
 
 
 # Compensations.
@@ -264,13 +339,13 @@ def test_two_instances_at_once_do_everything_once(
     with core.opened(database_url) as one, core.opened(database_url) as two:
         failed_with_refund(one, 60)
         expiring = core.place_sent(one, 60, reminders=0)
-        reminded = core.place_sent(one, 60, reminders=1)
+        reminded = core.place_sent(one, 60, reminders=1, now=utc_now() - 2 * REPLY)
         unpaid = core.place_sent(one, 60)
         core.apply(one, *[reserved(id) for id in unpaid])
         core.clear_outbox(one)
 
         # when
-        with passing(one), passing(two):
+        with passing(one, menu_reply_seconds=600), passing(two, menu_reply_seconds=600):
             eventually(lambda: core.states(one, expiring + unpaid) == {"failed"}, "orders to expire")
             eventually(lambda: len(core.unsent_events(one, "RefundRequested")) >= 60, "refunds to be repeated")
             eventually(lambda: len(core.unsent_events(one, "OrderCreated")) >= 60, "reminders")
@@ -297,3 +372,34 @@ def test_deadlines_are_passed_after_an_outage_of_the_database(
             eventually(lambda: log.count(warning), "the outage to be logged")
             outage.close()
             eventually(lambda: core.states(database, ids) == {"failed"}, "the orders to expire")
+
+
+def test_order_that_is_too_old_expires_regardless_of_its_deadline(
+    database: Database, passing: Any, eventually: Eventually
+) -> None:
+    """An order of an older version, or of a longer ORDER_LIFETIME_SECONDS."""
+    old, young = core.place_sent(database), core.place_sent(database, now=utc_now())
+    with database.writing() as connection:
+        connection.execute(sa.update(orders).values(due_at=utc_now() + timedelta(days=1)))
+
+    with passing(database):
+        eventually(lambda: core.states(database, old) == {"failed"}, "the old order to expire")
+
+    assert core.states(database, young) == {"awaiting_menu"}
+
+
+@pytest.mark.parametrize("replies", [[], [reserved]], ids=["order.created", "payment.requested"])
+def test_order_whose_event_no_queue_receives_expires_by_its_deadlines(
+    replies: list[Any], wire: core.Wire, service_with: ServiceWith, relaying: core.Start, database: Database,
+    passing: Any, eventually: Eventually,
+) -> None:  # fmt: skip
+    service = service_with(menu_reply_seconds=0.3, menu_reminders=1, payment_seconds=0.3, wait_seconds=0)
+    if replies:
+        wire.listen("order.created")
+
+    with relaying(), passing(database, menu_reply_seconds=0.3, menu_reminders=1, payment_seconds=0.3):
+        order_id = service.order_in(State.AWAITING_MENU)
+        for reply in replies:
+            with unit_of_work(database, builders.policy(pay_seconds=0.3)) as work:
+                handlers.apply_replies(work, [reply(order_id)])
+        eventually(lambda: core.get(database, order_id).reason == "expired", "the order to expire", seconds=20)
