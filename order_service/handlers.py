@@ -29,6 +29,7 @@ from order_service.domain.saga import (
 )
 from order_service.storage import compensations, inbox, outbox
 from order_service.storage import orders as order_rows
+from order_service.storage.bulk import Take
 from order_service.unit_of_work import UnitOfWork
 
 #: The longest pause between two requests for the same unconfirmed compensation, in seconds.
@@ -125,14 +126,14 @@ def _key(reply: Reply) -> inbox.Key:
     return reply.order_id, reply.type, reply.message_id
 
 
-def pass_deadlines(work: UnitOfWork, *, limit: int) -> int:
-    """Send the reminders and pass the deadlines that are due, at most `limit`; return how many there were.
+def pass_deadlines(work: UnitOfWork, take: Take) -> int:
+    """Send the reminders and pass the deadlines that are due; return how many there were.
 
     A deadline whose event was never handed to a working broker is postponed by its period, so that a broker outage does
     not expire orders; an event that the broker returned or refused does not hold it. When an order's lifetime is over,
     it expires in any case, and its unsent events are dropped.
     """
-    due = order_rows.lock_due_orders(work.connection, work.now, limit)
+    due = order_rows.lock_due_orders(work.connection, work.now, take)
     unsent = outbox.unsent(work.connection, [order.event_id(event) for order in due for event in _OPENING_EVENTS])
     dropped: list[int] = []
     for order in due:
@@ -163,9 +164,12 @@ def _rebuild(work: UnitOfWork, order: Order, rows: Sequence[outbox.Unsent]) -> N
         outbox.replace_body(work.connection, row_id, event.body)
 
 
-def repeat_compensations(work: UnitOfWork, *, limit: int) -> Sequence[sa.Row[Any]]:
-    """Request unconfirmed compensations again under the same ids; return the requested rows."""
-    due = compensations.lock_due(work.connection, work.now, limit)
+def repeat_compensations(work: UnitOfWork, take: Take) -> Sequence[sa.Row[Any]]:
+    """Request unconfirmed compensations again under the same ids; return the requested rows.
+
+    Raises UnknownOrder and UnreadableOrder if the request cannot be built again from its order.
+    """
+    due = compensations.lock_due(work.connection, work.now, take)
     found = order_rows.read_orders(work.connection, sorted({row.order_id for row in due}))
     unsent = outbox.unsent(work.connection, [row.id for row in due])
     backoff = Backoff(work.policy.compensation_pause.total_seconds(), LONGEST_COMPENSATION_PAUSE)
@@ -173,6 +177,8 @@ def repeat_compensations(work: UnitOfWork, *, limit: int) -> Sequence[sa.Row[Any
         attempts = row.attempts + (row.id not in unsent)
         due_at = work.now + timedelta(seconds=backoff.delay(attempts))
         compensations.reschedule(work.connection, row.id, attempts=attempts, due_at=due_at)
-        if row.id not in unsent and row.order_id in found:
+        if row.id not in unsent:
+            if row.order_id not in found:
+                raise UnknownOrder("the order of a compensation does not exist", order_id=row.order_id)
             work.enqueue(found[row.order_id], compensations.of_row(row), sequence=row.sequence)
     return [row for row in due if row.id not in unsent]

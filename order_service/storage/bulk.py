@@ -6,6 +6,7 @@ receives them one by one.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache
 from typing import Any
 
@@ -37,6 +38,24 @@ class Update:
 
     table: sa.Table
     rows: Sequence[Row]
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """Which due rows to process: at most `limit` of them without some, or only one; those due for longest first."""
+
+    limit: int
+    without: Sequence[Any] = ()
+    only: Any = None
+
+    def due(self, connection: sa.Connection, table: sa.Table, now: datetime) -> list[sa.ColumnElement[bool]]:
+        """The conditions for a table with the columns `id` and `due_at`."""
+        conditions = [table.c.due_at <= now]
+        if self.without:
+            conditions.append(sa.not_(among(connection, table.c.id, self.without)))
+        if self.only is not None:
+            conditions.append(table.c.id == self.only)
+        return conditions
 
 
 def write(connection: sa.Connection, *parts: Insert | Update) -> None:

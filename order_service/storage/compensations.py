@@ -30,9 +30,10 @@ def confirm(connection: sa.Connection, ids: Sequence[str], at: datetime) -> None
         connection.execute(pending.values(confirmed_at=at, due_at=None))
 
 
-def lock_due(connection: sa.Connection, now: datetime, limit: int) -> Sequence[sa.Row[Any]]:
+def lock_due(connection: sa.Connection, now: datetime, take: bulk.Take) -> Sequence[sa.Row[Any]]:
     """Lock unconfirmed rows that are due for repetition, leaving out those that another transaction holds."""
-    due = sa.select(compensations).where(compensations.c.due_at <= now).order_by(compensations.c.id).limit(limit)
+    due = sa.select(compensations).where(*take.due(connection, compensations, now))
+    due = due.order_by(compensations.c.due_at).limit(take.limit)
     return connection.execute(due.with_for_update(skip_locked=True)).all()
 
 

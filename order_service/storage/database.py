@@ -46,6 +46,8 @@ IDLE_TIMEOUT = "25P03"
 NOT_COMMITTED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CONSTRAINT}
 #: How long a transaction with an unknown outcome is repeated, and the pause between two attempts, in seconds.
 SETTLE_SECONDS, SETTLE_PAUSE_SECONDS = 3.0, 0.1
+#: PostgreSQL's code of a row that it cannot read.
+DAMAGED = "XX001"
 #: The PostgreSQL notification channel for new outbox rows.
 CHANNEL = "outbox"
 #: The key of the server's time, with the time of its receipt on this host's monotonic clock, in `Connection.info`.
@@ -262,8 +264,10 @@ def is_rolled_back(error: sa.exc.DBAPIError) -> bool:
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether the same transaction may succeed later; False for invalid data and violated constraints."""
+    """Whether the same transaction may succeed later; False for invalid data, violated constraints and damaged rows."""
     if isinstance(error, sa.exc.DataError | sa.exc.IntegrityError):
+        return False
+    if isinstance(error, sa.exc.DBAPIError) and getattr(error.orig, "sqlstate", None) == DAMAGED:
         return False
     return isinstance(error, sa.exc.DBAPIError | sa.exc.TimeoutError | MemoryError | OSError)
 

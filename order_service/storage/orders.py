@@ -1,6 +1,7 @@
 """The rows of orders: insert, lock, find, read and update them."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -11,8 +12,9 @@ from pydantic_core import from_json, to_json
 
 from order_service.domain.messages import Item
 from order_service.domain.order import FINAL, Order, Payment, State
+from order_service.process import first_line
 from order_service.storage import bulk
-from order_service.storage.tables import BigId, compensations, orders
+from order_service.storage.tables import BigId, orders
 
 #: The columns that are written once, and those that a decision may change; named like the fields of Order.
 _FIXED = ("key", "user_id", "created_at", "expected_total", "traceparent")
@@ -20,6 +22,17 @@ _CHANGING = (
     "state", "version", "total_price", "reason", "detail", "rejected_menu_id", "paid_at", "due_at", "reminders_left",
 )  # fmt: skip
 _SELECT = sa.select(*(orders.c[name] for name in ("id", "menu_ids", "items", "ledger", *_FIXED, *_CHANGING)))
+
+#: What decoding a row raises, in the driver, in a column's type or here.
+_UNDECODABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, sa.exc.DataError)
+
+
+class UnreadableOrder(Exception):
+    """The row of an order cannot be decoded: it was damaged, or written by a newer version."""
+
+    def __init__(self, order_id: int, error: Exception) -> None:
+        super().__init__(f"order {order_id}: {first_line(error)}")
+        self.order_id = order_id
 
 
 def insert_orders(connection: sa.Connection, placed: Sequence[tuple[Order, Mapping[str, str]]]) -> None:
@@ -51,10 +64,12 @@ def lock_orders(connection: sa.Connection, ids: Sequence[int]) -> dict[int, Orde
     return {order.id: order for order in _read(connection, wanted)}
 
 
-def read_orders(connection: sa.Connection, ids: Sequence[int]) -> dict[int, Order]:
-    """The orders that exist among these ids, without a lock."""
+def read_orders(
+    connection: sa.Connection, ids: Sequence[int], *, unreadable: list[UnreadableOrder] | None = None
+) -> dict[int, Order]:
+    """The orders that exist among these ids, without a lock. An unreadable one is added to `unreadable`, if given."""
     wanted = _SELECT.where(bulk.among(connection, orders.c.id, ids))
-    return {order.id: order for order in _read(connection, wanted)}
+    return {order.id: order for order in _read(connection, wanted, unreadable)}
 
 
 def updates(changed: Sequence[Order]) -> bulk.Update:
@@ -62,9 +77,9 @@ def updates(changed: Sequence[Order]) -> bulk.Update:
     return bulk.Update(orders, [{"id": order.id} | _changing(order) for order in changed])
 
 
-def lock_due_orders(connection: sa.Connection, now: datetime, limit: int) -> list[Order]:
+def lock_due_orders(connection: sa.Connection, now: datetime, take: bulk.Take) -> list[Order]:
     """Lock orders whose deadline has passed, leaving out those that another transaction holds."""
-    due = _SELECT.where(orders.c.due_at <= now).order_by(orders.c.id).limit(limit)
+    due = _SELECT.where(*take.due(connection, orders, now)).order_by(orders.c.due_at).limit(take.limit)
     return _read(connection, due.with_for_update(skip_locked=True))
 
 
@@ -76,10 +91,10 @@ def make_oldest_due(connection: sa.Connection, now: datetime, lifetime: timedelt
         connection.execute(sa.update(orders).where(bulk.among(connection, orders.c.id, ids)).values(due_at=now))
 
 
-def any_due(connection: sa.Connection, now: datetime) -> bool:
-    """Whether a deadline has passed or a compensation is due for repetition."""
-    due = [sa.exists().where(table.c.due_at <= now) for table in (orders, compensations)]
-    return bool(connection.execute(sa.select(sa.or_(*due))).scalar_one())
+def due_ids(connection: sa.Connection, table: sa.Table, now: datetime, take: bulk.Take) -> Sequence[Any]:
+    """The ids of orders whose deadline has passed, or of compensations that are due for repetition."""
+    due = sa.select(table.c.id).where(*take.due(connection, table, now)).order_by(table.c.due_at)
+    return connection.execute(due.limit(take.limit)).scalars().all()
 
 
 def versions(connection: sa.Connection, ids: Sequence[int]) -> dict[int, int]:
@@ -95,11 +110,21 @@ def find_request(connection: sa.Connection, idempotency_key: str) -> tuple[int, 
     return row and (row.id, row.request_hash)
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some of a list's orders, the id after which the next page begins, if any, and the rows that were left out."""
+
+    orders: list[Order]
+    following: int | None
+    unreadable: list[UnreadableOrder]
+
+
 def list_orders(
     connection: sa.Connection, *, user_id: int | None, states: Collection[State], before: int | None, limit: int
-) -> list[Order]:
+) -> Page:
     """A page of orders, newest first: of one user, in some states, older than the order `before`."""
-    wanted = _SELECT.order_by(orders.c.id.desc()).limit(limit)
+    # One more than a page shows whether there is a next page.
+    wanted = _SELECT.order_by(orders.c.id.desc()).limit(limit + 1)
     if user_id is not None:
         wanted = wanted.where(orders.c.user_id == user_id)
     if before is not None:
@@ -110,7 +135,12 @@ def list_orders(
     if states and not FINAL & set(states):
         # A pending order always has a deadline: that index finds the few among millions that have ended.
         wanted = wanted.where(orders.c.due_at.is_not(None))
-    return _read(connection, wanted)
+    unreadable: list[UnreadableOrder] = []
+    found = _read(connection, wanted, unreadable)
+    ids = sorted([order.id for order in found] + [error.order_id for error in unreadable], reverse=True)
+    following = ids[limit - 1] if len(ids) > limit else None
+    page = [order for order in found if following is None or order.id >= following]
+    return Page(page, following, unreadable)
 
 
 def _changing(order: Order) -> dict[str, Any]:
@@ -128,10 +158,26 @@ def _changing(order: Order) -> dict[str, Any]:
     return columns
 
 
-def _read(connection: sa.Connection, wanted: sa.Select[Any]) -> list[Order]:
-    # All rows before the first is decoded: after an error in between, SQLite's open cursor would keep its connection
-    # at an old snapshot, which cannot write.
-    return [_order(row) for row in connection.execute(wanted).all()]
+def _read(
+    connection: sa.Connection, wanted: sa.Select[Any], unreadable: list[UnreadableOrder] | None = None
+) -> list[Order]:
+    """Read orders. One that cannot be decoded is added to `unreadable`; without it, UnreadableOrder is raised."""
+    try:
+        # All rows before the first is decoded: after an error in between, SQLite's open cursor would keep its
+        # connection at an old snapshot, which cannot write.
+        return [_order(row) for row in connection.execute(wanted).all()]
+    except _UNDECODABLE:
+        # The driver decodes all rows together, so each is read again alone.
+        ids = connection.execute(wanted.with_only_columns(orders.c.id)).scalars().all()
+    found: list[Order] = []
+    for id in ids:
+        try:
+            found += [_order(row) for row in connection.execute(_SELECT.where(orders.c.id == id)).all()]
+        except _UNDECODABLE as error:
+            if unreadable is None:
+                raise UnreadableOrder(id, error) from error
+            unreadable.append(UnreadableOrder(id, error))
+    return found
 
 
 def _order(row: Sequence[Any]) -> Order:

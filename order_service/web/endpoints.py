@@ -21,7 +21,7 @@ from order_service.storage.database import Database, OutcomeUnknown, settle
 from order_service.unit_of_work import unit_of_work
 from order_service.web import requests, responses
 from order_service.web.observability import traceparent
-from order_service.web.placing import MenuWait, Recorder, Watcher
+from order_service.web.placing import MenuWait, Recorder, UnreadableOrders, Watcher
 from order_service.web.problems import Problem
 from order_service.web.requests import OrderQuery, OrderRequest, PageQuery
 from order_service.web.responses import json_response
@@ -46,7 +46,8 @@ class Api:
         self.settings, self.stopping, self.openapi_document = settings, stopping, openapi_document
         self.database = Database(settings.database_url, pool_size=POOL_SIZE, lock_seconds=LOCK_SECONDS)
         self.recorder = Recorder(self.database, settings.policy)
-        self.watcher = Watcher(self.database)
+        self.unreadable = UnreadableOrders()
+        self.watcher = Watcher(self.database, self.unreadable)
         self.menu_wait = MenuWait(self.watcher, stopping, limit=settings.waiters)
         self.streams = Streams(self.watcher, stopping, limit=settings.streams, seconds=settings.stream_seconds)
         self.users = Users(str(settings.user_service_url)) if settings.user_service_url else None
@@ -96,12 +97,14 @@ class Api:
         query = requests.query(OrderQuery)
         states = [state for state in State if state.status == query.status]
         with self.database.reading() as connection:
-            # One more than a page shows whether there is a next page.
-            found = orders.list_orders(
-                connection, user_id=query.user_id, states=states, before=query.cursor, limit=query.limit + 1
+            page = orders.list_orders(
+                connection, user_id=query.user_id, states=states, before=query.cursor, limit=query.limit
             )
-        page, next_cursor = requests.split_page(found, query.limit, lambda order: order.id)
-        body = responses.OrderPage.model_construct(orders=[*map(responses.Order.of, page)], next_cursor=next_cursor)
+        self.unreadable.report(page.unreadable)
+        next_cursor = None if page.following is None else requests.cursor_after(page.following)
+        body = responses.OrderPage.model_construct(
+            orders=[*map(responses.Order.of, page.orders)], next_cursor=next_cursor
+        )
         return json_response(body)
 
     def cancel_order(self, order_id: int) -> Response:

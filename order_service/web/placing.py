@@ -13,12 +13,14 @@ import sqlalchemy as sa
 import structlog
 
 from order_service import handlers
+from order_service.backoff import Backoff, Postponed
 from order_service.domain.order import AWAITING_MENU, Order
 from order_service.domain.saga import Policy
 from order_service.handlers import Placement
 from order_service.process import StopFlag, first_line
 from order_service.storage import orders as order_rows
 from order_service.storage.database import Database, OutcomeUnknown, is_rolled_back, settle
+from order_service.storage.orders import UnreadableOrder
 from order_service.unit_of_work import unit_of_work
 
 log = structlog.get_logger(__name__)
@@ -28,6 +30,8 @@ BATCH_LIMIT = 100
 POLL_SECONDS = 0.01
 #: The same while the database is unavailable.
 POLL_UNAVAILABLE_SECONDS = 0.5
+#: How often an order that cannot be read is logged.
+REPORT_BACKOFF = Backoff(first=60, longest=3600)
 #: How often a waiting request or an open stream checks whether the process is stopping, in seconds.
 STOP_CHECK_SECONDS = 1.0
 
@@ -135,6 +139,18 @@ class Recorder:
                 entry.error, entry.is_retried_alone = error, is_retried_alone
 
 
+class UnreadableOrders:
+    """Logs the orders that readers leave out because their rows cannot be decoded, each once per delay."""
+
+    def __init__(self) -> None:
+        self._reported = Postponed[int](REPORT_BACKOFF)
+
+    def report(self, found: Sequence[UnreadableOrder]) -> None:
+        for error in found:
+            if self._reported.add(error.order_id):
+                log.error("an order cannot be read and is left out", order_id=error.order_id, error=first_line(error))
+
+
 @dataclass(eq=False)
 class _Watch:
     order: Order
@@ -144,8 +160,10 @@ class _Watch:
 class Watcher:
     """Waits for changes of orders on behalf of many threads. The first wait starts its thread, after any fork."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, unreadable: UnreadableOrders) -> None:
+        self._database, self._unreadable = database, unreadable
+        #: The versions that cannot be read, by order id: they are not read again.
+        self._skipped: dict[int, int] = {}
         self._watches: dict[int, list[_Watch]] = {}
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -198,8 +216,12 @@ class Watcher:
         """Read the orders whose version differs from the oldest one seen."""
         with self._database.reading() as connection:
             versions = order_rows.versions(connection, list(seen))
-            changed = [id for id, version in versions.items() if version != seen[id]]
-            return order_rows.read_orders(connection, changed) if changed else {}
+            changed = [id for id, version in versions.items() if version not in (seen[id], self._skipped.get(id))]
+            unreadable: list[UnreadableOrder] = []
+            found = order_rows.read_orders(connection, changed, unreadable=unreadable) if changed else {}
+        self._skipped |= {error.order_id: versions[error.order_id] for error in unreadable}
+        self._unreadable.report(unreadable)
+        return found
 
     def _notify(self, changed: dict[int, Order]) -> None:
         with self._changed:

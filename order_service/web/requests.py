@@ -95,7 +95,11 @@ class OrderQuery(PageQuery):
 def split_page(found: Sequence[Row], limit: int, position: Callable[[Row], int]) -> tuple[Sequence[Row], str | None]:
     """The rows of a page, and the next_cursor if more rows than `limit` were found."""
     page, more = found[:limit], found[limit:]
-    return page, base64.b32encode(b"after:%d" % position(page[-1])).decode() if more else None
+    return page, cursor_after(position(page[-1])) if more else None
+
+
+def cursor_after(position: int) -> str:
+    return base64.b32encode(b"after:%d" % position).decode()
 
 
 #: The remedy for each field, in Indonesian and in English.

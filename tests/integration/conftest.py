@@ -10,6 +10,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from order_service.storage.database import Database
+from publishers import deadlines
 from publishers.relay import Relay
 from tests.http_service import Eventually, Service, ServiceWith, application
 from tests.integration import core
@@ -76,6 +77,18 @@ def relaying(amqp_url: str, database: Database) -> core.Start:
     """`with relaying():` relays for the length of the block."""
     settings = core.settings(amqp_url, database.url)
     return lambda: core.running(lambda stop: Relay(settings, database, stop))
+
+
+@pytest.fixture
+def passing(monkeypatch: pytest.MonkeyPatch) -> core.Start:
+    """`with passing(database):` passes deadlines for the length of the block, with short pauses."""
+    monkeypatch.setattr(deadlines, "TICK_SECONDS", 0.02)
+
+    def run(database: Database, **more: Any) -> contextlib.AbstractContextManager[core.Running]:
+        settings = core.settings(core.UNREACHABLE_BROKER, database.url, **more)
+        return core.running(lambda stop: deadlines.Deadlines(settings, database, stop))
+
+    return run
 
 
 @pytest.fixture

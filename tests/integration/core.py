@@ -33,6 +33,7 @@ from order_service.domain.saga import Policy
 from order_service.storage import bulk, history
 from order_service.storage import orders as order_rows
 from order_service.storage import outbox as outbox_rows
+from order_service.storage.bulk import Take
 from order_service.storage.database import Database
 from order_service.storage.tables import compensations, outbox
 from order_service.unit_of_work import UnitOfWork
@@ -104,7 +105,7 @@ def cancel(database: Database, order_id: int, *, now: datetime = NOW) -> None:
 
 def pass_deadlines(database: Database, now: datetime = LATER, *, limit: int = 100) -> int:
     with unit_of_work(database, now=now) as work:
-        return handlers.pass_deadlines(work, limit=limit)
+        return handlers.pass_deadlines(work, Take(limit))
 
 
 def note_returned(database: Database) -> None:
@@ -344,7 +345,7 @@ class Log(CapturingLogger):
 #: The modules whose records the fixture `log` captures.
 LOGGING = (
     "consumers.worker", "consumers.menu_http.reservation", "publishers.relay", "publishers.pipeline",
-    "publishers.deadlines", "order_service.process",
+    "publishers.deadlines", "order_service.process", "order_service.web.placing",
 )  # fmt: skip
 
 

@@ -1,36 +1,23 @@
 """Hosts whose clocks differ: on PostgreSQL every time that processes compare is the server's."""
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 
-import pytest
 import time_machine
 
 from order_service.domain.order import State
 from order_service.storage.database import Database, current_time
 from order_service.storage.tables import compensations, orders
-from publishers import deadlines
-from publishers.deadlines import Deadlines
 from tests.http_service import Service
 from tests.integration import core
 from tests.integration.core import Eventually
 
 pytestmark = core.POSTGRESQL_ONLY
-Passing = Callable[[], AbstractContextManager[core.Running]]
 
 
 def skewed(**by: float) -> AbstractContextManager[object]:
     """For the length of the block this host's clock differs from the server's."""
     return time_machine.travel(datetime.now(UTC) + timedelta(**by), tick=True)
-
-
-@pytest.fixture
-def passing(database: Database, monkeypatch: pytest.MonkeyPatch) -> Passing:
-    """`with passing():` runs the deadlines for the length of the block, with short pauses."""
-    monkeypatch.setattr(deadlines, "TICK_SECONDS", 0.02)
-    settings = core.settings(core.UNREACHABLE_BROKER, database.url)
-    return lambda: core.running(lambda stop: Deadlines(settings, database, stop))
 
 
 def test_order_of_a_host_60_seconds_ahead_is_published_at_once_with_the_right_times(
@@ -48,7 +35,7 @@ def test_order_of_a_host_60_seconds_ahead_is_published_at_once_with_the_right_ti
 
 
 def test_host_20_minutes_ahead_expires_no_order_and_repeats_no_compensation_early(
-    service: Service, database: Database, passing: Passing, eventually: Eventually
+    service: Service, database: Database, passing: core.Start, eventually: Eventually
 ) -> None:
     # given
     for state in (State.AWAITING_MENU, State.AWAITING_PAYMENT, State.FAILED):
@@ -60,7 +47,7 @@ def test_host_20_minutes_ahead_expires_no_order_and_repeats_no_compensation_earl
     core.clear_outbox(database)
 
     # when
-    with skewed(minutes=20), passing():
+    with skewed(minutes=20), passing(database):
         eventually(lambda: core.states(database, [overdue]) == {"failed"}, "the overdue order to expire")
 
     # then
@@ -69,11 +56,11 @@ def test_host_20_minutes_ahead_expires_no_order_and_repeats_no_compensation_earl
 
 
 def test_host_20_minutes_behind_passes_a_deadline_in_time(
-    database: Database, passing: Passing, eventually: Eventually
+    database: Database, passing: core.Start, eventually: Eventually
 ) -> None:
     core.place_sent(database, reminders=0, now=datetime.now(UTC) - timedelta(minutes=5))
 
-    with skewed(minutes=-20), passing():
+    with skewed(minutes=-20), passing(database):
         eventually(lambda: core.states(database, [1]) == {"failed"}, "the order to expire")
 
 

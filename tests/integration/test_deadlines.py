@@ -2,7 +2,6 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -14,13 +13,13 @@ from order_service import handlers
 from order_service.contract.envelope import Delivery, rejection
 from order_service.contract.outgoing import dead_letter
 from order_service.contract.topology import MENU
-from order_service.domain.order import REFUND, State
+from order_service.domain.order import State
 from order_service.process import utc_now
+from order_service.storage.bulk import Take
 from order_service.storage.database import Database
 from order_service.storage.tables import compensations, orders, outbox
 from order_service.unit_of_work import unit_of_work
 from publishers import deadlines
-from publishers.deadlines import Deadlines
 from tests import builders
 from tests.builders import NOW
 from tests.http_service import ServiceWith
@@ -43,7 +42,7 @@ def pass_at(database: Database, now: datetime) -> list[dict[str, Any]]:
 def repeat_at(database: Database, now: datetime) -> list[dict[str, Any]]:
     """The events of the compensations repeated at this moment; they are removed from the outbox."""
     with core.unit_of_work(database, now=now) as work:
-        handlers.repeat_compensations(work, limit=100)
+        handlers.repeat_compensations(work, Take(100))
     sent = core.unsent_events(database)
     core.clear_outbox(database)
     return sent
@@ -268,15 +267,6 @@ def test_repeated_compensation_has_the_same_data_and_sequence(database: Database
         assert (repeated[id]["data"], repeated[id]["sequence"]) == (event["data"], event["sequence"])
 
 
-def test_compensation_of_a_deleted_order_does_not_stop_the_others(database: Database) -> None:
-    deleted, kept = failed_with_refund(database, 2)
-    refund_id = core.get(database, kept).compensation_id(REFUND, "P1")
-    with database.writing() as connection:
-        connection.execute(sa.delete(orders).where(orders.c.id == deleted))
-
-    assert refund_id in [event["id"] for event in repeat_at(database, LATER)]
-
-
 # The thread.
 
 
@@ -284,18 +274,6 @@ def make_due(database: Database) -> None:
     """Make every unconfirmed compensation due now."""
     with database.writing() as connection:
         connection.execute(sa.update(compensations).values(due_at=NOW))
-
-
-@pytest.fixture
-def passing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., contextlib.AbstractContextManager[core.Running]]:
-    """`with passing(database):` runs the thread for the length of the block, with short pauses."""
-    monkeypatch.setattr(deadlines, "TICK_SECONDS", 0.02)
-
-    def run(database: Database, **more: Any) -> contextlib.AbstractContextManager[core.Running]:
-        settings = core.settings(core.UNREACHABLE_BROKER, database.url, **more)
-        return core.running(lambda stop: Deadlines(settings, database, stop))
-
-    return run
 
 
 def test_compensation_without_a_confirmation_is_reported_from_the_third_request_on(

@@ -16,6 +16,7 @@ from order_service.domain.order import RELEASE, State
 from order_service.storage import orders as order_rows
 from order_service.storage.database import Database
 from order_service.storage.history import MAX_ENTRIES
+from order_service.storage.orders import UnreadableOrder
 from order_service.storage.tables import order_history, orders, outbox
 from tests import builders
 from tests.builders import NOW
@@ -61,7 +62,7 @@ def test_order_that_cannot_be_read_blocks_no_later_transaction(database: Databas
         connection.execute(sa.update(orders).where(orders.c.id == unreadable).values(ledger="{"))
 
     # when
-    with pytest.raises(ValueError, match="EOF") as failed:
+    with pytest.raises(UnreadableOrder, match="EOF") as failed:
         core.apply(database, *map(reserved, (first, unreadable, last)))
     with core.opened(database.url) as other:
         core.place(other)

@@ -117,7 +117,7 @@ def test_message_that_fails_its_batch_is_dead_lettered_alone(
     # then
     [letter] = dead_letters(database)
     assert (letter["x-error"], letter["body"]) == ("internal_error", builders.event(reserved(unreadable)))
-    assert "ValueError" in letter["x-error-detail"]
+    assert "UnreadableOrder" in letter["x-error-detail"]
     assert wire.depth() == 0
 
 

@@ -4,7 +4,7 @@ from itertools import islice
 
 import pytest
 
-from order_service.backoff import Backoff
+from order_service.backoff import Backoff, Postponed
 
 
 @pytest.mark.parametrize(("failures", "delay"), [(1, 0.5), (2, 1), (3, 2), (7, 32), (8, 60), (10_000, 60)])
@@ -22,3 +22,12 @@ def test_jittered_delays_stay_below_the_doubling_limit_and_differ() -> None:
     assert len(set(map(tuple, runs))) == len(runs)
     # The delays use their whole range: the last three would stay below 2 once in 2**60 runs.
     assert max(delay for run in runs for delay in run) > 2
+
+
+def test_failed_keys_are_postponed_for_their_delay_and_reported_once() -> None:
+    long, short = Postponed[int](Backoff(first=60, longest=60)), Postponed[int](Backoff(first=0, longest=0))
+
+    assert [each.add(1) for each in (long, short)] == [True, True]
+    assert [each.add(1) for each in (long, short)] == [False, True]
+
+    assert (long.current(), short.current()) == ([1], [])

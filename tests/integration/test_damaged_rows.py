@@ -1,0 +1,152 @@
+"""One row that cannot be decoded or processed, on both databases: it delays only itself, and is logged.
+
+test_worker.py has the same for messages.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from order_service.backoff import Backoff
+from order_service.domain.order import REFUND, State
+from order_service.process import utc_now
+from order_service.storage.database import Database
+from order_service.storage.tables import compensations, orders, outbox
+from publishers import deadlines
+from tests.http_service import Service, body_of
+from tests.integration import core
+from tests.integration.core import Eventually, Log, completed, rejected, reserved
+
+#: What a fault or a newer version may leave in a row.
+DAMAGES: list[dict[str, Any]] = [
+    {"ledger": "{"}, {"ledger": "[]"}, {"state": "awaiting_courier"}, {"items": '[["x"]]'}, {"menu_ids": "7"},
+]  # fmt: skip
+damaged = pytest.mark.parametrize("damage", DAMAGES, ids=str)
+PROBLEM = "a due row cannot be processed, retrying later"
+
+
+def change(database: Database, table: sa.Table, id: Any, **values: Any) -> None:
+    with database.writing() as connection:
+        connection.execute(sa.update(table).where(table.c.id == id).values(**values))
+
+
+# Deadlines and compensations.
+
+
+@damaged
+def test_deadlines_of_other_orders_pass(
+    damage: dict[str, Any], database: Database, passing: core.Start, log: Log, eventually: Eventually
+) -> None:
+    bad, *others = core.place_sent(database, 5, reminders=0)
+    change(database, orders, bad, **damage)
+
+    with passing(database):
+        eventually(lambda: core.states(database, others) == {"failed"}, "the other orders to expire")
+
+    [error, *_] = log.errors()
+    assert (error["event"], error["table"], error["id"], error["order_id"]) == (PROBLEM, "orders", bad, bad)
+
+
+def test_orders_behind_more_damaged_ones_than_a_batch_holds_pass_and_a_repaired_one_follows(
+    database: Database, passing: core.Start, log: Log, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadlines, "LIMIT", 2)
+    monkeypatch.setattr(deadlines, "FAILED_BACKOFF", Backoff(first=1, longest=1))
+    *bad, last = core.place_sent(database, 6, reminders=0)
+    with database.writing() as connection:
+        connection.execute(sa.update(orders).where(orders.c.id != last).values(ledger="{"))
+        connection.execute(sa.update(orders).where(orders.c.id == last).values(due_at=utc_now()))
+
+    with passing(database):
+        eventually(lambda: core.states(database, [last]) == {"failed"}, "the last order to expire")
+        change(database, orders, bad[0], ledger='{"payments": [], "reservations": [], "released": [], "refunded": []}')
+        eventually(lambda: core.states(database, bad[:1]) == {"failed"}, "the repaired order to expire", seconds=10)
+
+
+def test_damaged_order_is_logged_once_per_delay(
+    database: Database, passing: core.Start, log: Log, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadlines, "FAILED_BACKOFF", Backoff(first=60, longest=60))
+    [bad] = core.place_sent(database, reminders=0)
+    change(database, orders, bad, ledger="{")
+
+    with passing(database):
+        for _ in range(5):
+            [order_id] = core.place_sent(database, reminders=0)
+            eventually(lambda id=order_id: core.states(database, [id]) == {"failed"}, "another order to expire")
+
+    assert log.count(PROBLEM) == 1
+
+
+def test_unsent_event_that_is_no_json_delays_only_its_order(
+    database: Database, passing: core.Start, log: Log, eventually: Eventually
+) -> None:
+    bad, other = core.place(database, 2, now=utc_now() - timedelta(minutes=1))
+    with database.writing() as connection:
+        connection.execute(sa.update(outbox).where(outbox.c.order_id == bad).values(body=b"{"))
+
+    with passing(database):
+        eventually(lambda: core.get(database, other).due_at > utc_now(), "the other order to be postponed")
+
+    assert {error["id"] for error in log.errors()} == {bad}
+
+
+@pytest.mark.parametrize("fault", ["deleted", "damaged"])
+def test_compensations_of_other_orders_are_repeated(
+    fault: str, database: Database, passing: core.Start, log: Log, eventually: Eventually
+) -> None:
+    # given
+    ids = core.place_sent(database, 3)
+    core.apply(database, *[reply for id in ids for reply in (completed(id), rejected(id))])
+    core.clear_outbox(database)
+    refunds = [core.get(database, id).compensation_id(REFUND, "P1") for id in ids]
+    if fault == "deleted":
+        with database.writing() as connection:
+            connection.execute(sa.delete(orders).where(orders.c.id == ids[0]))
+    else:
+        change(database, orders, ids[0], ledger="{")
+
+    # when
+    with passing(database):
+        eventually(lambda: len(core.unsent_events(database, "RefundRequested")) == 2, "the others to be repeated")
+
+    # then
+    assert {event["id"] for event in core.unsent_events(database)} == set(refunds[1:])
+    [error, *_] = log.errors()
+    assert (error["table"], error["id"], error["order_id"]) == ("compensations", refunds[0], ids[0])
+    assert core.rows(database, compensations, compensations.c.id == refunds[0])[0].attempts == 1
+
+
+# The API.
+
+
+@damaged
+def test_list_leaves_out_a_damaged_order_on_any_page_and_logs_it_once(
+    damage: dict[str, Any], service: Service, log: Log
+) -> None:
+    ids = [service.order_in(State.AWAITING_MENU) for _ in range(5)]
+    change(service.database, orders, ids[2], **damage)
+
+    for limit in (1, 2, 3, 5):
+        found, cursor = [], ""
+        while cursor is not None:
+            page = body_of(service.get(f"/orders?limit={limit}{cursor and '&cursor=' + cursor}"))
+            found += [order["id"] for order in page["orders"]]
+            cursor = page["next_cursor"]
+        assert found == [ids[4], ids[3], ids[1], ids[0]]
+
+    assert service.get(f"/orders/{ids[2]}").status_code == 500
+    assert [error["order_id"] for error in log.errors()] == [ids[2]]
+
+
+def test_waiting_request_is_answered_beside_one_whose_order_is_damaged(service: Service, log: Log) -> None:
+    bad, _ = service.post_waiting(headers={"Prefer": "wait=2"})
+    order_id, answer = service.post_waiting()
+
+    change(service.database, orders, bad, ledger="{", version=2)
+    service.receive(order_id, reserved(order_id).message)
+
+    assert answer.result(5).status_code == 201
+    assert [error["order_id"] for error in log.errors()] == [bad]
