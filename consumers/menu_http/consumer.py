@@ -14,8 +14,8 @@ Therefore:
 - A PUT whose response is lost (timeout, broken connection, 5xx, killed process) may have been executed. It is recorded
   before it is sent and never sent again: the order expires early, after a killed process at its next reminder.
 - A PUT that was certainly not sent (connection refused) is retried for as long as the order waits, as is any request
-  while the menu is unreachable: the message waits, and so do those behind it. After an unusable response to a GET only
-  its own order waits, for its next reminder.
+  while the menu is unreachable: the message is tried again with growing delays, and the others in between, because it
+  may be unreachable for one dish only. After an unusable response to a GET the order waits for its next reminder.
 - Stock taken for an order that failed or was cancelled must be returned manually. Its release stays unconfirmed and is
   requested repeatedly, and each time the log lists the menu items. Once the stock is returned, publish
   `{"order_id": ..., "release_id": ...}` with routing key menu.released, as the menu would. If nothing was taken, the
@@ -36,6 +36,7 @@ from consumers.batch import dead_letter
 from consumers.menu_http.client import Menus, MenuServiceDown
 from consumers.menu_http.reservation import Interrupted, StockReserver
 from consumers.worker import Worker
+from order_service.backoff import Postponed
 from order_service.config import Settings
 from order_service.contract.envelope import Delivery, Rejection, rejection
 from order_service.contract.events import Id
@@ -47,6 +48,8 @@ from order_service.unit_of_work import unit_of_work
 log = structlog.get_logger(__name__)
 #: Small, so that several processes share the waiting messages.
 PREFETCH = 10
+#: The wait while all messages are postponed, in seconds.
+PAUSE_SECONDS = 0.1
 
 
 class _Data(BaseModel):
@@ -69,25 +72,32 @@ class MenuHttpConsumer(Worker):
         super().__init__(settings.model_copy(update={"batch_size": PREFETCH}), database, [MENU_HTTP], stop)
         self._reserver = StockReserver(settings.policy, database, menus, stop)
         self._menu_is_down = False
+        #: The tags of messages for which the Menu Service was unreachable.
+        self._postponed = Postponed[int](RECONNECT)
 
     def _process_batch(self, batch: Sequence[tuple[int, Delivery]]) -> None:
-        """Process and ack the first message."""
-        tag, delivery = batch[0]
+        """Process and ack the first message that is not postponed."""
+        postponed = self._postponed.current()
+        tag, delivery = next((each for each in batch if each[0] not in postponed), (0, None))
+        if delivery is None:
+            self._channel.connection.process_data_events(time_limit=PAUSE_SECONDS)
+            return
         try:
             self._handle(delivery)
         except MenuServiceDown as error:
+            # Perhaps for one dish only, so the other messages are tried too.
             if not self._menu_is_down:
                 log.warning("the Menu Service is unreachable, retrying", error=str(error))
             self._menu_is_down = True
-            self._channel.connection.process_data_events(time_limit=next(self._delays))
+            self._postponed.add(tag)
             return
         except Interrupted:
             return
         except Exception as error:
             self._dead_letter_failed(delivery, error)
         self._channel.basic_ack(tag)
-        del self._arrived[0]
-        self._menu_is_down, self._delays = False, RECONNECT.jittered()
+        self._arrived.remove((tag, delivery))
+        self._menu_is_down, self._delays = bool(postponed), RECONNECT.jittered()
 
     def _handle(self, delivery: Delivery) -> None:
         try:

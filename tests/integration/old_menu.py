@@ -19,7 +19,7 @@ class OldMenu:
         self.puts: list[tuple[int, int]] = []
         #: Called with a PUT's menu id before it is carried out.
         self.before_put: Callable[[int], None] = lambda menu_id: None
-        #: Faults by menu id: drop_before, drop_after and error_after of a PUT, or broken, an error for each GET.
+        #: Faults by menu id: drop_before, drop_after and error_after of a PUT, or broken or unavailable, an error for each GET.
         self.faults: dict[int, str] = {}
         self.port = 0
         self._lock = threading.Lock()
@@ -64,6 +64,8 @@ class _Handler(BaseHTTPRequestHandler):
         dish = self.menu.dishes.get(menu_id)
         if self.menu.faults.get(menu_id) == "broken":
             self._answer(500, {"message": "Internal Server Error"})
+        elif self.menu.faults.get(menu_id) == "unavailable":
+            self._answer(503, {"message": "Service Unavailable"})
         else:
             self._answer(200 if dish else 404, dish or {"message": "Menu tidak ditemukan."})
 

@@ -6,13 +6,14 @@ test_worker.py has the same for messages.
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 
 from order_service.backoff import Backoff
 from order_service.domain.order import REFUND, State
 from order_service.process import utc_now
-from order_service.storage.database import Database
+from order_service.storage.database import Database, is_transient
 from order_service.storage.tables import compensations, orders, outbox
 from publishers import deadlines
 from tests.http_service import Service, body_of
@@ -117,6 +118,12 @@ def test_compensations_of_other_orders_are_repeated(
     [error, *_] = log.errors()
     assert (error["table"], error["id"], error["order_id"]) == ("compensations", refunds[0], ids[0])
     assert core.rows(database, compensations, compensations.c.id == refunds[0])[0].attempts == 1
+
+
+def test_row_that_postgresql_cannot_read_is_no_transient_failure() -> None:
+    damaged = sa.exc.DBAPIError.instance("", None, psycopg.errors.DataCorrupted(), psycopg.Error)
+
+    assert not is_transient(damaged)
 
 
 # The API.

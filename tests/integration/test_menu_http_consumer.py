@@ -78,6 +78,20 @@ def test_message_waits_while_the_menu_is_unreachable(
     assert menu.stock == {1: 14, 2: 6}
 
 
+def test_dish_for_which_the_menu_is_unreachable_delays_no_other_order(
+    consumer: Make, wire: Wire, database: Database, menu: OldMenu, eventually: Eventually
+) -> None:
+    menu.faults[3] = "unavailable"
+    [waiting] = core.place(database, now=utc_now(), menu_ids=(3,))
+    others = core.place(database, 3, now=utc_now())
+
+    with core.running(consumer):
+        publish(wire, database)
+        eventually(lambda: core.states(database, others) == {"awaiting_payment"}, "the others to be priced", seconds=10)
+
+    assert core.states(database, [waiting]) == {"awaiting_menu"}
+
+
 @pytest.mark.parametrize(
     ("body", "code"),
     [
