@@ -7,7 +7,7 @@ import time_machine
 
 from order_service.domain.order import State
 from order_service.storage.database import Database, current_time
-from order_service.storage.tables import compensations, orders
+from order_service.storage.tables import compensations, orders, outbox
 from tests.http_service import Service
 from tests.integration import core
 from tests.integration.core import Eventually
@@ -32,6 +32,17 @@ def test_order_of_a_host_60_seconds_ahead_is_published_at_once_with_the_right_ti
 
     age = datetime.now(UTC) - datetime.fromisoformat(created.event["data"]["created_at"])
     assert timedelta(0) <= age < timedelta(seconds=30)
+
+
+def test_relay_on_a_host_60_seconds_behind_publishes_and_retries_at_once(
+    service: Service, wire: core.Wire, relaying: core.Start, eventually: Eventually
+) -> None:
+    service.order_in(State.AWAITING_MENU)
+
+    with skewed(seconds=-60), relaying():
+        eventually(lambda: core.rows(service.database, outbox, outbox.c.attempts > 0), "the first return", seconds=10)
+        wire.listen("order.created")
+        eventually(wire.take, "the event", seconds=10)
 
 
 def test_host_20_minutes_ahead_expires_no_order_and_repeats_no_compensation_early(
