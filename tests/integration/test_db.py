@@ -10,7 +10,6 @@ from order_service import handlers
 from order_service.config import Settings
 from order_service.domain import messages
 from order_service.domain.order import UnknownOrder
-from order_service.process import utc_now
 from order_service.storage import database as database_module
 from order_service.storage import outbox
 from order_service.storage.database import Database
@@ -62,7 +61,7 @@ def test_transactions_leave_no_setting_to_the_next_client_of_a_pooler(
     with pytest.raises(UnknownOrder), core.unit_of_work(database) as work:
         handlers.change_order(work, 2, messages.Cancel())
     claim = outbox.Claim(database, 1)
-    claim.settle(sent=[], failed=[claim.rows[0].id], now=utc_now())
+    claim.settle(outbox.Outcomes(failed=[claim.rows[0].id]))
 
     with contextlib.closing(database.engine.raw_connection()) as connection:
         found = connection.cursor().execute("SELECT name FROM pg_settings WHERE source = 'session'").fetchall()
