@@ -22,7 +22,7 @@ from order_service.unit_of_work import unit_of_work
 from order_service.web import requests, responses
 from order_service.web.observability import traceparent
 from order_service.web.placing import MenuWait, Recorder, UnreadableOrders, Watcher
-from order_service.web.problems import Problem
+from order_service.web.problems import Problem, prefers_english
 from order_service.web.requests import OrderQuery, OrderRequest, PageQuery
 from order_service.web.responses import json_response
 from order_service.web.streaming import Streams
@@ -102,10 +102,11 @@ class Api:
             )
         self.unreadable.report(page.unreadable)
         next_cursor = None if page.following is None else requests.cursor_after(page.following)
-        body = responses.OrderPage.model_construct(
-            orders=[*map(responses.Order.of, page.orders)], next_cursor=next_cursor
-        )
-        return json_response(body)
+        english = prefers_english()
+        bodies = [responses.Order.of(order, english=english) for order in page.orders]
+        response = json_response(responses.OrderPage.model_construct(orders=bodies, next_cursor=next_cursor))
+        response.vary.add("Accept-Language")
+        return response
 
     def cancel_order(self, order_id: int) -> Response:
         # A body has no meaning here, but an incomplete request must change nothing.
@@ -118,7 +119,7 @@ class Api:
         with self.database.reading() as connection:
             found = history.read_history(connection, order, after=query.cursor, limit=query.limit + 1)
         page, next_cursor = requests.split_page(found, query.limit, lambda entry: entry[0])
-        return json_response(responses.History.of([entry for _, entry in page], next_cursor))
+        return json_response(responses.History.of(order, [entry for _, entry in page], next_cursor))
 
     def stream_order(self, order_id: int) -> Response:
         return self.streams.open(self._read(order_id), request.headers.get("Last-Event-ID"))
@@ -200,9 +201,12 @@ class Api:
 
 
 def _order_response(order: Order, status: int = 200) -> Response:
-    response = json_response(responses.Order.of(order), status)
+    english = prefers_english()
+    response = json_response(responses.Order.of(order, english=english), status)
     # The key makes the ETag unique across databases, whose order ids all begin at 1.
-    response.set_etag(f"{order.key.hex[:12]}-{order.version}")
+    language = "-en" if english and order.state is State.FAILED else ""
+    response.set_etag(f"{order.key.hex[:12]}-{order.version}{language}")
+    response.vary.add("Accept-Language")
     return response
 
 

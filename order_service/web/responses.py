@@ -1,24 +1,30 @@
 """The response bodies, whose models also document them. The original API specification fixes their members."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from flask import Response
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer
-from pydantic_core import to_json
+from pydantic.json_schema import SkipJsonSchema
 
 from order_service.contract.envelope import utc_text
 from order_service.contract.events import Amount, Id, Price
 from order_service.domain import order as domain
 from order_service.storage import history
+from order_service.web import failures
 
 Time = Annotated[AwareDatetime, PlainSerializer(utc_text)]
 Status = Literal["pending", "paid", "failed", "cancelled"]
+#: Not an enumeration, whose clients would refuse an order with a reason that a later version adds.
+Reason = Annotated[
+    str | SkipJsonSchema[None],
+    Field(description=f"Why the order failed: {', '.join(failures.MESSAGES)}. Absent unless it failed."),
+]
 NextCursor = Annotated[str | None, Field(description="The `cursor` of the next page; null on the last page.")]
 
 
 class Body(BaseModel):
-    """A response body; its values come from the database and need no validation."""
+    """A response body, without the members that are not set; its values come from the database and are valid."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True)
 
@@ -41,9 +47,14 @@ class Order(Body):
     total_price: Annotated[Amount | None, Field(description="Null until the menu has answered.")]
     status: Status
     created_at: Time
+    reason: Reason = None
+    message: Annotated[
+        str | SkipJsonSchema[None],
+        Field(description="The reason for people, in the language of Accept-Language. Absent unless the order failed."),
+    ] = None
 
     @classmethod
-    def of(cls, order: domain.Order) -> "Order":
+    def of(cls, order: domain.Order, *, english: bool) -> "Order":
         priced = {item.id: item for item in order.items}
         items = [
             Item.model_construct(id=id, name=item.name, price=item.price, stock=item.stock)
@@ -51,6 +62,9 @@ class Order(Body):
             else Item.model_construct(id=id, name=None, price=None, stock=None)
             for id in order.menu_ids
         ]
+        failure: dict[str, Any] = {}
+        if order.state is domain.State.FAILED:
+            failure = {"reason": order.reason, "message": failures.message(order, english=english)}
         return cls.model_construct(
             id=order.id,
             user_id=order.user_id,
@@ -58,6 +72,7 @@ class Order(Body):
             total_price=order.total_price,
             status=cast(Status, order.state.status),
             created_at=order.created_at,
+            **failure,
         )
 
 
@@ -76,6 +91,7 @@ class HistoryEntry(Body):
     from_: Annotated[domain.State | None, Field(alias="from")]
     to: domain.State
     message_id: str | None
+    reason: Reason = None
 
 
 class History(Body):
@@ -85,14 +101,17 @@ class History(Body):
     next_cursor: NextCursor
 
     @classmethod
-    def of(cls, entries: Sequence[history.Entry], next_cursor: str | None) -> "History":
+    def of(cls, order: domain.Order, entries: Sequence[history.Entry], next_cursor: str | None) -> "History":
         return cls(
             events=[
-                HistoryEntry(at=e.at, type=e.type, from_=e.from_state, to=e.to_state, message_id=e.message_id)
+                HistoryEntry(
+                    at=e.at, type=e.type, from_=e.from_state, to=e.to_state, message_id=e.message_id,
+                    **({"reason": order.reason} if e.to_state == domain.State.FAILED != e.from_state else {}),
+                )
                 for e in entries
             ],
             next_cursor=next_cursor,
-        )
+        )  # fmt: skip
 
 
 class Health(Body):
@@ -102,4 +121,4 @@ class Health(Body):
 
 
 def json_response(body: Body, status: int = 200) -> Response:
-    return Response(to_json(body) + b"\n", status, mimetype="application/json")
+    return Response(body.model_dump_json(by_alias=True, exclude_unset=True) + "\n", status, mimetype="application/json")

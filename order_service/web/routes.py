@@ -68,7 +68,7 @@ PATH_PARAMETERS: Mapping[str, Json] = {
 _RULES = {"{id}": "<int:order_id>", "{event}": "<name>", "{file}": "<name>"}
 #: The headers of requests and responses, with their descriptions.
 HEADERS = {
-    "Accept-Language": "Problem messages are Indonesian, or English if the client prefers it.",
+    "Accept-Language": "Messages are Indonesian, or English if the client prefers it.",
     "ETag": "The version of this order, for If-None-Match.",
     "Idempotency-Key": "A repeated key returns the order placed before; with another body, 422.",
     "If-None-Match": "An ETag received before; 304 if the order has not changed since.",

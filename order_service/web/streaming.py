@@ -14,7 +14,7 @@ from order_service.domain.order import FINAL, Order
 from order_service.process import StopFlag
 from order_service.web import responses
 from order_service.web.placing import STOP_CHECK_SECONDS, Watcher
-from order_service.web.problems import Problem
+from order_service.web.problems import Problem, prefers_english
 
 #: The interval of comments, in seconds: proxies keep the connection open, and disconnected clients are detected.
 HEARTBEAT_SECONDS = 15.0
@@ -37,25 +37,28 @@ class Streams:
             return nothing
         if not self._slots.acquire(blocking=False):
             raise Problem("too_many_streams")
-        response = Response(self._events(order, last_event_id), content_type="text/event-stream")
+        events = self._events(order, last_event_id, english=prefers_english())
+        response = Response(events, content_type="text/event-stream")
+        response.vary.add("Accept-Language")
         # Called even if the client disconnects before the first event is produced.
         response.call_on_close(self._slots.release)
         return response
 
-    def _events(self, order: Order, last_event_id: str | None) -> Iterator[str]:
+    def _events(self, order: Order, last_event_id: str | None, *, english: bool) -> Iterator[str]:
         end = time.monotonic() + self._seconds
         # At once, even if there is nothing new: the server sends the headers with the first piece.
-        yield _event(order) if last_event_id != str(order.version) else _COMMENT
+        yield _event(order, english=english) if last_event_id != str(order.version) else _COMMENT
         heartbeat = time.monotonic() + HEARTBEAT_SECONDS
         while order.state not in FINAL and (left := end - time.monotonic()) > 0 and not self._stopping.is_set():
             seen, order = order, self._watcher.wait(order, min(left, STOP_CHECK_SECONDS))
             if order is not seen:
-                yield _event(order)
+                yield _event(order, english=english)
             elif time.monotonic() >= heartbeat:
                 heartbeat = time.monotonic() + HEARTBEAT_SECONDS
                 yield _COMMENT
 
 
-def _event(order: Order) -> str:
-    data = json.dumps(responses.Order.of(order).model_dump(mode="json"), ensure_ascii=False)
+def _event(order: Order, *, english: bool) -> str:
+    body = responses.Order.of(order, english=english).model_dump(mode="json", exclude_unset=True)
+    data = json.dumps(body, ensure_ascii=False)
     return f"event: status\nid: {order.version}\ndata: {data}\n\n"

@@ -38,7 +38,7 @@ def test_put_payment_answers_as_the_decision_table_says(
         conflict = problem(answer, 409, f"order_{before['status']}")
         assert (conflict["order_id"], after) == (order_id, before)
     else:
-        assert list(body_of(answer)) == ORDER_KEYS
+        assert list(body_of(answer)) == ORDER_KEYS + ["reason", "message"] * (after["status"] == "failed")
         assert body_of(answer) == after
         assert (expected == 200) == (after["status"] == wanted)
         # A repeated request changes and announces nothing.
