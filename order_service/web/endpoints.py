@@ -1,6 +1,6 @@
 """The endpoints of the orders and probes, one for each route of routes.py."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import Any
 
@@ -13,13 +13,13 @@ from order_service import handlers, vendor
 from order_service.config import Settings
 from order_service.contract.events import MAX_ID
 from order_service.domain.messages import Cancel, Message, ReportFailed, ReportPaid, ReportPending
-from order_service.domain.order import AWAITING_MENU, Order, State, UnknownOrder, amount_text
+from order_service.domain.order import AWAITING_MENU, Order, State, UnknownOrder
 from order_service.domain.saga import Decision, Outcome
 from order_service.process import StopFlag
 from order_service.storage import history, migrate, orders
 from order_service.storage.database import Database, OutcomeUnknown, settle
 from order_service.unit_of_work import unit_of_work
-from order_service.web import requests, responses
+from order_service.web import failures, requests, responses
 from order_service.web.observability import traceparent
 from order_service.web.placing import MenuWait, Recorder, UnreadableOrders, Watcher
 from order_service.web.problems import Problem, prefers_english
@@ -74,13 +74,10 @@ class Api:
         # For the log line of the request.
         structlog.contextvars.bind_contextvars(order_id=order.id)
         order = self.menu_wait.wait(order, wait_seconds)
-        if order.reason in ("menu_not_found", "out_of_stock", "price_changed"):
-            values = {
-                "menu_id": order.rejected_menu_id,
-                "expected": amount_text(order.expected_total),
-                "total": amount_text(order.total_price),
-            }
-            raise Problem(order.reason, values, order.id, headers=applied)
+        if order.reason in failures.REJECTIONS:
+            raise Problem(order.reason, failures.values(order), order.id, headers=applied)
+        if order.state in (State.FAILED, State.CANCELLED):
+            raise _ended(order, applied)
         response = _order_response(order, 202 if order.state in AWAITING_MENU else 201)
         response.headers.update({"Location": f"/orders/{order.id}"} | applied)
         return response
@@ -175,7 +172,7 @@ class Api:
         except UnknownOrder:
             raise Problem("order_not_found") from None
         if decision.outcome is Outcome.REFUSED:
-            raise Problem(f"order_{order.state.value}", order_id=order.id)
+            raise _ended(order)
         return _order_response(order, 202 if decision.outcome is Outcome.REMEMBERED else 200)
 
     def _apply(self, order_id: int, message: Message) -> tuple[Order, Decision]:
@@ -208,6 +205,15 @@ def _order_response(order: Order, status: int = 200) -> Response:
     response.set_etag(f"{order.key.hex[:12]}-{order.version}{language}")
     response.vary.add("Accept-Language")
     return response
+
+
+def _ended(order: Order, headers: Mapping[str, str] | None = None) -> Problem:
+    """The problem that an order has ended already."""
+    if order.state is State.PAID:
+        return Problem("order_paid", order_id=order.id)
+    is_failed = order.state is State.FAILED
+    values = {"why": failures.message(order, english=prefers_english())} if is_failed else {}
+    return Problem(f"order_{order.state.value}", values, order.id, headers=headers or {}, reason=order.end_reason)
 
 
 def _check_id(order_id: int) -> None:

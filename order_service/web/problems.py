@@ -55,7 +55,7 @@ KINDS = {
         "It is unknown whether the request was recorded; repeat it with the same Idempotency-Key.",
     ),
     "order_paid": Kind(409, "Pesanan sudah dibayar.", "The order is already paid."),
-    "order_failed": Kind(409, "Pesanan sudah gagal.", "The order has already failed."),
+    "order_failed": Kind(409, "Pesanan sudah gagal. {why}", "The order has already failed. {why}"),
     "order_cancelled": Kind(409, "Pesanan sudah dibatalkan.", "The order is already cancelled."),
     "invalid_request": Kind(422, "Permintaan tidak valid: {detail}.", "The request is not valid: {detail}."),
     "malformed_json": Kind(400, "Isi permintaan bukan JSON: {detail}.", "The body is not JSON: {detail}."),
@@ -105,6 +105,9 @@ class ProblemDetails(BaseModel):
     code: Annotated[str, Field(json_schema_extra={"enum": sorted(KINDS)})]
     message: str
     order_id: Annotated[Id | SkipJsonSchema[None], Field(description="The order concerned, if there is one.")] = None
+    reason: Annotated[
+        str | SkipJsonSchema[None], Field(description="Why the order ended: the reason of a failed one, or cancelled.")
+    ] = None
     errors: Annotated[
         Sequence[FieldError] | SkipJsonSchema[None], Field(description="Each invalid field, with its remedy.")
     ] = None
@@ -119,6 +122,7 @@ class Problem(Exception):
     order_id: int | None = None
     errors: Sequence[FieldError] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+    reason: str | None = None
 
     def details(self, *, english: bool) -> dict[str, Any]:
         kind = KINDS[self.code]
@@ -129,6 +133,7 @@ class Problem(Exception):
             code=self.code,
             message=(kind.english if english else kind.indonesian).format(**self.values),
             order_id=self.order_id,
+            reason=self.reason,
             errors=self.errors,
         )
         return details.model_dump(exclude_none=True)

@@ -108,7 +108,8 @@ _ORDER = ("order_not_found", *_READ)
 _BODY = ("malformed_json", "body_too_large", "unsupported_media_type", "invalid_request")
 _MENU = ("menu_not_found", "out_of_stock", "price_changed", "idempotency_key_reused")
 _USER = ("user_not_found", "user_service_unavailable")
-_PUT_CONFLICTS = ("order_paid", "order_failed", "order_cancelled")
+_ENDED = ("order_failed", "order_cancelled")
+_PUT_CONFLICTS = ("order_paid", *_ENDED)
 
 
 def _order(description: str, example: Json, *headers: str, optional: Sequence[str] = ()) -> Answer:
@@ -128,7 +129,7 @@ ROUTES = (
             201: _placed("The order is reserved and priced.", examples.PENDING),
             202: _placed("The order is recorded, but not priced yet.", examples.UNPRICED),
         },
-        (*_BODY, *_MENU, *_USER, *_WRITE), ("Prefer", "Idempotency-Key", "traceparent"),
+        (*_BODY, *_MENU, *_USER, *_ENDED, *_WRITE), ("Prefer", "Idempotency-Key", "traceparent"),
         body=requests.OrderRequest, example=examples.ORDER_REQUEST,
     ),
     Route(

@@ -61,6 +61,24 @@ def refused_user(service: Service, user_id: int) -> TestResponse:
     return service.post(order_request(user_id=user_id))
 
 
+def repeated(service: Service, end: Scenario) -> TestResponse:
+    """A repeat of the request whose order has ended in the meantime."""
+    key = {"Idempotency-Key": "k1"}
+    service.post(headers=RESPOND_ASYNC | key)
+    end(service)
+    return service.post(headers=key)
+
+
+def unpaid(method: str, path: str, **request: Any) -> Scenario:
+    """The request, once the payment of order 1 has failed."""
+
+    def scenario(service: Service) -> TestResponse:
+        service.put_payment(service.order_in(State.AWAITING_PAYMENT), "failed")
+        return sent(method, path, **request)(service)
+
+    return scenario
+
+
 def under_a_used_key(service: Service) -> TestResponse:
     service.post(headers=RESPOND_ASYNC | {"Idempotency-Key": "k1"})
     return service.post(order_request(user_id=2), {"Idempotency-Key": "k1"})
@@ -127,6 +145,8 @@ SCENARIOS: dict[tuple[str, str], Scenario] = {
     ("placeOrder", "menu_not_found"): partial(rejected, reason="menu_not_found", menu_id=9),
     ("placeOrder", "out_of_stock"): partial(rejected, reason="out_of_stock", menu_id=2),
     ("placeOrder", "price_changed"): partial(posted, expected_total=37000),
+    ("placeOrder", "order_failed"): partial(repeated, end=lambda service: service.put_payment(1, "failed")),
+    ("placeOrder", "order_cancelled"): partial(repeated, end=lambda service: service.cancel(1)),
     ("placeOrder", "idempotency_key_reused"): under_a_used_key,
     ("placeOrder", "user_not_found"): partial(refused_user, user_id=UNKNOWN_USER),
     ("placeOrder", "user_service_unavailable"): partial(refused_user, user_id=FAILING_USER),
@@ -138,11 +158,11 @@ SCENARIOS: dict[tuple[str, str], Scenario] = {
     ("getOrder", "304"): read_again,
     ("cancelOrder", "200"): sent_in(State.AWAITING_PAYMENT, "DELETE", "/orders/1"),
     ("cancelOrder", "order_paid"): sent_in(State.PAID, "DELETE", "/orders/1"),
-    ("cancelOrder", "order_failed"): sent_in(State.FAILED, "DELETE", "/orders/1"),
+    ("cancelOrder", "order_failed"): unpaid("DELETE", "/orders/1"),
     ("updatePayment", "200"): sent_in(State.AWAITING_PAYMENT, *PAYMENT, json=PAID),
     ("updatePayment", "202"): sent_in(State.AWAITING_MENU, *PAYMENT, json=PAID),
     ("updatePayment", "order_paid"): sent_in(State.PAID, *PAYMENT, json={"payment_status": "failed"}),
-    ("updatePayment", "order_failed"): sent_in(State.FAILED, *PAYMENT, json=PAID),
+    ("updatePayment", "order_failed"): unpaid(*PAYMENT, json=PAID),
     ("updatePayment", "order_cancelled"): sent_in(State.CANCELLED, *PAYMENT, json=PAID),
     ("updatePayment", "invalid_payment_status"): sent(*PAYMENT, json={"payment_status": "lunas"}),
     **of_body("updatePayment", *PAYMENT, PAID),

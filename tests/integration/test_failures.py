@@ -10,7 +10,7 @@ from order_service.domain.order import State
 from order_service.process import utc_now
 from order_service.web.failures import MESSAGES
 from tests.builders import menu_rejected, menu_reserved, order_request, payment_completed, payment_failed, policy
-from tests.http_service import ORDER_KEYS, RESPOND_ASYNC, Service, body_of
+from tests.http_service import ANSWER_SECONDS, ORDER_KEYS, RESPOND_ASYNC, Service, body_of, problem
 from tests.integration import core
 
 ENGLISH = {"Accept-Language": "en"}
@@ -104,6 +104,59 @@ def test_reported_failure_is_answered_with_its_reason_and_only_the_first_entry_h
     assert body_of(first)["reason"] == "payment_failed"
     events = body_of(service.get(f"/orders/{order_id}/history"))["events"]
     assert [entry["type"] for entry in events if "reason" in entry] == ["PutFailed"]
+
+
+@pytest.mark.parametrize(("method", "path"), [("DELETE", ""), ("PUT", "/payment")])
+def test_refused_change_of_a_failed_order_says_why_it_failed(service: Service, method: str, path: str) -> None:
+    order_id = service.order_in(State.FAILED)
+
+    def refused(headers: dict[str, str]) -> dict[str, Any]:
+        answer = service.client.open(
+            f"/orders/{order_id}{path}", method=method, json={"payment_status": "paid"}, headers=headers
+        )
+        found = problem(answer, 409, "order_failed")
+        assert (found["order_id"], found["reason"]) == (order_id, "out_of_stock")
+        return found
+
+    assert refused({})["message"] == "Pesanan sudah gagal. Menu item 2 kehabisan stok."
+    assert refused(ENGLISH)["message"] == "The order has already failed. Menu item 2 is out of stock."
+
+
+#: How an order ends whose POST waits or is repeated, and the problem: code, reason and message.
+ENDS: dict[str, tuple[tuple[Message, ...], int, str, str | None, str]] = {
+    "rejected": ((menu_rejected(),), 400, "out_of_stock", None, "Menu item 2 kehabisan stok."),
+    "payment failed": (
+        (payment_failed(),), 409, "order_failed", "payment_failed", "Pesanan sudah gagal. Pembayaran gagal.",
+    ),
+    "wrong amount": (
+        (payment_completed("P1", 1), menu_reserved()), 409, "order_failed", "amount_mismatch",
+        "Pesanan sudah gagal. Jumlah pembayaran salah: dibayar 1, seharusnya 38000.",
+    ),
+    "cancelled": ((), 409, "order_cancelled", "cancelled", "Pesanan sudah dibatalkan."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("messages", "status", "code", "reason", "message"), ENDS.values(), ids=ENDS)
+def test_order_that_failed_or_was_cancelled_is_never_answered_as_created(
+    service: Service, messages: tuple[Message, ...], status: int, code: str, reason: str | None, message: str
+) -> None:
+    # given
+    headers = {"Idempotency-Key": "k1", "Prefer": "wait=30"}
+    order_id, waiting = service.post_waiting(headers=headers)
+
+    # when
+    if messages:
+        service.receive(order_id, *messages)
+    else:
+        service.cancel(order_id)
+
+    # then: while the request waits, and when it is repeated
+    for answer in (waiting.result(ANSWER_SECONDS), service.post(headers=headers)):
+        found = problem(answer, status, code)
+        assert (found["order_id"], found.get("reason"), found["message"]) == (order_id, reason, message)
+        assert answer.headers["Preference-Applied"] == "wait=30"
+        assert "Location" not in answer.headers
+    assert service.rows()[0] == 1
 
 
 @pytest.mark.parametrize("state", [state for state in State if state is not State.FAILED])
