@@ -178,7 +178,7 @@ class PaymentCompleted(IncomingData):
 
 class PaymentFailed(IncomingData):
     routing_key = "payment.failed"
-    description = "The payment failed, and nothing was charged."
+    description = "The payment failed for good: nothing was charged, and no further attempt will be made."
     payment_id: ForeignId | None = None
     reason: Text
 

@@ -60,7 +60,7 @@ class Outcome(StrEnum):
     DONE = "done"
     #: Accepted; takes effect when the menu has answered.
     REMEMBERED = "remembered"
-    #: The order has already ended with another status.
+    #: The order has already ended with another status, or was paid before the menu answered.
     REFUSED = "refused"
 
 
@@ -222,9 +222,9 @@ DECISIONS: Mapping[type[Message], tuple[Rule, Rule, Rule, Rule, Rule, Rule]] = {
     MenuReserved:     (PRICE,           PRICE_PREPAID,   RELEASE_SECOND,   RELEASE_SECOND, RELEASE_LATE,  RELEASE_LATE),
     MenuRejected:     (REJECT,          REJECT,          REJECT,           IGNORE,         DISARM,        DISARM),
     PaymentCompleted: (REMEMBER,        REMEMBER,        JUDGE,            REFUND_SECOND,  REFUND_LATE,   REFUND_LATE),
-    PaymentFailed:    (PAYMENT_FAILED,  PAYMENT_FAILED,  PAYMENT_FAILED,   IGNORE,         IGNORE,        IGNORE),
+    PaymentFailed:    (PAYMENT_FAILED,  IGNORE,          PAYMENT_FAILED,   IGNORE,         IGNORE,        IGNORE),
     ReportPaid:       (REPORT_REMEMBER, REPORT_REMEMBER, REPORT_PAID,      ALREADY,        CONFLICT,      CONFLICT),
-    ReportFailed:     (REPORT_FAILED,   REPORT_FAILED,   REPORT_FAILED,    CONFLICT,       ALREADY,       CONFLICT),
+    ReportFailed:     (REPORT_FAILED,   CONFLICT,        REPORT_FAILED,    CONFLICT,       ALREADY,       CONFLICT),
     ReportPending:    (ALREADY,         ALREADY,         ALREADY,          CONFLICT,       CONFLICT,      CONFLICT),
     Cancel:           (CANCEL,          CANCEL,          CANCEL,           CONFLICT,       CONFLICT,      ALREADY),
     MenuDeadline:     (EXPIRE_MENU,     EXPIRE_MENU,     IGNORE,           IGNORE,         NULL_RELEASE,  NULL_RELEASE),

@@ -208,8 +208,8 @@ def _order_response(order: Order, status: int = 200) -> Response:
 
 
 def _ended(order: Order, headers: Mapping[str, str] | None = None) -> Problem:
-    """The problem that an order has ended already."""
-    if order.state is State.PAID:
+    """The problem that an order has ended already, or that its payment is in."""
+    if order.state in (State.PAID, State.AWAITING_MENU_PREPAID):
         return Problem("order_paid", order_id=order.id)
     is_failed = order.state is State.FAILED
     values = {"why": failures.message(order, english=prefers_english())} if is_failed else {}

@@ -94,7 +94,7 @@ class Oracle:
         match message:
             case MenuRejected():
                 self._end("failed", message.reason)
-            case PaymentFailed() | ReportFailed():
+            case PaymentFailed() | ReportFailed() if not self.payments:
                 self._end("failed", "payment_failed")
             case Cancel():
                 self._end("cancelled", None)

@@ -105,7 +105,7 @@ CELLS = {
     ),
     "PaymentFailed": (
         "failed: OrderFailed",
-        "failed: OrderFailed, refund P1 56000",
+        "awaiting_menu_prepaid: nothing",
         "failed: OrderFailed, release R1",
         "paid: nothing",
         "failed: nothing",
@@ -125,7 +125,7 @@ CELLS = {
     ),
     "ReportFailed": (
         "failed: OrderFailed -> done",
-        "failed: OrderFailed, refund P1 56000 -> done",
+        "awaiting_menu_prepaid: nothing -> refused",
         "failed: OrderFailed, release R1 -> done",
         "paid: nothing -> refused",
         "failed: nothing -> done",

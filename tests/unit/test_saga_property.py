@@ -128,7 +128,7 @@ DECIDED = {
     ("rejected", "P1 right", "report paid"): "failed",
     ("rejected", "declined", "report failed", "menu deadline"): "failed",
     ("declined", "reserved R1"): "failed",
-    ("report failed", "P1 right", "P2 right"): "failed",
+    ("report failed", "reserved R1", "reserved R2"): "failed",
     ("menu deadline", "P1 right"): "failed",
     ("cancel",): "cancelled",
     ("cancel", "reserved R1", "reserved R2"): "cancelled",
