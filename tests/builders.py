@@ -5,6 +5,7 @@ dish 2; a request is the one that the original API specification shows, for one 
 """
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -32,6 +33,8 @@ TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 NASI_AYAM = Item(1, "Nasi Ayam Bakar", Decimal(18000), 14)
 KWETIAU = Item(2, "Kwetiau Goreng", Decimal(20000), 6)
 ES_TEH = Item(3, "Es Teh", Decimal(5000), 40)
+#: The two ordered dishes, for nothing.
+FREE = tuple(replace(dish, price=Decimal(0)) for dish in (NASI_AYAM, KWETIAU))
 #: The total price of `new_order()` and of `order_request()`.
 TOTAL, REQUEST_TOTAL = Decimal(56000), Decimal(38000)
 

@@ -37,7 +37,8 @@ INVARIANTS = f"""## Invariants
 *The first of these events ends a pending order*: a MenuRejected; a PaymentFailed or PUT failed while no payment is
 known; a cancel; the menu deadline before a valid MenuReserved; the payment deadline after one; a MenuReserved at a
 price other than `expected_total`; or the arrival of the second of a valid MenuReserved and a payment, judged by the
-first payment. A failed attempt beside a completed payment decides nothing.
+first payment. A free order, whose total is 0, needs no payment. A failed attempt beside a completed payment decides
+nothing.
 Nothing else changes the status or the reason, and a later reservation or payment is only compensated.
 
 A deadline waits for an event that was never handed to a working broker, but not for one that the broker returned. When

@@ -88,7 +88,9 @@ def _price(order: Order, message: MenuReserved, policy: Policy, now: datetime) -
     if order.expected_total not in (None, order.total_price):
         change = f"expected {amount_text(order.expected_total)}, the total is {amount_text(order.total_price)}"
         order.fail("price_changed", change)
-    elif order.payments:
+    elif order.payments or not order.total_price:
+        # A free order keeps a payment without an id, so that later ones are second payments.
+        order.payments = order.payments or (Payment(amount=Decimal()),)
         order.judge(now)
     else:
         order.state = State.AWAITING_PAYMENT
@@ -193,7 +195,11 @@ _PAID, _FAILED, _CANCELLED = (State.PAID,), (State.FAILED,), (State.CANCELLED,)
 _PREPAID = (State.AWAITING_MENU_PREPAID,)
 
 IGNORE = Rule("ignore")
-PRICE = Rule("price, then awaiting_payment + PaymentRequested", _price, (State.AWAITING_PAYMENT, State.FAILED))
+PRICE = Rule(
+    "price, then awaiting_payment + PaymentRequested; paid if the total is 0",
+    _price,
+    (State.AWAITING_PAYMENT, State.PAID, State.FAILED),
+)
 PRICE_PREPAID = Rule("price, then judge the remembered payments", _price, (State.PAID, State.FAILED))
 RELEASE_SECOND = Rule("another id: release it", _release_second)
 RELEASE_LATE = Rule("release it, disarm", _release_late)

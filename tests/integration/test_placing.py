@@ -7,8 +7,10 @@ from decimal import Decimal
 import pytest
 
 from order_service.domain.messages import Item, Message
-from tests.builders import REQUEST_TOTAL, menu_reserved, payment_completed
+from order_service.domain.order import Payment
+from tests.builders import FREE, REQUEST_TOTAL, menu_reserved, payment_completed
 from tests.http_service import RESPOND_ASYNC, Service, body_of
+from tests.integration import core
 
 
 @pytest.mark.parametrize("reply", [menu_reserved(), None], ids=["reserved in time", "silent menu"])
@@ -63,3 +65,13 @@ def test_order_paid_while_the_post_waits_is_201_and_paid(service: Service) -> No
     service.receive(order_id, payment_completed("P1", REQUEST_TOTAL), menu_reserved())
 
     assert (future.result().status_code, body_of(future.result())["status"]) == (201, "paid")
+
+
+def test_free_order_is_201_and_paid_once_it_is_reserved(service: Service) -> None:
+    answer = service.post_with_reply(menu_reserved("R1", *FREE))
+
+    order = body_of(answer)
+    assert (answer.status_code, order["status"], order["total_price"]) == (201, "paid", 0)
+    assert core.get(service.database, order["id"]).payments == (Payment(None, Decimal(0)),)
+    created, paid = core.unsent_events(service.database)
+    assert (created["type"], paid["type"], paid["data"]["payment_id"]) == ("OrderCreated", "OrderPaid", None)

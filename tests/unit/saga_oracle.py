@@ -29,11 +29,9 @@ from order_service.domain.messages import (
 )
 from order_service.domain.order import FINAL, REFUND, RELEASE, Announcement, Compensation, InvalidMessage, Order
 from order_service.domain.saga import Decision, decide
-from tests.builders import KWETIAU, NASI_AYAM, NOW, TOTAL, compensations, confirmation, new_order, policy
+from tests.builders import NOW, compensations, confirmation, new_order, policy
 
 POLICY = policy()
-#: The items and the total of a reserved order.
-PRICED = ((NASI_AYAM, KWETIAU), TOTAL)
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,12 @@ def covers_order(message: MenuReserved) -> bool:
     return sorted(item.id for item in message.items) == [1, 2]
 
 
+def total_of(message: MenuReserved) -> Decimal:
+    """The total of two of dish 1 and one of dish 2, as every order here is for."""
+    prices = {item.id: item.price for item in message.items}
+    return 2 * prices[1] + prices[2]
+
+
 @dataclass
 class Oracle:
     """Status and reason by the first deciding event, the outcome for a caller, and which deadline is armed."""
@@ -70,7 +74,9 @@ class Oracle:
     expected_total: Decimal | None = None
     status: str = "pending"
     reason: str | None = None
-    reserved: bool = False
+    #: The reservation that priced the order, and its total.
+    reserved: MenuReserved | None = None
+    total: Decimal | None = None
     #: The menu has answered, or its time is up.
     menu_done: bool = False
     #: In order of arrival, by first amount; a payment reported by a caller is (None, None).
@@ -103,8 +109,8 @@ class Oracle:
             case PaymentDeadline() if self.reserved:
                 self._end("failed", "expired")
             case MenuReserved() if not self.reserved:
-                self.reserved = True
-                if self.expected_total in (None, TOTAL):
+                self.reserved, self.total = message, total_of(message)
+                if self.expected_total in (None, self.total):
                     self._judge()
                 else:
                     self._end("failed", "price_changed")
@@ -119,8 +125,8 @@ class Oracle:
         self._judge()
 
     def _judge(self) -> None:
-        if self.reserved and self.payments:
-            if self.payments[0][1] in (None, TOTAL):
+        if self.reserved and (self.payments or self.total == 0):
+            if not self.payments or self.payments[0][1] in (None, self.total):
                 self._end("paid", None)
             else:
                 self._end("failed", "amount_mismatch")
@@ -180,10 +186,11 @@ class MenuLedger:
 class PaymentLedger:
     """What the Payment Service keeps for the order, by payment; one that a caller reported has no id yet."""
 
-    kept: dict[str | None, Decimal] = field(default_factory=dict)
-    known: dict[str | None, Decimal] = field(default_factory=dict)
+    #: The amounts; that of a reported payment is the order's total, which may not be known yet.
+    kept: dict[str | None, Decimal | None] = field(default_factory=dict)
+    known: dict[str | None, Decimal | None] = field(default_factory=dict)
 
-    def take(self, payment_id: str | None, amount: Decimal) -> None:
+    def take(self, payment_id: str | None, amount: Decimal | None) -> None:
         if payment_id not in self.known:
             self.known[payment_id] = self.kept[payment_id] = amount
 
@@ -194,10 +201,10 @@ class PaymentLedger:
         else:
             self.kept.pop(request.subject, None)
 
-    def settle(self) -> str | None:
+    def settle(self, total: Decimal | None) -> str | None:
         """Return the id of the payment that pays the order; the first of the total names a reported one."""
         first, *later = self.known
-        named = first or next((id for id in later if self.known[id] == TOTAL), None)
+        named = first or next((id for id in later if self.known[id] == total), None)
         if named:
             self.kept.pop(None, None)
         return named
@@ -261,7 +268,7 @@ class Comparison:
     def _check_order(self, decision: Decision, before: Order) -> None:
         order, oracle = self.order, self.oracle
         assert (order.state.status, order.reason, order.due_at) == (oracle.status, oracle.reason, oracle.due_at)
-        assert (order.items, order.total_price) == (PRICED if oracle.reserved else ((), None))
+        assert (order.items, order.total_price) == (oracle.reserved.items if oracle.reserved else (), oracle.total)
         assert order.paid_at == (NOW if oracle.status == "paid" else None)
         assert before.state not in FINAL or order.detail == before.detail
         # Raises TypeError for a mutable value, whose change in place would not be recognized as a change.
@@ -277,8 +284,8 @@ class Comparison:
             case MenuReserved(_, str(id)):
                 return len(held.keys() | {id}) > domain.MAX_RESERVATIONS and not held.keys() & {id, "nameless"}
             case PaymentCompleted(id, amount) if len(known.keys() - {None, id}) >= domain.MAX_PAYMENTS:
-                is_reported = self.oracle.status == "paid" and next(iter(known)) is None and amount == TOTAL
-                return id not in known and not (is_reported and self.payment.settle() is None)
+                is_reported = self.oracle.status == "paid" and next(iter(known)) is None and amount == self.oracle.total
+                return id not in known and not (is_reported and self.payment.settle(self.oracle.total) is None)
         return False
 
     def _is_unknown(self, step: Confirm) -> bool:
@@ -301,7 +308,10 @@ class Comparison:
             self.payment.take(step.payment_id, step.amount)
         # A refused report was not taken, and a report of what an order is paid with is not a second payment.
         if isinstance(step, ReportPaid) and (outcome == "remembered" or (outcome == "done" and not self.payment.known)):
-            self.payment.take(None, TOTAL)
+            self.payment.take(None, None)
+        if self.oracle.status == "paid" and not self.payment.known:
+            # A free order, for which nobody pays: a payment without an id is kept.
+            self.payment.take(None, None)
 
     def _check_effects(self, step: Step, decision: Decision, oracle_before: Oracle) -> None:
         requested = compensations(decision)
@@ -325,7 +335,7 @@ class Comparison:
         """The events that the step from `oracle_before` to the oracle's present state publishes."""
         if self.oracle.status != oracle_before.status:
             return [FINAL_EVENTS[self.oracle.status]]
-        return ["PaymentRequested"] if self.oracle.reserved and not oracle_before.reserved else []
+        return ["PaymentRequested"] if self.oracle.reserved is not oracle_before.reserved else []
 
     def _compensate(self, requested: list[Compensation]) -> None:
         for each in requested:
@@ -338,13 +348,14 @@ class Comparison:
         """A paid order holds its stock and its money, a pending one all that came, an ended one nothing."""
         pending, paid = self.oracle.status == "pending", self.oracle.status == "paid"
         refunds = {each.subject: each.amount for each in self.requested if each.type == REFUND}
-        assert self.menu.stock_held == (paid or (pending and self.oracle.reserved))
+        assert self.menu.stock_held == (paid or (pending and self.oracle.reserved is not None))
         assert all(amount == (subject and self.payment.known[subject]) for subject, amount in refunds.items())
         if pending:
             assert refunds == {}
         elif paid:
-            assert self.order.payments[0].id == self.payment.settle()
-            assert sum(self.payment.kept.values()) == TOTAL
+            total = self.oracle.total
+            assert self.order.payments[0].id == self.payment.settle(total)
+            assert [total if amount is None else amount for amount in self.payment.kept.values()] == [total]
         else:
             assert self.payment.kept == {}
             assert refunds.keys() == self.payment.known.keys()

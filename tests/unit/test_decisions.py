@@ -25,6 +25,7 @@ from order_service.domain.order import InvalidMessage, Order, Payment, State, To
 from order_service.domain.saga import DECISIONS, Policy, Rule, decide
 from tests.builders import (
     ES_TEH,
+    FREE,
     KWETIAU,
     NASI_AYAM,
     NOW,
@@ -43,6 +44,7 @@ from tests.builders import (
 
 R1, R2, NAMELESS = menu_reserved("R1"), menu_reserved("R2"), menu_reserved(None)
 P1, P2 = payment_completed("P1"), payment_completed("P2")
+R1_FREE = menu_reserved("R1", *FREE)
 P1_SHORT, P2_SHORT = payment_completed("P1", 1), payment_completed("P2", 2)
 
 #: How real messages bring an order into each column. Failed and cancelled come twice: with the menu's answer in, and
@@ -219,7 +221,7 @@ def test_the_transitions_that_the_rules_declare_are_those_that_happen() -> None:
     orders += [order_after(expected_total=Decimal(1)), order_after(P1, expected_total=Decimal(1))]
 
     happened = set()
-    for original, message in itertools.product(orders, [*MESSAGES.values(), P2_SHORT]):
+    for original, message in itertools.product(orders, [*MESSAGES.values(), P2_SHORT, R1_FREE]):
         order = copy.deepcopy(original)
         result(order, message)
         if order.state is not original.state:
@@ -244,6 +246,19 @@ def test_a_repeated_message_has_no_further_effect(name: str, column: str) -> Non
 #: Sequences whose effects neither the oracle nor the ledgers of `saga_oracle` fix. All messages but the last are applied
 #: first; the text is what the last one does.
 SEQUENCES: dict[str, tuple[tuple[Message, ...], str]] = {
+    "a free order is paid at once": ((R1_FREE,), "paid: OrderPaid"),
+    "a failed payment of a free order decides nothing": ((R1_FREE, payment_failed()), "paid: nothing"),
+    "a payment of a free order is refunded": ((R1_FREE, P1), "paid: refund P1 56000"),
+    "a payment of nothing names that of a free order": ((R1_FREE, payment_completed("P1", 0)), "paid: nothing"),
+    "a second payment of nothing is refunded": (
+        (R1_FREE, payment_completed("P1", 0), payment_completed("P2", 0)),
+        "paid: refund P2 0",
+    ),
+    "a payment before the total of 0 is judged": (
+        (P1, R1_FREE),
+        "failed: OrderFailed, release R1, refund P1 56000",
+    ),
+    "a reported payment before the total of 0 is judged": ((ReportPaid(), R1_FREE), "paid: OrderPaid"),
     "items come in any order": ((menu_reserved("R1", KWETIAU, NASI_AYAM),), "awaiting_payment: PaymentRequested"),
     "a reservation named later is released by its id": (
         (NAMELESS, R1, Cancel()),
@@ -300,6 +315,12 @@ def test_items_that_do_not_cover_the_order_are_invalid_and_leave_it_unchanged(
     assert order == before
     assert (raised.value.order_id, raised.value.field_name) == (7, "data.items")
     assert "1, 2" in str(raised.value)
+
+
+def test_a_free_order_keeps_a_payment_without_an_id() -> None:
+    order = order_after(R1_FREE)
+
+    assert (order.payments, order.paid_at, order.due_at) == ((Payment(None, Decimal(0)),), NOW, None)
 
 
 PAYMENTS = [payment_completed(f"P{number}", 1) for number in range(1, 101)]

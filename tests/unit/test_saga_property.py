@@ -24,6 +24,7 @@ from order_service.domain.messages import (
 )
 from tests.builders import (
     ES_TEH,
+    FREE,
     KWETIAU,
     NASI_AYAM,
     TOTAL,
@@ -47,7 +48,9 @@ repeatable = settings(
 AMOUNTS = [TOTAL, Decimal("56000.00"), Decimal("56000.0001"), Decimal("55999.99"), Decimal(55000), Decimal(0)]
 INVALID_ITEMS = [(NASI_AYAM,), (NASI_AYAM, ES_TEH), (NASI_AYAM, KWETIAU, ES_TEH), (NASI_AYAM, NASI_AYAM, KWETIAU)]
 RESERVATION_IDS = st.sampled_from([None, "R1", "R2"])
-RESERVATIONS = st.builds(menu_reserved, RESERVATION_IDS)
+RESERVATIONS = st.builds(
+    lambda id, items: menu_reserved(id, *items), RESERVATION_IDS, st.sampled_from([(), (), (), FREE])
+)
 INVALID_RESERVATIONS = st.builds(
     lambda id, items: menu_reserved(id, *items), RESERVATION_IDS, st.sampled_from(INVALID_ITEMS)
 )
@@ -66,7 +69,7 @@ STEPS: st.SearchStrategy[Step] = st.one_of(
     st.sampled_from(REPORTS),
     st.one_of(INVALID_RESERVATIONS, st.sampled_from(ENDS), st.builds(Confirm, st.integers(0, 4), st.booleans())),
 )
-EXPECTED_TOTALS = st.sampled_from([None, None, None, TOTAL, Decimal("56000.0"), Decimal(55000)])
+EXPECTED_TOTALS = st.sampled_from([None, None, None, TOTAL, Decimal("56000.0"), Decimal(55000), Decimal(0)])
 
 
 @repeatable
@@ -95,6 +98,7 @@ POOL: dict[str, Message] = {
     "reserved R1": menu_reserved("R1"),
     "reserved R2": menu_reserved("R2"),
     "reserved": menu_reserved(None),
+    "reserved free": menu_reserved("R1", *FREE),
     "rejected": menu_rejected(),
     "P1 right": payment_completed("P1"),
     "P2 right": payment_completed("P2"),
@@ -120,6 +124,8 @@ DECIDED = {
     ("reserved R1", "P1 right", "P2 right", "report paid"): "paid",
     ("reserved R1", "reserved R2", "P1 right", "report paid"): "paid",
     ("reserved", "reserved R1", "reserved R2", "P1 right"): "paid",
+    ("reserved free",): "paid",
+    ("reserved free", "payment deadline", "report paid"): "paid",
     ("reserved R1", "P1 wrong"): "failed",
     ("reserved R1", "reserved R2", "P1 wrong"): "failed",
     ("rejected",): "failed",
@@ -145,7 +151,7 @@ def test_every_sequence_of_up_to_four_messages_agrees_with_the_oracle() -> None:
         statuses[tuple(sorted(names))].add(order.state.status)
         reasons.add(order.reason)
 
-    assert len(statuses) == 2380
+    assert len(statuses) == 3060
     assert reasons == {None, "out_of_stock", "payment_failed", "amount_mismatch", "expired"}
     for names, status in DECIDED.items():
         assert statuses[tuple(sorted(names))] == {status}
