@@ -57,6 +57,6 @@ PROBLEMS = {
     "order_failed": Problem("order_failed", {"why": "Pembayaran gagal."}, order_id=1, reason="payment_failed"),
     "order_cancelled": Problem("order_cancelled", order_id=1, reason="cancelled"),
     "invalid_request": _invalid("note", "tidak dikenal; hapus dari permintaan"),
-    "malformed_json": Problem("malformed_json", {"detail": "Expecting value: line 1 column 1 (char 0)"}),
+    "malformed_json": Problem("malformed_json", {"detail": "salah pada baris 1 kolom 1"}),
     "idempotency_key_reused": Problem("idempotency_key_reused", order_id=1),
 }

@@ -21,6 +21,8 @@ from order_service.storage.database import OutcomeUnknown
 from order_service.storage.migrate import NotMigrated
 
 log = structlog.get_logger(__name__)
+#: A text in Indonesian and in English.
+Texts = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,9 @@ KINDS = {
     "invalid_request": Kind(422, "Permintaan tidak valid: {detail}.", "The request is not valid: {detail}."),
     "malformed_json": Kind(400, "Isi permintaan bukan JSON: {detail}.", "The body is not JSON: {detail}."),
     "unsupported_media_type": Kind(415, "Kirim Content-Type application/json.", "Send Content-Type: application/json."),
+    "unsupported_content_encoding": Kind(
+        415, "Kirim isi permintaan tanpa Content-Encoding.", "Send the body without a Content-Encoding."
+    ),
     "body_too_large": Kind(413, "Isi permintaan melebihi 64 KiB.", "The body is larger than 64 KiB."),
     "too_many_streams": Kind(
         503, "Terlalu banyak aliran terbuka; coba lagi nanti.", "Too many open streams; try again later."
@@ -144,6 +149,11 @@ def prefers_english() -> bool:
     # q=0 means "not acceptable".
     languages = (tag.lower().split("-")[0] for tag, quality in request.accept_languages if quality > 0)
     return next((language for language in languages if language in ("id", "en")), "id") == "en"
+
+
+def in_language(texts: Texts) -> str:
+    """The text in the client's language."""
+    return texts[prefers_english()]
 
 
 def respond(problem: Problem) -> Response:

@@ -1,20 +1,23 @@
 """The request bodies, queries and headers: read, validated, and rejected with a correction for each field."""
 
 import base64
+import codecs
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from json import JSONDecodeError
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.request import parse_http_list
 
 import structlog
 from flask import request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic_core import ErrorDetails
 from werkzeug.exceptions import HTTPException
 
 from order_service.config import MAX_WAIT_SECONDS
 from order_service.contract.events import Amount, Id, exact_json
 from order_service.process import first_line
-from order_service.web.problems import FieldError, Problem, prefers_english
+from order_service.web.problems import FieldError, Problem, Texts, in_language
 from order_service.web.responses import Status
 
 log = structlog.get_logger(__name__)
@@ -102,13 +105,12 @@ def cursor_after(position: int) -> str:
     return base64.b32encode(b"after:%d" % position).decode()
 
 
-#: The remedy for each field, in Indonesian and in English.
-_REMEDIES = {
-    "user_id": ("harus bilangan bulat dari 1 sampai 2147483647", "must be an integer from 1 to 2147483647"),
-    "menu_ids": (
-        "harus daftar 1 sampai 100 bilangan bulat dari 1 sampai 2147483647",
-        "must be a list of 1 to 100 integers from 1 to 2147483647",
-    ),
+_ID: Texts = ("harus bilangan bulat dari 1 sampai 2147483647", "must be an integer from 1 to 2147483647")
+#: The rule of each field, and of the elements of a list, in Indonesian and in English.
+_REMEDIES: Mapping[str, Texts] = {
+    "user_id": _ID,
+    "menu_ids": ("harus daftar berisi 1 sampai 100 id menu", "must be a list of 1 to 100 menu ids"),
+    "menu_ids[]": _ID,
     "expected_total": (
         "harus angka dari 0 sampai di bawah 100000000000, paling banyak 4 desimal",
         "must be a number from 0 to below 100000000000 with at most 4 decimals",
@@ -123,27 +125,42 @@ _REMEDIES = {
     ),
     "body": ("harus objek JSON", "must be a JSON object"),
 }
-_UNKNOWN = ("tidak dikenal; hapus dari permintaan", "is not known; leave it out")
+_UNKNOWN: Texts = ("tidak dikenal; hapus dari permintaan", "is not known; leave it out")
+_MISSING: Texts = ("tidak ada; {}", "is missing; it {}")
+_REPEATED: Texts = ("harus satu kali saja", "must be sent once")
 
 
 def json_body() -> dict[str, Any]:
     """The request's JSON object. Raises Problem: 415, 413, 400 or 422."""
     if request.mimetype != "application/json":
         raise Problem("unsupported_media_type")
+    if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
+        raise Problem("unsupported_content_encoding", headers={"Accept-Encoding": "identity"})
     data = received_body()
     if len(data) > MAX_REQUEST_BYTES:
         raise Problem("body_too_large")
     try:
         # RFC 8259 allows UTF-8 only, and no NaN. Fractions become exact decimals.
         body = exact_json(data.decode())
-    except RecursionError:
-        raise Problem("malformed_json", {"detail": "too deeply nested"}) from None
-    except ValueError as error:
-        raise Problem("malformed_json", {"detail": str(error)[:200]}) from None
+    except (ValueError, RecursionError) as error:
+        raise Problem("malformed_json", {"detail": in_language(_syntax_error(data, error))}) from None
     if not isinstance(body, dict):
-        raise _invalid([("body", "body")])
+        raise _invalid({"body": _REMEDIES["body"]})
     # JSON can contain a lone surrogate, which neither UTF-8 nor the models accept: such a field name is unknown.
     return {name.encode(errors="backslashreplace").decode(): value for name, value in body.items()}
+
+
+def _syntax_error(data: bytes, error: Exception) -> Texts:
+    if data.startswith(codecs.BOM_UTF8):
+        return "hapus byte order mark di awalnya", "leave out the byte order mark at its start"
+    match error:
+        case UnicodeDecodeError():
+            return f"byte ke-{error.start + 1} bukan UTF-8", f"byte {error.start + 1} is not UTF-8"
+        case JSONDecodeError(lineno=line, colno=column):
+            return f"salah pada baris {line} kolom {column}", str(error)
+        case RecursionError():
+            return "susunannya terlalu dalam", "it is nested too deeply"
+    return "ada angka yang tidak dapat dibaca", "a number in it cannot be read"
 
 
 def received_body() -> bytes:
@@ -168,17 +185,28 @@ def parse(model: type[Model], body: dict[str, Any]) -> Model:
     try:
         return model.model_validate(body)
     except ValidationError as error:
-        found = {}
-        for part in error.errors(include_url=False, include_context=False, include_input=False)[:20]:
-            unknown = part["type"] == "extra_forbidden"
-            found[".".join(map(str, part["loc"]))[:100]] = "" if unknown else str(part["loc"][0])
-        raise _invalid(list(found.items())) from None
+        parts = error.errors(include_url=False, include_context=False, include_input=False)[:20]
+        raise _invalid({".".join(map(str, part["loc"]))[:100]: _remedy(part) for part in parts}) from None
+
+
+def _remedy(error: ErrorDetails) -> Texts:
+    if error["type"] == "extra_forbidden":
+        return _UNKNOWN
+    name, *inside = error["loc"]
+    rule = _REMEDIES[f"{name}[]" if inside else str(name)]
+    return _missing(rule) if error["type"] == "missing" else rule
+
+
+def _missing(rule: Texts) -> Texts:
+    return _MISSING[0].format(rule[0]), _MISSING[1].format(rule[1])
 
 
 def parse_payment(body: dict[str, Any]) -> PaymentUpdate:
     """The body of PUT payment. Raises Problem 400 for another status, as the original API specification requires."""
     if body.get("payment_status") not in ("pending", "paid", "failed"):
-        raise _invalid([("payment_status", "payment_status")], code="invalid_payment_status")
+        rule = _REMEDIES["payment_status"]
+        remedy = rule if "payment_status" in body else _missing(rule)
+        raise _invalid({"payment_status": remedy}, code="invalid_payment_status")
     return parse(PaymentUpdate, body)
 
 
@@ -191,7 +219,7 @@ def idempotency_key() -> str | None:
     if key is None:
         return None
     if not re.fullmatch(IDEMPOTENCY_KEY, key):
-        raise _invalid([("Idempotency-Key", "Idempotency-Key")])
+        raise _invalid({"Idempotency-Key": _REMEDIES["Idempotency-Key"]})
     return re.sub(r"\\(.)", r"\1", key[1:-1]) if key.startswith('"') else key
 
 
@@ -214,13 +242,12 @@ def preferred_wait(preferences: str, default: float) -> tuple[float, dict[str, s
 
 def query(model: type[Model]) -> Model:
     """The query as a model. Raises Problem 422 naming each invalid parameter."""
-    repeated = [name for name, values in request.args.lists() if len(values) > 1]
+    repeated = [name[:100] for name, values in request.args.lists() if len(values) > 1]
     if repeated:
-        raise _invalid([(name[:100], name) for name in repeated])
+        raise _invalid(dict.fromkeys(repeated, _REPEATED))
     return parse(model, request.args.to_dict())
 
 
-def _invalid(problems: list[tuple[str, str]], code: str = "invalid_request") -> Problem:
-    language = 1 if prefers_english() else 0
-    errors = [FieldError(field=name, message=_REMEDIES.get(field, _UNKNOWN)[language]) for name, field in problems]
+def _invalid(remedies: Mapping[str, Texts], code: str = "invalid_request") -> Problem:
+    errors = [FieldError(field=name, message=in_language(remedy)) for name, remedy in remedies.items()]
     return Problem(code, {"detail": "; ".join(f"{error.field} {error.message}" for error in errors)}, errors=errors)

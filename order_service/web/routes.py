@@ -105,7 +105,9 @@ _EVENT: Json = {
 _READ = ("database_unavailable",)
 _WRITE = (*_READ, "outcome_unknown")
 _ORDER = ("order_not_found", *_READ)
-_BODY = ("malformed_json", "body_too_large", "unsupported_media_type", "invalid_request")
+_BODY = (
+    "malformed_json", "body_too_large", "unsupported_media_type", "unsupported_content_encoding", "invalid_request",
+)  # fmt: skip
 _MENU = ("menu_not_found", "out_of_stock", "price_changed", "idempotency_key_reused")
 _USER = ("user_not_found", "user_service_unavailable")
 _ENDED = ("order_failed", "order_cancelled")

@@ -126,6 +126,9 @@ def of_body(operation: str, method: str, path: str, valid: dict[str, Any]) -> di
         (operation, "malformed_json"): sent(method, path, data="nasi goreng", content_type="application/json"),
         (operation, "body_too_large"): sent(method, path, data=" " * 65_537, content_type="application/json"),
         (operation, "unsupported_media_type"): sent(method, path, data=json.dumps(valid), content_type="text/plain"),
+        (operation, "unsupported_content_encoding"): sent(
+            method, path, json=valid, headers={"Content-Encoding": "gzip"}
+        ),
         (operation, "invalid_request"): sent(method, path, json=valid | {"note": "tidak pedas"}),
     }
 

@@ -254,10 +254,7 @@ SEQUENCES: dict[str, tuple[tuple[Message, ...], str]] = {
         (R1_FREE, payment_completed("P1", 0), payment_completed("P2", 0)),
         "paid: refund P2 0",
     ),
-    "a payment before the total of 0 is judged": (
-        (P1, R1_FREE),
-        "failed: OrderFailed, release R1, refund P1 56000",
-    ),
+    "a payment before the total of 0 is judged": ((P1, R1_FREE), "failed: OrderFailed, release R1, refund P1 56000"),
     "a reported payment before the total of 0 is judged": ((ReportPaid(), R1_FREE), "paid: OrderPaid"),
     "items come in any order": ((menu_reserved("R1", KWETIAU, NASI_AYAM),), "awaiting_payment: PaymentRequested"),
     "a reservation named later is released by its id": (
