@@ -166,7 +166,7 @@ def problem(answer: TestResponse, status: int, code: str) -> dict[str, Any]:
     assert (answer.status_code, answer.content_type) == (status, "application/problem+json"), answer.text
     body = body_of(answer)
     assert (body["status"], body["code"]) == (status, code)
-    assert body["message"]
+    assert body["message"] == body["detail"] != ""
     assert {"type", "title"} <= body.keys()
     return body
 

@@ -36,7 +36,7 @@ HISTORY = {
     ],
     "next_cursor": None,
 }  # fmt: skip
-EVENT = {"event": "status", "id": "2", "data": json.dumps(PENDING, ensure_ascii=False)}
+EVENT = f"event: status\nid: 2\ndata: {json.dumps(PENDING, ensure_ascii=False)}\n\n"
 ORDER_REQUEST = {"user_id": 1, "menu_ids": [1, 2]}
 PAYMENT_REQUEST = {"payment_status": "paid"}
 

@@ -107,8 +107,10 @@ class ProblemDetails(BaseModel):
     type: Annotated[str, Field(pattern="^urn:restaurant:problem:[a-z_]+$")]
     title: str
     status: int
-    code: Annotated[str, Field(json_schema_extra={"enum": sorted(KINDS)})]
+    # Not an enum: a generated client must be able to read a problem whose code is newer than itself.
+    code: Annotated[str, Field(description=f"Known values: {', '.join(sorted(KINDS))}. Others may be added.")]
     message: str
+    detail: Annotated[str, Field(description="The same text as `message`, under the name of RFC 9457.")]
     order_id: Annotated[Id | SkipJsonSchema[None], Field(description="The order concerned, if there is one.")] = None
     reason: Annotated[
         str | SkipJsonSchema[None], Field(description="Why the order ended: the reason of a failed one, or cancelled.")
@@ -131,12 +133,14 @@ class Problem(Exception):
 
     def details(self, *, english: bool) -> dict[str, Any]:
         kind = KINDS[self.code]
+        message = (kind.english if english else kind.indonesian).format(**self.values)
         details = ProblemDetails(
             type=f"urn:restaurant:problem:{self.code}",
             title=self.code.replace("_", " ").capitalize(),
             status=kind.status,
             code=self.code,
-            message=(kind.english if english else kind.indonesian).format(**self.values),
+            message=message,
+            detail=message,
             order_id=self.order_id,
             reason=self.reason,
             errors=self.errors,

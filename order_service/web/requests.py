@@ -33,10 +33,6 @@ IDEMPOTENCY_KEY = r'^("([!#-+.-\[\]-~-]|\\["\\]){1,255}"|[!#-+.-~-][!-+.-~-]{0,2
 _WAIT = re.compile(r'([0-9]{1,100})|"([0-9]{1,100})"')
 
 
-def _four_decimals(schema: dict[str, Any]) -> None:
-    schema["anyOf"][0]["multipleOf"] = 0.0001
-
-
 class OrderRequest(BaseModel):
     """POST /orders."""
 
@@ -45,10 +41,7 @@ class OrderRequest(BaseModel):
     menu_ids: Annotated[list[Id], Field(min_length=1, max_length=100, description="Repeat an id to order more of it.")]
     expected_total: Annotated[
         Amount | None,
-        Field(
-            description="The order fails with price_changed, before any payment, if the menu's total differs.",
-            json_schema_extra=_four_decimals,
-        ),
+        Field(description="The order fails with price_changed, before any payment, if the menu's total differs."),
     ] = None
 
 

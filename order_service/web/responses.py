@@ -20,6 +20,8 @@ Reason = Annotated[
     str | SkipJsonSchema[None],
     Field(description=f"Why the order failed: {', '.join(failures.MESSAGES)}. Absent unless it failed."),
 ]
+#: Not an enum: a generated client must be able to read a state that is newer than itself.
+State = Annotated[str, Field(description=f"Known values: {', '.join(domain.State)}. Others may be added.")]
 NextCursor = Annotated[str | None, Field(description="The `cursor` of the next page; null on the last page.")]
 
 
@@ -88,8 +90,8 @@ class HistoryEntry(Body):
 
     at: Time
     type: str
-    from_: Annotated[domain.State | None, Field(alias="from")]
-    to: domain.State
+    from_: Annotated[State | None, Field(alias="from")]
+    to: State
     message_id: str | None
     reason: Reason = None
 
@@ -117,7 +119,7 @@ class History(Body):
 class Health(Body):
     """The state of the process."""
 
-    status: Literal["ok", "ready"]
+    status: str
 
 
 def json_response(body: Body, status: int = 200) -> Response:

@@ -32,7 +32,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Route:
-    """One method of one path; `problems` are the codes it may answer, besides `internal_error`."""
+    """One method of one path; `problems` are the codes it may answer, besides those of every route."""
 
     operation_id: str
     method: str
@@ -45,11 +45,12 @@ class Route:
     body: type[BaseModel] | None = None
     query: type[BaseModel] | None = None
     example: Json = field(default_factory=dict)
+    description: str = ""
     is_documented: bool = True
 
     @property
     def all_problems(self) -> Sequence[str]:
-        return (*self.problems, "internal_error")
+        return (*self.problems, "bad_request", "internal_error")
 
 
 #: The documentation of path parameters; `_RULES` maps them to Flask's converters.
@@ -88,20 +89,6 @@ HEADER_SCHEMAS: Mapping[str, Json] = {
     "Retry-After": {"type": "integer", "minimum": 0},
 }
 _OBJECT: Json = {"type": "object"}
-#: One event of a stream, as a browser's EventSource delivers it.
-_EVENT: Json = {
-    "type": "object",
-    "properties": {
-        "event": {"const": "status"},
-        "id": {"type": "string", "description": "The value for Last-Event-ID."},
-        "data": {
-            "type": "string",
-            "contentMediaType": "application/json",
-            "contentSchema": {"$ref": "#/components/schemas/Order"},
-        },
-    },
-    "required": ["event", "id", "data"],
-}
 _READ = ("database_unavailable",)
 _WRITE = (*_READ, "outcome_unknown")
 _ORDER = ("order_not_found", *_READ)
@@ -133,11 +120,14 @@ ROUTES = (
         },
         (*_BODY, *_MENU, *_USER, *_ENDED, *_WRITE), ("Prefer", "Idempotency-Key", "traceparent"),
         body=requests.OrderRequest, example=examples.ORDER_REQUEST,
+        description="Records the order, then waits for the menu. Send an Idempotency-Key to repeat the request "
+        "safely.",
     ),
     Route(
         "listOrders", "GET", "/orders", Api.list_orders, "List orders, newest first",
         {200: Answer("A page of orders.", responses.OrderPage, examples.PAGE)},
         ("invalid_request", *_READ), query=requests.OrderQuery,
+        description="Returns one page; `next_cursor` leads to the next one.",
     ),
     Route(
         "getOrder", "GET", "/orders/{id}", Api.get_order, "Read an order",
@@ -146,12 +136,15 @@ ROUTES = (
             304: Answer("The order has not changed since.", headers=("ETag",), media_type=""),
         },
         _ORDER, ("If-None-Match",),
+        description="Returns the order as it stands now. With If-None-Match, an unchanged order is not sent again.",
     ),
     Route(
         "cancelOrder", "DELETE", "/orders/{id}", Api.cancel_order,
         "Cancel an order; its reserved stock and its payments are compensated",
         {200: _order("The order is cancelled, by this request or an earlier one.", examples.CANCELLED)},
         ("order_not_found", "order_paid", "order_failed", *_WRITE),
+        description="Cancels a pending order. A repeated request gets the same answer; a paid or failed order stays "
+        "as it is.",
     ),
     Route(
         "updatePayment", "PUT", "/orders/{id}/payment", Api.update_payment, "Report the payment of an order",
@@ -161,11 +154,14 @@ ROUTES = (
         },
         (*_BODY, "invalid_payment_status", "order_not_found", *_PUT_CONFLICTS, *_WRITE),
         body=requests.PaymentUpdate, example=examples.PAYMENT_REQUEST,
+        description="Reports that the full total was paid, that the payment failed, or that it is pending. After a "
+        "409 to `paid`, return the money.",
     ),
     Route(
         "getHistory", "GET", "/orders/{id}/history", Api.get_history, "Read the history of an order",
         {200: Answer("A page of the history, oldest entry first.", responses.History, examples.HISTORY)},
         ("invalid_request", *_ORDER), query=requests.PageQuery,
+        description="Every message, request and deadline that concerned the order, and the transition it caused.",
     ),
     Route(
         "streamOrder", "GET", "/orders/{id}/events", Api.stream_order,
@@ -173,39 +169,53 @@ ROUTES = (
         {
             200: Answer(
                 "One event per change, and comments in between, until the order ends or the time limit is reached.",
-                example=examples.EVENT, media_type="text/event-stream", schema=_EVENT,
+                example=examples.EVENT, media_type="text/event-stream",
             ),
             204: Answer("The order has ended and Last-Event-ID names its last event: do not reconnect.", media_type=""),
         },
         (*_ORDER, "too_many_streams"), ("Last-Event-ID",),
+        description="The text of a stream as an EventSource reads it. Each event is named `status`, its data is the "
+        "order as JSON, and its id is the value for Last-Event-ID.",
     ),
     Route(
         "health", "GET", "/healthz", Api.health, "Check that the process responds",
         {200: Answer("The process responds.", responses.Health, {"status": "ok"})},
+        description="For liveness probes: answered whether or not the database and the broker are reachable.",
     ),
     Route(
         "readiness", "GET", "/readyz", Api.readiness, "Check that the database is reachable and migrated",
         {200: Answer("The database is ready; the broker is not checked.", responses.Health, {"status": "ready"})},
         _READ,
+        description="For readiness probes: 503 while the database cannot be used.",
     ),
     Route(
         "metrics", "GET", "/metrics", Api.metrics, "Read the metrics, for Prometheus",
         {200: Answer("Prometheus's text format.", media_type="text/plain")},
+        description="With several API processes, the sum of all of them.",
     ),
-    Route("docs", "GET", "/docs", docs_pages.openapi_page, "This document as a web page", _PAGE),
+    Route(
+        "docs", "GET", "/docs", docs_pages.openapi_page, "This document as a web page", _PAGE,
+        description="Swagger UI, without any file from another server.",
+    ),
     Route("docsFile", "GET", "/docs/{file}", docs_pages.openapi_file, "A file of that page", {}, is_documented=False),
-    Route("asyncapi", "GET", "/asyncapi", docs_pages.asyncapi_page, "The events as a web page", _PAGE),
+    Route(
+        "asyncapi", "GET", "/asyncapi", docs_pages.asyncapi_page, "The events as a web page", _PAGE,
+        description="Each event with its fields and an example, and the queues.",
+    ),
     Route(
         "asyncapiDocument", "GET", "/asyncapi.json", docs_pages.asyncapi_json, "The events as an AsyncAPI document",
         {200: Answer("An AsyncAPI 3 document.", schema=_OBJECT)},
+        description="For generators of models and documentation.",
     ),
     Route(
         "eventSchema", "GET", "/schemas/{event}.json", docs_pages.event_schema, "The JSON Schema of an event's data",
         {200: Answer("A JSON Schema.", schema=_OBJECT, media_type="application/schema+json")}, ["not_found"],
+        description="Of the current version.",
     ),
     Route(
         "openapi", "GET", "/openapi.json", docs_pages.openapi_json, "This document",
         {200: Answer("An OpenAPI 3.1.1 document.", schema=_OBJECT)},
+        description="For generators of clients.",
     ),
 )  # fmt: skip
 

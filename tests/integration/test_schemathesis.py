@@ -133,6 +133,9 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
     """Correct what a schema cannot forbid."""
     # JSON Schema takes 1.0 for an integer; an id is written 1.
     case.body = whole(case.body)
+    # Nor can it limit decimals: multipleOf 0.0001 fails for 0.3 in validators that compute in doubles.
+    if isinstance(case.body, dict) and isinstance(total := case.body.get("expected_total"), float):
+        case.body["expected_total"] = whole(round(total, 4))
     # A key belongs to one body: only the same body may be sent again with it.
     key = case.headers.get("Idempotency-Key")
     if isinstance(key, str) and re.fullmatch(IDEMPOTENCY_KEY, key):
@@ -157,5 +160,6 @@ def filter_failure(context: Any, failure: Any, case: Any, response: Any) -> bool
     """False for a failure that has its reason."""
     if isinstance(failure, RejectedPositiveData):
         return response.json().get("code") not in REASONS
+    # The schema is that of the whole text, which generated clients can read; schemathesis holds each event to it.
     # A cancelled order can still be read.
-    return not isinstance(failure, UseAfterFree)
+    return failure.title != "SSE event violates schema" and not isinstance(failure, UseAfterFree)
