@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     """The User Service; when unset, users are not checked."""
     menu_service_url: AnyHttpUrl | None = Field(None, validation_alias="MENU_SERVICE_URL")
     """A Menu Service that only speaks HTTP; when unset, the Menu Service is expected on the broker."""
+    payment_events: Literal["on", "off"] = "on"
+    """off: the Payment Service only speaks HTTP. No payment or refund is requested over the broker; `python -m
+    order_service compensations list` shows the payments to refund."""
     host: str = Field("127.0.0.1", validation_alias="HOST")
     """The address the API listens on."""
     port: int = Field(5003, validation_alias="PORT", ge=1, le=65535)
@@ -139,6 +142,7 @@ class Settings(BaseSettings):
             lifetime=timedelta(seconds=self.lifetime_seconds),
             compensation_pause=timedelta(seconds=self.compensation_seconds),
             compensation_attempts=self.compensation_attempts,
+            payment_events=self.payment_events == "on",
         )
 
 

@@ -24,6 +24,7 @@ from order_service.domain.saga import (
     awaited_event,
     deadline,
     deadline_message,
+    is_sent,
     lifetime_is_over,
     use_reminder,
 )
@@ -84,12 +85,17 @@ def record_orders(work: UnitOfWork, placed: Sequence[Order], placements: Sequenc
         work.enqueue(order, Announcement.ORDER_CREATED, sequence=1)
 
 
-def change_order(work: UnitOfWork, order_id: int, message: Message) -> tuple[Order, Decision]:
-    """Apply a client's request or a deadline to one order. Raises UnknownOrder."""
+def change_order(
+    work: UnitOfWork, order_id: int, message: Message, *, message_id: str | None = None
+) -> tuple[Order, Decision]:
+    """Apply a request of a client or an operator, or a deadline, to one order. Raises UnknownOrder.
+
+    With a message id, the history records it even if it changes nothing.
+    """
     order = order_rows.lock_orders(work.connection, [order_id]).get(order_id)
     if order is None:
         raise UnknownOrder("no such order", order_id=order_id)
-    return order, work.apply(order, message)
+    return order, work.apply(order, message, message_id=message_id)
 
 
 def apply_replies(work: UnitOfWork, replies: Sequence[Reply]) -> list[Rejection]:
@@ -167,12 +173,18 @@ def _rebuild(work: UnitOfWork, order: Order, rows: Sequence[outbox.Unsent]) -> N
 def repeat_compensations(work: UnitOfWork, take: Take) -> Sequence[sa.Row[Any]]:
     """Request unconfirmed compensations again under the same ids; return the requested rows.
 
-    Raises UnknownOrder and UnreadableOrder if the request cannot be built again from its order.
+    A refund that the Payment Service no longer receives requests for is left to an operator. Raises UnknownOrder and
+    UnreadableOrder if the request cannot be built again from its order.
     """
     due = compensations.lock_due(work.connection, work.now, take)
     found = order_rows.read_orders(work.connection, sorted({row.order_id for row in due}))
     unsent = outbox.unsent(work.connection, [row.id for row in due])
     backoff = Backoff(work.policy.compensation_pause.total_seconds(), LONGEST_COMPENSATION_PAUSE)
+    manual = [row for row in due if not is_sent(compensations.of_row(row), work.policy)]
+    for row in manual:
+        compensations.reschedule(work.connection, row.id, attempts=row.attempts, due_at=None)
+        work.report_manual(row.order_id, compensations.of_row(row))
+    due = [row for row in due if row not in manual]
     for row in due:
         attempts = row.attempts + (row.id not in unsent)
         due_at = work.now + timedelta(seconds=backoff.delay(attempts))

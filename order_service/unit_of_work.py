@@ -5,17 +5,19 @@ from contextlib import contextmanager
 from datetime import datetime
 
 import sqlalchemy as sa
+import structlog
 
 from order_service.contract import outgoing
 from order_service.contract.envelope import Rejection
 from order_service.contract.outgoing import Outgoing
 from order_service.domain import messages
 from order_service.domain.messages import Message
-from order_service.domain.order import Announcement, Compensation, Effect, Order, State
-from order_service.domain.saga import Decision, Policy, decide
+from order_service.domain.order import Announcement, Compensation, Effect, Order, State, amount_text
+from order_service.domain.saga import Decision, Policy, decide, is_sent
 from order_service.storage import bulk, compensations, history, orders, outbox
 from order_service.storage.database import Database, current_time
 
+log = structlog.get_logger(__name__)
 #: The names of the requests of REST clients in the history.
 _HISTORY_TYPES: dict[type[Message], str] = {
     messages.ReportPaid: "PutPaid", messages.ReportFailed: "PutFailed", messages.ReportPending: "PutPending",
@@ -33,6 +35,8 @@ class UnitOfWork:
         self._outgoing: list[Outgoing] = []
         self._requested: list[compensations.Row] = []
         self._confirmed: list[str] = []
+        #: Refunds that an operator makes, with their order ids, to be logged after the commit.
+        self._manual: list[tuple[int, Compensation]] = []
 
     def apply(
         self, order: Order, message: Message, *, message_id: str | None = None, digest: str | None = None
@@ -56,8 +60,10 @@ class UnitOfWork:
         for effect in decision.effects:
             self.enqueue(order, effect, sequence=order.version)
             if isinstance(effect, Compensation):
-                due_at = self.now + self.policy.compensation_pause
+                due_at = self.now + self.policy.compensation_pause if is_sent(effect, self.policy) else None
                 self._requested.append(compensations.new_row(order.id, effect, sequence=order.version, due_at=due_at))
+                if due_at is None:
+                    self.report_manual(order.id, effect)
         return decision
 
     def update(self, order: Order) -> None:
@@ -65,8 +71,13 @@ class UnitOfWork:
         self._orders[order.id] = order
 
     def enqueue(self, order: Order, effect: Effect, *, sequence: int) -> None:
-        """Add the event of an effect to the outbox."""
-        self._outgoing.append(outgoing.event(order, effect, sequence=sequence, policy=self.policy, now=self.now))
+        """Add the event of an effect to the outbox, unless no service receives it."""
+        if is_sent(effect, self.policy):
+            self._outgoing.append(outgoing.event(order, effect, sequence=sequence, policy=self.policy, now=self.now))
+
+    def report_manual(self, order_id: int, refund: Compensation) -> None:
+        """Log, after the commit, a refund that an operator makes."""
+        self._manual.append((order_id, refund))
 
     def remind(self, order: Order) -> None:
         """Add OrderCreated again, under the same id and with its first sequence."""
@@ -98,6 +109,12 @@ class UnitOfWork:
             bulk.write(self.connection, part)
         compensations.confirm(self.connection, self._confirmed, self.now)
 
+    def log_manual(self) -> None:
+        """Log the refunds that an operator makes; called after the commit."""
+        for order_id, refund in self._manual:
+            log.error("payment must be refunded manually", order_id=order_id, refund_id=refund.id,
+                      payment_id=refund.subject, amount=amount_text(refund.amount), reason=refund.reason)  # fmt: skip
+
 
 @contextmanager
 def unit_of_work(database: Database, policy: Policy, *, now: datetime | None = None) -> Iterator[UnitOfWork]:
@@ -106,3 +123,4 @@ def unit_of_work(database: Database, policy: Policy, *, now: datetime | None = N
         work = UnitOfWork(connection, policy, now or current_time(connection))
         yield work
         work.write()
+    work.log_manual()

@@ -17,9 +17,9 @@ Therefore:
   while the menu is unreachable: the message is tried again with growing delays, and the others in between, because it
   may be unreachable for one dish only. After an unusable response to a GET the order waits for its next reminder.
 - Stock taken for an order that failed or was cancelled must be returned manually. Its release stays unconfirmed and is
-  requested repeatedly, and each time the log lists the menu items. Once the stock is returned, publish
-  `{"order_id": ..., "release_id": ...}` with routing key menu.released, as the menu would. If nothing was taken, the
-  release is confirmed here.
+  requested repeatedly, and each time the log lists the menu items. Once the stock is returned, run
+  `python -m order_service compensations confirm` with the release's id. If nothing was taken, the release is confirmed
+  here.
 - An order whose total is not the expected one fails before anything is taken for it.
 
 One process reserves one order at a time; more processes reserve more. Do not run a Menu Service on the broker as well:

@@ -3,6 +3,7 @@
 import click
 
 from order_service.cli import documents, events, setup
+from order_service.cli.compensations import compensations
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -18,6 +19,7 @@ for command in (
     documents.asyncapi,
     documents.schemas,
     events.events,
+    compensations,
 ):
     main.add_command(command)
 events.events.add_command(documents.events_page)

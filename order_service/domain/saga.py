@@ -33,6 +33,7 @@ from order_service.domain.order import (
     REFUND,
     RELEASE,
     Announcement,
+    Compensation,
     Effect,
     InvalidMessage,
     Order,
@@ -52,6 +53,8 @@ class Policy:
     lifetime: timedelta
     compensation_pause: timedelta
     compensation_attempts: int
+    #: Whether the Payment Service receives events; otherwise an operator makes the refunds.
+    payment_events: bool = True
 
 
 class Outcome(StrEnum):
@@ -265,6 +268,12 @@ def decide(order: Order, message: Message, *, policy: Policy, now: datetime) -> 
         order.version += 1
     effects, order.effects = tuple(order.effects), []
     return Decision(before, order.state, changed, effects, rule.outcome)
+
+
+def is_sent(effect: Effect, policy: Policy) -> bool:
+    """Whether this effect is published; a Payment Service that only speaks HTTP is sent nothing."""
+    event_type = effect.type if isinstance(effect, Compensation) else effect
+    return policy.payment_events or event_type not in (Announcement.PAYMENT_REQUESTED, REFUND)
 
 
 def awaited_event(order: Order) -> Announcement:

@@ -14,9 +14,13 @@ from order_service.storage.tables import compensations
 Row = dict[str, Any]
 
 
-def new_row(order_id: int, requested: Compensation, *, sequence: int, due_at: datetime) -> Row:
-    """A compensation requested for the first time, to be repeated at `due_at` unless it is confirmed before."""
-    return asdict(requested) | {"order_id": order_id, "sequence": sequence, "attempts": 1, "due_at": due_at}
+def new_row(order_id: int, requested: Compensation, *, sequence: int, due_at: datetime | None) -> Row:
+    """A compensation requested for the first time, to be repeated at `due_at` unless it is confirmed before.
+
+    None: it is not requested, because an operator makes it.
+    """
+    attempts = 0 if due_at is None else 1
+    return asdict(requested) | {"order_id": order_id, "sequence": sequence, "attempts": attempts, "due_at": due_at}
 
 
 def inserts(rows: Sequence[Row]) -> bulk.Insert:
@@ -37,10 +41,20 @@ def lock_due(connection: sa.Connection, now: datetime, take: bulk.Take) -> Seque
     return connection.execute(due.with_for_update(skip_locked=True)).all()
 
 
-def reschedule(connection: sa.Connection, id: str, *, attempts: int, due_at: datetime) -> None:
-    """Record how many times this was requested so far, and when it is due next."""
+def reschedule(connection: sa.Connection, id: str, *, attempts: int, due_at: datetime | None) -> None:
+    """Record how many times this was requested so far, and when it is due next (None: an operator makes it)."""
     changed = sa.update(compensations).where(compensations.c.id == id)
     connection.execute(changed.values(attempts=attempts, due_at=due_at))
+
+
+def unconfirmed(connection: sa.Connection) -> Sequence[sa.Row[Any]]:
+    """All unconfirmed rows, by order."""
+    waiting = sa.select(compensations).where(compensations.c.confirmed_at.is_(None))
+    return connection.execute(waiting.order_by(compensations.c.order_id, compensations.c.id)).all()
+
+
+def find(connection: sa.Connection, id: str) -> sa.Row[Any] | None:
+    return connection.execute(sa.select(compensations).where(compensations.c.id == id)).first()
 
 
 def of_row(row: sa.Row[Any]) -> Compensation:

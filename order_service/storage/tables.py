@@ -150,7 +150,7 @@ compensations = sa.Table(
     sa.Column("sequence", sa.Integer, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("confirmed_at", UtcDateTime),
-    # When it is requested again; null once confirmed.
+    # When it is requested again; null once confirmed, and if an operator makes it.
     sa.Column("due_at", UtcDateTime),
     index_filled("due_at"),
 )
