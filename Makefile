@@ -6,6 +6,8 @@
 PYTEST ?=
 #: More arguments for the benchmarks: make bench BENCH="--measure worker --systems ours --quick"
 BENCH ?=
+#: Siblings of the sandbox that are not started, to run others in their place: make run WITHOUT="menu payment"
+WITHOUT ?=
 export PYTHON
 
 python := .venv/bin/python
@@ -28,7 +30,7 @@ demo: .venv/run.stamp ## take one order from POST to paid with real processes an
 	@$(python) -m sandbox.demo
 
 run: .venv/run.stamp ## run everything, with one log per process, until Ctrl-C
-	@$(python) -m sandbox.run
+	@$(python) -m sandbox.run --without "$(WITHOUT)"
 
 test: .venv/dev.stamp ## run all tests, on SQLite and PostgreSQL, with a real broker
 	$(tests)

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from sandbox.servers import http_client, ports, process_group
@@ -17,6 +17,8 @@ from sandbox.servers.sources import Unavailable, print_line
 PROJECT_DIR = Path(__file__).parent.parent
 #: The port of each process that serves HTTP.
 PORTS = {"users": 5001, "menu": 5002, "api": 5003, "payment": 5004}
+#: The processes that represent other teams' services; the Order Service works while they are absent.
+SIBLINGS = ("users", "menu", "payment")
 #: Seconds for all processes to be healthy; a busy two-core machine took 10.
 HEALTHY_SECONDS = 60
 #: Seconds that a process gets to finish its current work.
@@ -31,11 +33,11 @@ class StartupError(Exception):
     """An expected failure of `make demo` or `make run`; the text says what happened and what to do."""
 
 
-def exit_status(command: Callable[[], None], *, if_interrupted: int) -> int:
+def exit_status(command: Callable[[], None], *, if_interrupted: int, without: Collection[str] = ()) -> int:
     """Run the command if its ports are free. Prints an expected failure, and returns the exit status."""
     interrupt_once()
     try:
-        require_free_ports()
+        require_free_ports(without)
         command()
     except KeyboardInterrupt:
         print_line("Stopped.")
@@ -46,8 +48,9 @@ def exit_status(command: Callable[[], None], *, if_interrupted: int) -> int:
     return 0
 
 
-def require_free_ports() -> None:
-    if used := [f"  {port} (for {name})" for name, port in PORTS.items() if ports.free_ports(port) != [port]]:
+def require_free_ports(without: Collection[str] = ()) -> None:
+    needed = {name: port for name, port in PORTS.items() if name not in without}
+    if used := [f"  {port} (for {name})" for name, port in needed.items() if ports.free_ports(port) != [port]]:
         raise StartupError(
             "These ports are in use, perhaps by another `make run` or by `docker-compose up`:\n"
             + "\n".join(used)
@@ -83,12 +86,17 @@ def prepare(env: Mapping[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def started(env: Mapping[str, str], log_dir: Path | None) -> Iterator[Processes]:
-    """Run the Procfile for the length of the block, with logs in log_dir, or (None) pipes for the caller to read."""
+def started(env: Mapping[str, str], log_dir: Path | None, *, without: Collection[str] = ()) -> Iterator[Processes]:
+    """Run the Procfile for the length of the block, but not the processes named in `without`.
+
+    Their logs are in log_dir, or (None) in pipes for the caller to read.
+    """
     running: dict[str, subprocess.Popen[bytes]] = {}
     with contextlib.ExitStack() as stack:
         for line in (PROJECT_DIR / "Procfile").read_text().splitlines():
             name, _, program = line.partition(": ")
+            if name in without:
+                continue
             arguments, log = ["/bin/sh", "-c", f"exec {program}"], log_dir / f"{name}.log" if log_dir else None
             command = Command(arguments, env, log, cwd=PROJECT_DIR, stop_seconds=STOP_SECONDS)
             running[name] = stack.enter_context(process_group.serving(command))
@@ -102,7 +110,7 @@ def started(env: Mapping[str, str], log_dir: Path | None) -> Iterator[Processes]
 def wait_healthy(running: Processes) -> None:
     """Return once every process that serves HTTP is healthy. Raises StartupError if one exits or takes too long."""
     deadline = time.monotonic() + HEALTHY_SECONDS
-    waiting = dict(PORTS)
+    waiting = {name: port for name, port in PORTS.items() if name in running}
     while waiting:
         require_alive(running)
         waiting = {name: port for name, port in waiting.items() if not _is_healthy(port)}

@@ -1,12 +1,17 @@
-"""`make run`: all processes, with their output prefixed by their names, until Ctrl-C. Data is kept."""
+"""`make run`: all processes, with their output prefixed by their names, until Ctrl-C. Data is kept.
 
+`make run WITHOUT=menu` leaves out a sibling service, so that another one can take its place.
+"""
+
+import argparse
 import itertools
 import subprocess
 import sys
 import threading
+from collections.abc import Collection
 
 from sandbox import processes
-from sandbox.processes import PORTS, PROJECT_DIR
+from sandbox.processes import PORTS, PROJECT_DIR, SIBLINGS
 from sandbox.servers import broker
 from sandbox.servers.management import console
 from sandbox.servers.sources import print_line
@@ -30,20 +35,25 @@ READY = """
 """
 
 
-def run() -> None:
-    """Print the output of the processes until one of them exits, which raises StartupError."""
+def run(without: Collection[str] = ()) -> None:
+    """Print the output of the processes until one of the Order Service's exits, which raises StartupError."""
     VAR.mkdir(mode=0o700, exist_ok=True)
     with broker.running(VAR / "run" / "broker", needs_management=False, keep=True) as found:
         env, exited = processes.environment(found, found.amqp_url), threading.Event()
         processes.prepare(env)
-        with processes.started(env, log_dir=None) as running:
+        with processes.started(env, log_dir=None, without=without) as running:
             for (name, process), colour in zip(running.items(), itertools.cycle(COLOURS), strict=False):
                 threading.Thread(target=_print_output, args=[name, process, colour, exited], daemon=True).start()
             processes.wait_healthy(running)
             amqp_url = found.amqp_url if ":guest@" in found.amqp_url else broker.masked(found.amqp_url)
             print_line(READY.format(**PORTS, console=console(found.management_url), amqp_url=amqp_url))
-            exited.wait()
-            processes.require_alive(running)
+            if without:
+                print_line(f"  Not started: {', '.join(without)}. Start your own with this RABBITMQ_URL.\n")
+            try:
+                exited.wait()
+            finally:
+                exited.set()  # the siblings that exit from now on were stopped
+            processes.require_alive({name: each for name, each in running.items() if name not in SIBLINGS})
 
 
 def _print_output(name: str, process: subprocess.Popen[bytes], colour: int, exited: threading.Event) -> None:
@@ -52,9 +62,21 @@ def _print_output(name: str, process: subprocess.Popen[bytes], colour: int, exit
         prefix = f"\033[{colour}m{prefix}\033[0m"
     for line in process.stdout or ():
         print_line(f"{prefix} {line.decode(errors='replace').rstrip()}")
-    process.wait()
-    exited.set()
+    status = process.wait()
+    if name not in SIBLINGS:
+        exited.set()
+    elif not exited.is_set():
+        print_line(f"{prefix} exited with status {status}; the others keep running, and yours can take its place")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m sandbox.run", description="Run everything until Ctrl-C.")
+    parser.add_argument("--without", default="", help=f"siblings to leave out, of {', '.join(SIBLINGS)}")
+    without = parser.parse_args().without.replace(",", " ").split()
+    if unknown := set(without).difference(SIBLINGS):
+        parser.error(f"{', '.join(sorted(unknown))}: only {', '.join(SIBLINGS)} can be left out")
+    return processes.exit_status(lambda: run(without), if_interrupted=0, without=without)
 
 
 if __name__ == "__main__":
-    sys.exit(processes.exit_status(run, if_interrupted=0))
+    sys.exit(main())
