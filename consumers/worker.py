@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import accumulate
+from typing import Any
 
 import pika
 import structlog
@@ -28,8 +29,6 @@ IDLE_SECONDS = 0.5
 POISON_AFTER = 3
 #: The most body bytes in one transaction, all of which may become dead letters. A body that is not oversized fits.
 BATCH_BYTES = 16 * 1024 * 1024
-#: The AMQP properties that a delivery keeps.
-_PROPERTIES = ("type", "message_id", "correlation_id", "app_id", "content_type")
 
 
 class SubscriptionCancelled(AMQPError):
@@ -86,7 +85,7 @@ class Worker:
         # Only the broker sets the flag, while any sender can set the header.
         count = (properties.headers or {}).get("x-delivery-count") if deliver.redelivered else 0
         redeliveries = count if isinstance(count, int) else 0
-        delivery = Delivery(queue, deliver.routing_key or "", body, _texts(properties), redeliveries)
+        delivery = Delivery(queue, deliver.routing_key or "", body, _decoded(properties), redeliveries)
         # Cut here, so that it takes little memory while it waits for the database.
         self._arrived.append((deliver.delivery_tag or 0, shortened(delivery)))
 
@@ -172,7 +171,7 @@ class _ServingStop:
         self._connection.process_data_events(time_limit=timeout)
 
 
-def _texts(properties: BasicProperties) -> dict[str, str]:
-    """The properties a delivery keeps, as text; pika leaves one that is not UTF-8 as bytes."""
-    values = {name: getattr(properties, name) for name in _PROPERTIES if getattr(properties, name) is not None}
-    return {n: v.decode(errors="replace") if isinstance(v, bytes) else str(v) for n, v in values.items()}
+def _decoded(properties: BasicProperties) -> dict[str, Any]:
+    """The properties that are set, by name; pika leaves a text that is not UTF-8 as bytes."""
+    values = {name: value for name, value in vars(properties).items() if value is not None}
+    return {n: v.decode(errors="replace") if isinstance(v, bytes) else v for n, v in values.items()}

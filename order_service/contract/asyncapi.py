@@ -23,10 +23,13 @@ Every message is a CloudEvent 1.0 in structured JSON (`{CONTENT_TYPE}`).
 Delivery is at least once and in no guaranteed order: process an event once for each `id`, and send the same
 reply to a duplicate. Ignore unknown fields, as the Order Service does.
 
-A sibling may also publish the bare `data` object without an envelope, for example by hand from RabbitMQ's management
-console. The event's type is then the AMQP `type`, or is derived from the routing key; its id is the AMQP `message_id`,
-or is derived from its content. A body has at most {MAX_BODY_BYTES} bytes. A message that cannot be processed goes to a
-dead-letter queue with the reason in its headers, and MessageRejected reports it to its sender."""
+A sibling may also publish in CloudEvents' binary mode: the attributes in headers that start with `cloudEvents:`,
+`cloudEvents_` or `ce-`, the data as the body. Or it publishes the bare `data` object without attributes, for example by
+hand from RabbitMQ's management console. The event's type is then the AMQP `type` if that is the name of an event, or is
+derived from the routing key; its id is the AMQP `message_id`, or is derived from its content.
+
+A body has at most {MAX_BODY_BYTES} bytes. A message that cannot be processed goes to a dead-letter queue with the
+reason in its headers, and MessageRejected reports it to its sender."""
 
 
 @cache

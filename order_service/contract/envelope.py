@@ -1,9 +1,11 @@
-"""The envelope around an event: CloudEvents 1.0 in structured JSON, written strictly and read tolerantly.
+"""The envelope around an event: CloudEvents 1.0, written in structured JSON and read in structured and binary mode.
 
 https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md
+https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/amqp-protocol-binding.md
 """
 
 import re
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -22,6 +24,12 @@ from order_service.domain.order import MAX_PAYMENTS, MAX_RESERVATIONS
 SOURCE = "/order-service"
 APP_ID = "order-service"
 CONTENT_TYPE = "application/cloudevents+json"
+#: What the content types of the structured mode start with.
+_STRUCTURED = "application/cloudevents"
+#: A header with an attribute in binary mode: of the AMQP binding, and of Knative's binding for RabbitMQ.
+_BINARY_HEADER = re.compile(r"(?:cloudevents[:_]|ce-)(.+)", re.IGNORECASE)
+#: Encodings of a body that is not plain text. https://www.iana.org/assignments/http-parameters
+_COMPRESSED = {"gzip", "x-gzip", "compress", "x-compress", "deflate", "br", "zstd"}
 #: The major version of all published schemas, and the highest one that is accepted.
 SCHEMA_VERSION = 1
 #: A larger body is dead-lettered without being decoded; a hundred dishes with long names need a tenth of this.
@@ -135,7 +143,7 @@ def shortened(delivery: Delivery) -> Delivery:
 
 #: The codes of rejections, with what each means, for docs/events.md.
 REJECTIONS: Mapping[str, str] = {
-    "malformed": "The body is not a JSON object.",
+    "malformed": "The body is not a JSON object, or is compressed.",
     "oversized": f"The body is larger than {MAX_BODY_BYTES // 1024} KiB.",
     "newer_version": "`specversion` or `dataschema` names a major version that is not known yet.",
     "unknown_type": "The type is not one of the consumed events, or belongs to another queue.",
@@ -209,7 +217,8 @@ class _Reader:
 
     def __init__(self, delivery: Delivery) -> None:
         self._delivery = delivery
-        self._attributes: dict[str, Any] = {}
+        self._attributes: Mapping[str, Any] = _binary_attributes(delivery)
+        self._is_structured = False
 
     def reply(self) -> Reply:
         data = self._data()
@@ -229,38 +238,64 @@ class _Reader:
         return {"message_id": self._attributes.get("id"), "type": self._named_type()}
 
     def _data(self) -> dict[str, Any]:
-        document = self._json_object()
-        if "specversion" not in document:
+        if self._attributes:
+            self._check_versions()
+        document = self._body()
+        if self._attributes or "specversion" not in document:
             return document
-        self._attributes = document
-        if not str(document["specversion"]).startswith("1."):
-            raise self._problem("newer_version", "specversion", "must be 1.0")
-        schema = document.get("dataschema")
-        if isinstance(schema, str) and (major := _major_version(schema[-MAX_SCHEMA_CHARACTERS:])) > SCHEMA_VERSION:
-            problem = f"names version {major}, we read up to {SCHEMA_VERSION}"
-            raise self._problem("newer_version", "dataschema", problem)
+        self._attributes, self._is_structured = document, True
+        self._check_versions()
         data = document.get("data")
+        if data is None and isinstance(document.get("data_base64"), str):
+            return self._decoded(document["data_base64"])
         if not isinstance(data, dict):
             raise self._problem("invalid", "data", "must be a JSON object")
         return data
 
-    def _json_object(self) -> dict[str, Any]:
+    def _check_versions(self) -> None:
+        given = self._attributes.get("specversion", "1.0")
+        number, dot, _ = str(given).partition(".")
+        if (number, dot) != ("1", "."):
+            code = "newer_version" if number.isdecimal() and int(number[:9]) > 1 else "invalid"
+            raise self._problem(code, "specversion", f"is {str(given)[:100]!r}, must be 1.0")
+        schema = self._attributes.get("dataschema")
+        if isinstance(schema, str) and (major := _major_version(schema[-MAX_SCHEMA_CHARACTERS:])) > SCHEMA_VERSION:
+            problem = f"names version {major}, we read up to {SCHEMA_VERSION}"
+            raise self._problem("newer_version", "dataschema", problem)
+
+    def _body(self) -> dict[str, Any]:
         if self._delivery.oversized:
             raise self._problem("oversized", "body", self._delivery.oversized.problem)
+        encoding = str(self._delivery.properties.get("content_encoding", ""))
+        if encoding.strip().lower() in _COMPRESSED:
+            problem = f"is {encoding[:100]!r}, which is not read: publish the body uncompressed"
+            raise self._problem("malformed", "content_encoding", problem)
+        return self._json_object(self._delivery.body, "body")
+
+    def _decoded(self, encoded: str) -> dict[str, Any]:
         try:
-            document = events.exact_json(self._delivery.body)
+            data = b64decode(encoded, validate=True)
+        except ValueError as error:  # also binascii.Error
+            raise self._problem("invalid", "data_base64", f"is not base64: {error}") from None
+        return self._json_object(data, "data_base64")
+
+    def _json_object(self, encoded: bytes, field_name: str) -> dict[str, Any]:
+        try:
+            document = events.exact_json(encoded)
         except RecursionError:
-            raise self._problem("malformed", "body", "is nested too deeply") from None
+            raise self._problem("malformed", field_name, "is nested too deeply") from None
         except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, and integers of thousands of digits
-            raise self._problem("malformed", "body", f"is not JSON: {error}"[:300]) from None
+            raise self._problem("malformed", field_name, f"is not JSON: {error}"[:300]) from None
         if not isinstance(document, dict):
-            raise self._problem("malformed", "body", "must be a JSON object")
+            raise self._problem("malformed", field_name, "must be a JSON object")
         return document
 
     def _named_type(self) -> object:
         """The type that the message names, or that its routing key implies."""
-        named = self._attributes.get("type") or self._delivery.properties.get("type")
-        return named or _TYPE_BY_ROUTING_KEY.get(self._delivery.routing_key)
+        named = self._delivery.properties.get("type")
+        implied = _TYPE_BY_ROUTING_KEY.get(self._delivery.routing_key)
+        # Many client libraries fill the AMQP type with a name of their own.
+        return self._attributes.get("type") or (named if named in events.EVENTS else implied or named)
 
     def _known_type(self) -> str:
         event_type = self._named_type()
@@ -270,15 +305,27 @@ class _Reader:
         return event_type
 
     def _message_id(self, content: events.IncomingData) -> str:
-        message_id = self._attributes.get("id") if self._attributes else self._delivery.properties.get("message_id")
-        if not self._attributes and not message_id:
-            # Derived from the decoded content, so that a repeat of a message without an id is recognized.
-            return sha256(f"{type(content).__name__} {content.model_dump_json()}".encode()).hexdigest()
+        message_id = self._attributes.get("id")
+        if not self._is_structured:
+            message_id = message_id or self._delivery.properties.get("message_id")
+            if not message_id:
+                # Derived from the decoded content, so that a repeat of a message without an id is recognized.
+                return sha256(f"{type(content).__name__} {content.model_dump_json()}".encode()).hexdigest()
         if not isinstance(message_id, str) or not message_id or "\0" in message_id:
             raise self._problem("invalid", "id", "must be a text that is not empty")
         if storable(message_id) != message_id:
             raise self._problem("invalid", "id", f"must be a text of at most {MAX_SHORT_STRING_BYTES} bytes")
         return message_id
+
+
+def _binary_attributes(delivery: Delivery) -> Mapping[str, Any]:
+    """The attributes in the headers of the binary mode; empty if there are none, or the mode is the structured one."""
+    headers = delivery.properties.get("headers")
+    if not headers or str(delivery.properties.get("content_type", "")).lower().startswith(_STRUCTURED):
+        return {}
+    matches = ((_BINARY_HEADER.fullmatch(str(name)), value) for name, value in headers.items() if value is not None)
+    attributes = {match[1].lower(): value for match, value in matches if match}
+    return attributes if {"specversion", "type", "id"} & attributes.keys() else {}
 
 
 def storable(text: object) -> str | None:

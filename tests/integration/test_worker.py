@@ -52,6 +52,23 @@ def test_dead_letter_names_its_order_and_message_rejected_lists_every_error(
     assert datetime.fromisoformat(rejection["data"]["received_at"])
 
 
+def test_message_in_binary_mode_is_applied_by_the_type_in_its_headers(
+    database: Database, wire: Wire, consuming: Start, eventually: Eventually
+) -> None:
+    [order_id] = core.place_sent(database)
+    data = json.dumps(builders.event_data(reserved(order_id))).encode()
+    for event_type in ("com.example.StockCounted", "MenuReserved"):
+        headers = {"cloudEvents:specversion": "1.0", "cloudEvents:type": event_type, "cloudEvents:id": event_type}
+        wire.send_raw("menu.reserved", data, content_type="application/json", headers=headers)
+
+    with consuming():
+        eventually(lambda: core.states(database, [order_id]) == {"awaiting_payment"}, "the order to be reserved")
+
+    [letter] = dead_letters(database)
+    assert (letter["x-error"], letter["type"]) == ("unknown_type", "com.example.StockCounted")
+    assert core.history_of(database, order_id)[-1] == ("MenuReserved", "MenuReserved")
+
+
 def test_redelivered_message_is_reported_under_the_same_id(
     database: Database, wire: Wire, consuming: Start, eventually: Eventually
 ) -> None:

@@ -1,8 +1,10 @@
 """The tolerant reader: what it accepts, what it rejects and why, and that it never fails in any other way."""
 
+import gzip
 import json
 import os
 import random
+from base64 import b64encode
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
@@ -89,8 +91,9 @@ def payment_of(written: str) -> bytes:
         ("PaymentRefunded", "PaymentCompleted", "PaymentRefunded"),
         (None, "PaymentRefunded", "PaymentRefunded"),
         (None, None, "PaymentCompleted"),
+        (None, "application/json", "PaymentCompleted"),
     ],
-    ids=["envelope", "AMQP", "routing key"],
+    ids=["envelope", "AMQP", "routing key", "AMQP type of a library"],
 )
 def test_the_type_is_that_of_the_envelope_then_of_amqp_then_of_the_routing_key(
     envelope_type: str | None, amqp_type: str | None, expected: str
@@ -109,6 +112,75 @@ def test_the_message_id_is_that_of_the_envelope_then_of_amqp() -> None:
 
     assert read_bare(event, message_id="by-hand-1").message_id == "m-1"
     assert read_bare(COMPLETED, message_id="by-hand-1").message_id == "by-hand-1"
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({"cloudEvents:type": "PaymentRefunded", "cloudEvents:id": "h-1"}, ("PaymentRefunded", "h-1")),
+        ({"ce-type": "PaymentRefunded", "ce-specversion": "1.0"}, ("PaymentRefunded", "by-hand-1")),
+        ({"CE-Id": "h-1"}, ("PaymentCompleted", "h-1")),
+        ({"ce-traceparent": "00-1", "cloudevents": "x", "ce-": "x", "id": "h-2"}, ("PaymentCompleted", "by-hand-1")),
+        ({"ce-type": None, "ce-id": None}, ("PaymentCompleted", "by-hand-1")),
+    ],
+    ids=["colon", "without an id", "without a type", "no attribute that counts", "null"],
+)
+def test_attributes_in_headers_precede_the_amqp_properties(
+    headers: dict[str, object], expected: tuple[str, str]
+) -> None:
+    read_one = read_bare(COMPLETED | REFUNDED, headers=headers, message_id="by-hand-1")
+
+    assert (read_one.type, read_one.message_id) == expected
+
+
+def test_structured_mode_ignores_attributes_in_headers() -> None:
+    event = {"specversion": "1.0", "id": "m-1", "source": "/payment", "type": "PaymentCompleted", "data": COMPLETED}
+    content_type = "application/CloudEvents+json; charset=utf-8"
+
+    structured = read_bare(event, content_type=content_type, headers={"ce-id": "h-1", "ce-type": "StockCounted"})
+
+    assert (structured.type, structured.message_id) == ("PaymentCompleted", "m-1")
+
+
+def test_a_message_of_another_type_in_its_headers_is_rejected_by_the_name_it_has_there() -> None:
+    headers = {"ce-type": "com.example.StockCounted", "ce-id": "h-1", "ce-specversion": "1.0"}
+
+    for document in (COMPLETED, b"no JSON"):
+        rejected = rejection_of(read_bare, document, headers=headers, message_id="amqp-1", type="PaymentCompleted")
+
+        assert rejected.code == ("unknown_type" if document == COMPLETED else "malformed")
+        assert (rejected.type, rejected.message_id) == ("com.example.StockCounted", "h-1")
+
+
+@pytest.mark.parametrize(
+    ("encoded", "expected"),
+    [
+        (b64encode(json.dumps(COMPLETED).encode()).decode(), None),
+        ("e30=", ("invalid", ["data.order_id", "data.payment_id", "data.amount"])),
+        ("bm8gSlNPTg==", ("malformed", ["data_base64"])),
+        ("W10=", ("malformed", ["data_base64"])),
+        ("e30", ("invalid", ["data_base64"])),
+        ("\u00e9", ("invalid", ["data_base64"])),
+        (7, ("invalid", ["data"])),
+    ],
+    ids=["valid", "empty", "no JSON", "no object", "no padding", "no ASCII", "a number"],
+)
+def test_data_may_be_in_base64(encoded: object, expected: tuple[str, list[str]] | None) -> None:
+    if expected is None:
+        assert read_enveloped(None, data_base64=encoded).message == VALID["PaymentCompleted"]
+    else:
+        assert code_and_fields(rejection_of(read_enveloped, None, data_base64=encoded)) == expected
+
+
+@pytest.mark.parametrize("encoding", ["gzip", " GZip", "br"])
+def test_a_compressed_body_is_rejected_with_its_encoding(encoding: str) -> None:
+    body = gzip.compress(json.dumps(COMPLETED).encode())
+
+    rejected = rejection_of(read_bare, body, content_encoding=encoding)
+
+    assert code_and_fields(rejected) == ("malformed", ["content_encoding"])
+    assert repr(encoding) in str(rejected)
+    assert read_bare(COMPLETED, content_encoding="utf-8").order_id == 7
 
 
 def test_a_derived_id_is_the_same_for_the_same_content_in_any_order_of_keys() -> None:
@@ -337,7 +409,7 @@ def test_a_rejection_carries_the_id_and_type_of_the_envelope(change: dict[str, o
 def test_a_rejected_bare_message_has_its_type_from_amqp_or_the_routing_key(document: object) -> None:
     rejected = rejection_of(read_bare, document, routing_key="payment.completed", message_id="by-hand-1")
     unknown_key = rejection_of(read_bare, document, routing_key="x")
-    amqp_type = rejection_of(read_bare, document, routing_key="payment.completed", type="PaymentDone")
+    amqp_type = rejection_of(read_bare, document, routing_key="payment.done", type="PaymentDone")
 
     assert (rejected.message_id, rejected.type) == ("by-hand-1", "PaymentCompleted")
     assert (unknown_key.type, amqp_type.type) == (None, "PaymentDone")
@@ -443,11 +515,20 @@ def test_the_same_major_version_or_none_is_accepted(dataschema: object) -> None:
     assert read_enveloped(COMPLETED, dataschema=dataschema).order_id == 7
 
 
-@pytest.mark.parametrize("specversion", ["2.0", "0.3", "", "1", 2, ["1.0"]])
-def test_another_cloudevents_version_is_rejected(specversion: object) -> None:
+@pytest.mark.parametrize(
+    ("specversion", "code"),
+    [
+        ("2.0", "newer_version"), ("12", "newer_version"), (2, "newer_version"), ("0.3", "invalid"), ("", "invalid"),
+        ("1", "invalid"), (["1.0"], "invalid"), ("9" * 5000, "newer_version"),
+    ],
+    ids=lambda value: str(value)[:9],
+)  # fmt: skip
+def test_another_cloudevents_version_is_rejected_and_named(specversion: object, code: str) -> None:
     rejected = rejection_of(read_enveloped, COMPLETED, specversion=specversion)
+    in_headers = rejection_of(read_bare, COMPLETED, headers={"cloudEvents:specversion": specversion})
 
-    assert code_and_fields(rejected) == ("newer_version", ["specversion"])
+    assert code_and_fields(rejected) == code_and_fields(in_headers) == (code, ["specversion"])
+    assert rejected.errors[0].problem == f"is {str(specversion)[:100]!r}, must be 1.0"
 
 
 @pytest.mark.parametrize("specversion", ["1.0", "1.1", "1.0.2"])
@@ -473,8 +554,15 @@ ANYTHING: st.SearchStrategy[object] = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=6), max_leaves=15
 )
 ROUTING_KEYS = [model.routing_key for model in events.INCOMING.values()]
-PROPERTIES = st.dictionaries(st.sampled_from(["message_id", "type"]), TEXT | st.none())
-Properties = dict[str, str | None]
+HEADER_NAMES = st.sampled_from(["ce-type", "cloudEvents:id", "cloudEvents_specversion", "ce-dataschema", "x"])
+PROPERTIES = st.fixed_dictionaries(
+    {},
+    optional={
+        "message_id": TEXT, "type": TEXT, "content_encoding": TEXT, "content_type": TEXT,
+        "headers": st.dictionaries(HEADER_NAMES, SCALARS | st.just("1.0"), max_size=3),
+    },
+)  # fmt: skip
+Properties = dict[str, Any]
 
 
 def check_reply_or_rejection(body: bytes, routing_key: str, properties: Properties) -> None:
