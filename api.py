@@ -37,7 +37,7 @@ def create_app(settings: Settings | None = None, stopping: StopFlag | None = Non
     app.url_map.converters["int"] = _CanonicalInteger
     # A path with repeated slashes is not found; werkzeug would redirect it with an HTML answer.
     app.url_map.merge_slashes = False
-    api = Api(settings or process.begin(), stopping or StopFlag(), cache(openapi.document))
+    api = Api(settings or process.begin(is_api=True), stopping or StopFlag(), cache(openapi.document))
     app.extensions["api"] = api
     routes.install(app, api)
     observability.install(app)
@@ -48,7 +48,7 @@ def create_app(settings: Settings | None = None, stopping: StopFlag | None = Non
 
 def main() -> None:
     """Serve with Flask's own server, for development; `make run` serves with gunicorn."""
-    settings = process.begin()
+    settings = process.begin(is_api=True)
     stop = process.stop_on_signal()
     database = Database(settings.database_url)
     wait_for_database(database, stop)
@@ -58,7 +58,7 @@ def main() -> None:
     app = create_app(settings, stop)
     server = make_server(settings.host, settings.port, app, threaded=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    log.info("serving", url=f"http://{settings.host}:{settings.port}")
+    log.info("serving", url=f"http://{settings.address}")
     stop.wait()
     server.shutdown()
     app.extensions["api"].close()

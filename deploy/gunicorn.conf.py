@@ -33,8 +33,8 @@ def _connections(threads: int) -> int:
     return soft - OTHER_FILES
 
 
-_settings = process.begin()
-bind = f"{_settings.host}:{_settings.port}"
+_settings = process.begin(is_api=True)
+bind = _settings.address
 worker_class = "order_service.gunicorn_worker.Worker"
 workers = _settings.api_workers
 threads = _settings.api_threads

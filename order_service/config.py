@@ -1,15 +1,17 @@
 """The settings, read once from the environment by the entry points. docs/settings.md is generated from this module."""
 
+import ipaddress
+import os
 import re
 from datetime import timedelta
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pika
 import psycopg.conninfo
 import sqlalchemy as sa
 from pydantic import AliasGenerator, AnyHttpUrl, Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
 
 from order_service.domain.saga import Policy
 
@@ -24,16 +26,13 @@ HARMLESS_OPTIONS = ("host=", "port=", "user=", "dbname=", "sslmode=", "target_se
 
 
 class Settings(BaseSettings):
-    """Every setting with its default. Environment variable names are case-insensitive."""
+    """Every setting with its default, read from the environment variable that docs/settings.md names."""
 
     model_config = SettingsConfigDict(
         alias_generator=AliasGenerator(validation_alias=lambda name: f"ORDER_{name.upper()}"),
-        # Otherwise populate_by_name would read WAIT_SECONDS too.
-        env_prefix="ORDER_",
         frozen=True,
         extra="ignore",
         populate_by_name=True,
-        env_ignore_empty=True,
         use_attribute_docstrings=True,
     )
 
@@ -51,7 +50,7 @@ class Settings(BaseSettings):
     """off: the Payment Service only speaks HTTP. No payment or refund is requested over the broker; `python -m
     order_service compensations list` shows the payments to refund."""
     host: str = Field("127.0.0.1", validation_alias="HOST")
-    """The address the API listens on."""
+    """The IP address the API listens on, or localhost; :: is every IPv4 and IPv6 address."""
     port: int = Field(5003, validation_alias="PORT", ge=1, le=65535)
     """The port the API listens on."""
     hosts: str = ""
@@ -84,6 +83,26 @@ class Settings(BaseSettings):
     stream_seconds: Seconds = 300
     """The maximum duration of an event stream."""
 
+    @classmethod
+    def settings_customise_sources(  # type: ignore[override]  # the library passes all by name
+        cls, *_: object, init_settings: InitSettingsSource, **__: object
+    ) -> tuple[Any, ...]:
+        """Read only the documented names; with populate_by_name the library's source reads others too.
+
+        Kubernetes sets ORDER_PORT=tcp://10.0.0.1:5003 in every pod beside a Service called `order`.
+        """
+        return init_settings, cls._documented
+
+    @classmethod
+    def _documented(cls) -> dict[str, str]:
+        names = (str(field.validation_alias) for field in cls.model_fields.values())
+        return {name: os.environ[name] for name in names if os.environ.get(name)}
+
+    @property
+    def address(self) -> str:
+        """Host and port, as in a URL."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
     @property
     def api_threads(self) -> int:
         """Threads of one API process: waiting and streaming requests never occupy the threads for other requests."""
@@ -98,6 +117,20 @@ class Settings(BaseSettings):
             return None
         return frozenset({"localhost", self.host.lower()})
 
+    @field_validator("host")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        # Shells and conda set HOST to the name of the machine or its platform.
+        try:
+            return value if value == "localhost" else str(ipaddress.ip_address(value.strip("[]")))
+        except ValueError:
+            raise ValueError("must be an IP address or localhost, such as 127.0.0.1, 0.0.0.0 or ::") from None
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: str) -> str:
+        return "WARNING" if value.upper() == "WARN" else value.upper()
+
     @field_validator("hosts")
     @classmethod
     def _are_names(cls, value: str) -> str:
@@ -109,10 +142,11 @@ class Settings(BaseSettings):
     @classmethod
     def _is_amqp(cls, value: str) -> str:
         try:
+            value = ",".join(_with_plain_scheme(part.strip()) for part in value.split(","))
             for part in value.split(","):
-                if not part.strip().startswith(("amqp://", "amqps://")):
+                if not part.startswith(("amqp://", "amqps://")):
                     raise ValueError
-                pika.URLParameters(part.strip())
+                pika.URLParameters(part)
         except Exception:  # The library raises several types for what it cannot parse.
             raise ValueError("must look like amqp://user:password@host:5672/vhost") from None
         return value
@@ -120,6 +154,7 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _is_known_database(cls, value: str) -> str:
+        value = _with_plain_scheme(value)
         try:
             if not value.startswith(("sqlite:///", "postgresql://", "postgresql+psycopg://")):
                 raise ValueError
@@ -144,6 +179,12 @@ class Settings(BaseSettings):
             compensation_attempts=self.compensation_attempts,
             payment_events=self.payment_events == "on",
         )
+
+
+def _with_plain_scheme(url: str) -> str:
+    """The URL with its scheme in lower case, and the other name that PostgreSQL's own programs accept replaced."""
+    scheme, separator, rest = url.partition("://")
+    return {"postgres": "postgresql"}.get(scheme.lower(), scheme.lower()) + separator + rest
 
 
 def masked(url: str) -> str:

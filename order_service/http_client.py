@@ -76,7 +76,11 @@ class HttpClient:
                 self._loop = asyncio.new_event_loop()
                 connecting = CONNECT_SHARE * self._total_seconds
                 timeout = httpx.Timeout(None, connect=connecting, pool=connecting)
-                self._client = httpx.AsyncClient(timeout=timeout, limits=self._limits)
+                # A client without a transport of its own would use the proxies of http_proxy and https_proxy, which
+                # are for the internet: they do not reach the services of this system.
+                self._client = httpx.AsyncClient(
+                    timeout=timeout, transport=httpx.AsyncHTTPTransport(limits=self._limits)
+                )
                 self._thread = threading.Thread(target=self._loop.run_forever, name="http client", daemon=True)
                 self._thread.start()
             return self._loop

@@ -57,10 +57,13 @@ def configure_logging(level: str) -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
-def begin() -> config.Settings:
-    """Read the settings and configure logging. Exits with 2 and prints every invalid setting."""
+def begin(*, is_api: bool = False) -> config.Settings:
+    """Read the settings and configure logging. Exits with 2 and prints every invalid setting.
+
+    Only the API listens, so only it reads HOST and PORT, which other programs set too.
+    """
     try:
-        settings = config.Settings()
+        settings = config.Settings() if is_api else config.Settings(host="127.0.0.1", port=5003)
     except ValidationError as error:
         refuse(config.explain(error))
     configure_logging(settings.log_level)

@@ -1,6 +1,7 @@
 """The Procfile's processes as `make demo` and `make run` start them: their ports, environment and preparation."""
 
 import contextlib
+import ipaddress
 import os
 import signal
 import subprocess
@@ -71,7 +72,16 @@ def environment(broker: Broker, amqp_url: str, **more: str) -> dict[str, str]:
     }
     if broker.management_url:
         env["RABBITMQ_MANAGEMENT_URL"] = broker.management_url
+    if not _is_address(env.get("HOST", "")):
+        env.pop("HOST", None)
     return env | more
+
+
+def _is_address(host: str) -> bool:
+    """Whether HOST is one of ours: shells and conda set it to the name of the machine or its platform."""
+    with contextlib.suppress(ValueError):
+        return host == "localhost" or bool(ipaddress.ip_address(host))
+    return False
 
 
 def prepare(env: Mapping[str, str]) -> None:

@@ -6,6 +6,8 @@ import urllib.request
 from base64 import b64encode
 from typing import Any
 
+#: Without the environment's proxies, which do not reach this machine's own ports.
+_open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 #: Seconds for one response: more than the 2 s that POST /orders may wait for the menu.
 RESPONSE_SECONDS = 10
 
@@ -22,7 +24,7 @@ def call(method: str, url: str, body: object = None, *, login: str = "") -> Any:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, headers, method=method)  # noqa: S310
     try:
-        with urllib.request.urlopen(request, timeout=RESPONSE_SECONDS) as response:  # noqa: S310
+        with _open(request, timeout=RESPONSE_SECONDS) as response:
             return json.loads(response.read() or "null")
     except urllib.error.HTTPError as error:
         with error:

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import sys
 import threading
 from decimal import Decimal
 from pathlib import Path
@@ -78,6 +79,12 @@ def db_path(name: str) -> Path:
     return Path(os.environ.get("SANDBOX_DIR", "var/sandbox")) / name
 
 
+def port_of(variable: str, default: int) -> int:
+    """The port that the variable sets; Kubernetes sets MENU_PORT=tcp://... beside a Service called `menu`."""
+    value = os.environ.get(variable, "")
+    return default if not value or value.startswith("tcp://") else int(value)
+
+
 def serve(app: Flask, port_variable: str, default_port: int, service: Service | None = None) -> None:
     """Serve HTTP, and the broker in another thread, until SIGTERM or SIGINT."""
     level = os.environ.get("LOG_LEVEL", "INFO").upper()
@@ -86,15 +93,18 @@ def serve(app: Flask, port_variable: str, default_port: int, service: Service | 
     # Blocked before the first thread starts, so that sigwait below receives them.
     stop_signals = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
-    host, port = os.environ.get("HOST", "127.0.0.1"), int(os.environ.get(port_variable, default_port))
-    server = make_server(host, port, app, threaded=True)
+    host = os.environ.get("HOST", "127.0.0.1")
+    try:
+        server = make_server(host, port_of(port_variable, default_port), app, threaded=True)
+    except OSError as error:
+        sys.exit(f"HOST: cannot listen on {host!r}: {error}")
     stopping = threading.Event()
     threads = [threading.Thread(target=server.serve_forever, daemon=True)]
     if service:
         threads.append(threading.Thread(target=service.run, args=[stopping], daemon=True))
     for thread in threads:
         thread.start()
-    log.info("%s: serving http://%s:%d", app.name, host, port)
+    log.info("%s: serving on %s, port %d", app.name, host, server.port)
     signal.sigwait(stop_signals)
     stopping.set()
     server.shutdown()

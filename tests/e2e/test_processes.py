@@ -131,6 +131,14 @@ def test_processes_wait_for_a_database_that_is_unreachable_at_their_start(
         deployment.wait_until_paid([deployment.client.post_order().body["id"]])
 
 
+def test_an_api_on_host_colon_colon_answers_over_ipv4_and_ipv6(tmp_path: Path) -> None:
+    with api_alone(f"sqlite:///{tmp_path}/orders.db", tmp_path, HOST="::") as deployment:
+        for address in ("127.0.0.1", "::1"):
+            with contextlib.closing(http.client.HTTPConnection(address, deployment.ports["api"])) as connection:
+                connection.request("GET", "/healthz")
+                assert connection.getresponse().status == 200
+
+
 def test_metrics_of_each_worker_include_the_counts_of_all_workers(tmp_path: Path) -> None:
     # given
     settings = {"ORDER_API_WORKERS": "2", "TMPDIR": str(tmp_path)}

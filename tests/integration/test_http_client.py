@@ -10,6 +10,7 @@ from decimal import Decimal
 
 import pytest
 
+import sandbox.servers.http_client
 from order_service.http_client import MAX_RESPONSE_BYTES, HttpClient, RequestFailed
 from tests.integration.stand_in import Answer, StandIn, drips, hangs_up, says, silent
 
@@ -163,3 +164,15 @@ def test_close_cancels_open_requests(stand_in: StandIn) -> None:
 
     assert isinstance(error, RequestFailed)
     assert error.is_sent
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+def test_services_are_called_without_the_proxies_of_the_environment(
+    name: str, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in.answers = [says(ok(b"{}"))]
+    monkeypatch.setenv(name, "http://127.0.0.1:1")
+
+    with contextlib.closing(HttpClient(stand_in.url, total_seconds=TOTAL_SECONDS)) as client:
+        assert client.request("GET", "/").status == 200
+    assert sandbox.servers.http_client.call("GET", stand_in.url) == {}

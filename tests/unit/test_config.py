@@ -10,8 +10,12 @@ import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
 
+from order_service import process
 from order_service.cli.main import main
 from order_service.config import Settings, explain, masked
+from sandbox.processes import environment
+from sandbox.servers.broker import Broker
+from sandbox.siblings.http import port_of
 
 ROOT = Path(__file__).parents[2]
 DATABASE, BROKER = "DATABASE_URL: must look like", "RABBITMQ_URL: must look like"
@@ -28,6 +32,7 @@ UNUSABLE = [
     ("RABBITMQ_URL", "amqp://host/,", BROKER),
     ("USER_SERVICE_URL", "users:5001", "USER_SERVICE_URL: "),
     ("MENU_SERVICE_URL", "http://[::1", "MENU_SERVICE_URL: "),
+    ("HOST", "x86_64-conda-linux-gnu", "HOST: must be an IP address or localhost"),
     ("ORDER_HOSTS", "http://orders.example", "ORDER_HOSTS: must be host names"),
     ("ORDER_HOSTS", "orders.example:5003", "ORDER_HOSTS: must be host names"),
     ("ORDER_HOSTS", "a,,b", "ORDER_HOSTS: must be host names"),
@@ -131,8 +136,65 @@ def test_no_document_has_a_credential_of_its_reader(command: str) -> None:
     assert CANARY not in printed
 
 
-@pytest.mark.parametrize("name", ["WAIT_SECONDS", "BATCH_SIZE", "STREAMS"])
-def test_the_bare_name_of_a_setting_is_not_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(name, "unusable")
+UNDOCUMENTED = [name.upper() for name in Settings.model_fields]
+UNDOCUMENTED += [f"ORDER_{name}" for name in UNDOCUMENTED] + ["port", "order_wait_seconds"]
+UNDOCUMENTED = [n for n in UNDOCUMENTED if n not in {f.validation_alias for f in Settings.model_fields.values()}]
 
-    assert Settings().wait_seconds == 2
+
+def test_only_documented_names_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = Settings()
+    for name in UNDOCUMENTED:
+        # What Kubernetes sets for a Service called `order`: ORDER_PORT=tcp://10.0.0.1:5003.
+        monkeypatch.setenv(name, "tcp://10.0.0.1:5003")
+
+    assert "ORDER_PORT" in UNDOCUMENTED
+    assert Settings() == expected
+
+
+@pytest.mark.parametrize(("host", "address"), [
+    ("0.0.0.0", "0.0.0.0:5003"), ("localhost", "localhost:5003"), ("::", "[::]:5003"), ("[::1]", "[::1]:5003"),
+])  # fmt: skip
+def test_addresses_to_listen_on(host: str, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOST", host)
+
+    assert Settings().address == address
+
+
+def test_only_the_api_reads_what_other_programs_set_as_host_and_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOST", "x86_64-conda-linux-gnu")
+    monkeypatch.setenv("PORT", "tcp://10.0.0.1:5003")
+
+    assert process.begin().port == 5003
+    with pytest.raises(SystemExit):
+        process.begin(is_api=True)
+
+
+def test_make_run_does_not_pass_on_a_host_that_is_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = Broker("amqp://localhost/", None, "a test")
+
+    monkeypatch.setenv("HOST", "x86_64-conda-linux-gnu")
+    assert "HOST" not in environment(broker, broker.amqp_url)
+    monkeypatch.setenv("HOST", "::")
+    assert environment(broker, broker.amqp_url)["HOST"] == "::"
+
+
+def test_the_sandbox_ignores_the_port_variables_of_kubernetes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MENU_PORT", "tcp://10.0.0.1:5002")
+    monkeypatch.setenv("USERS_PORT", "6001")
+
+    assert (port_of("MENU_PORT", 5002), port_of("USERS_PORT", 5001)) == (5002, 6001)
+
+
+@pytest.mark.parametrize(("name", "given", "read"), [
+    ("LOG_LEVEL", "info", "INFO"), ("LOG_LEVEL", "Warn", "WARNING"),
+    ("DATABASE_URL", "postgres://me@host/orders", "postgresql://me@host/orders"),
+    ("DATABASE_URL", "PostgreSQL://me@host/Orders", "postgresql://me@host/Orders"),
+    ("DATABASE_URL", "SQLite:///Orders.db", "sqlite:///Orders.db"),
+    ("RABBITMQ_URL", "AMQP://a:b@h1/Vhost, Amqps://h2/", "amqp://a:b@h1/Vhost,amqps://h2/"),
+])  # fmt: skip
+def test_other_spellings_of_a_level_or_a_scheme_are_read(
+    name: str, given: str, read: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, given)
+
+    assert getattr(Settings(), name.lower()) == read
