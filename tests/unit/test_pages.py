@@ -54,5 +54,5 @@ def test_the_diagram_has_exactly_the_transitions_that_the_rules_declare() -> Non
 
     drawn = {tuple(line.split(" : ")[0].split(" --> ")) for line in diagram.splitlines() if " --> " in line}
     first_and_last = {("    [*]", "awaiting_menu"), *((f"    {end}", "[*]") for end in ("paid", "failed", "cancelled"))}
-    assert len(declared) == 10
+    assert len(declared) == 11
     assert drawn == declared | first_and_last
