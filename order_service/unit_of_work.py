@@ -13,7 +13,7 @@ from order_service.contract.outgoing import Outgoing
 from order_service.domain import messages
 from order_service.domain.messages import Message
 from order_service.domain.order import Announcement, Compensation, Effect, Order, State, amount_text
-from order_service.domain.saga import Decision, Policy, decide, is_sent
+from order_service.domain.saga import Decision, Outcome, Policy, decide, is_sent
 from order_service.storage import bulk, compensations, history, orders, outbox
 from order_service.storage.database import Database, current_time
 
@@ -48,7 +48,9 @@ class UnitOfWork:
         decision = decide(order, message, policy=self.policy, now=self.now)
         if decision.changed:
             self.update(order)
-        if decision.changed or message_id is not None:
+        # The caller of a refused report has taken money that it must return: an operator may have to look for it.
+        is_refused_payment = isinstance(message, messages.ReportPaid) and decision.outcome is Outcome.REFUSED
+        if decision.changed or message_id is not None or is_refused_payment:
             type_name = _HISTORY_TYPES.get(type(message)) or type(message).__name__
             self._record(order, type_name, decision.before, message_id, digest)
             if not decision.changed:

@@ -172,6 +172,9 @@ class Api:
         except UnknownOrder:
             raise Problem("order_not_found") from None
         if decision.outcome is Outcome.REFUSED:
+            if isinstance(message, ReportPaid):
+                log.warning("a reported payment was refused, its caller must return the money", order_id=order.id,
+                            state=order.state.value, reason=order.end_reason)  # fmt: skip
             raise _ended(order)
         return _order_response(order, 202 if decision.outcome is Outcome.REMEMBERED else 200)
 

@@ -5,9 +5,13 @@ from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
+from structlog.testing import capture_logs
 
 from order_service.domain.order import State
+from order_service.storage.history import MAX_ENTRIES
+from tests.builders import payment_failed
 from tests.http_service import JSON_HEADERS, ORDER_KEYS, Service, body_of, problem
+from tests.integration import core
 
 #: By the status in the request, in the sequence of the states: 200 if and only if the order then has that status. A
 #: failed attempt beside a known payment decides nothing.
@@ -45,6 +49,38 @@ def test_put_payment_answers_as_the_decision_table_says(
         assert (expected == 200) == (after["status"] == wanted)
         # A repeated request changes and announces nothing.
         assert before["status"] != wanted or service.rows() == rows
+
+
+@pytest.mark.parametrize("state", [State.FAILED, State.CANCELLED])
+def test_refused_report_of_a_payment_is_in_the_history_and_in_the_log(service: Service, state: State) -> None:
+    # given
+    order_id = service.order_in(state)
+    etag = service.get(f"/orders/{order_id}").headers["ETag"]
+
+    # when
+    with capture_logs() as lines:
+        for status in ("paid", "failed", "pending"):
+            service.put_payment(order_id, status)
+
+    # then
+    events = body_of(service.get(f"/orders/{order_id}/history"))["events"]
+    entries = [(entry["type"], entry["from"], entry["to"]) for entry in events if entry["type"].startswith("Put")]
+    assert entries == [("PutPaid", state, state)]
+    assert "reason" not in events[-1]
+    [warning] = [line for line in lines if line["log_level"] == "warning"]
+    reason = {State.FAILED: "out_of_stock", State.CANCELLED: "cancelled"}[state]
+    assert "refused" in warning["event"]
+    assert (warning["order_id"], warning["state"], warning["reason"]) == (order_id, state, reason)
+    assert service.get(f"/orders/{order_id}").headers["ETag"] == etag
+
+
+def test_refused_report_is_not_added_to_a_full_history(service: Service) -> None:
+    order_id = service.order_in(State.CANCELLED)
+    service.receive(order_id, *[payment_failed()] * MAX_ENTRIES)
+
+    problem(service.put_payment(order_id), 409, "order_cancelled")
+
+    assert len(core.history_of(service.database, order_id)) == MAX_ENTRIES
 
 
 @pytest.mark.parametrize("id", ["0", "1", "2147483648", "9" * 19, "9" * 40, "1" + "0" * 400])
