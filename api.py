@@ -41,7 +41,7 @@ def create_app(settings: Settings | None = None, stopping: StopFlag | None = Non
     app.extensions["api"] = api
     routes.install(app, api)
     observability.install(app)
-    access.install(app, api.settings.accepted_hosts)
+    access.install(app, api.settings.accepted_hosts, api.settings.allowed_origins)
     problems.install(app)
     return app
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import pika
 import psycopg.conninfo
 import sqlalchemy as sa
-from pydantic import AliasGenerator, AnyHttpUrl, Field, ValidationError, field_validator
+from pydantic import AliasGenerator, AnyHttpUrl, AnyUrl, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
 
 from order_service.domain.saga import Policy
@@ -55,6 +55,9 @@ class Settings(BaseSettings):
     """The port the API listens on."""
     hosts: str = ""
     """The accepted Host names, separated by commas; when unset, localhost and HOST, or all if HOST is 0.0.0.0 or ::."""
+    cors_origins: str = ""
+    """The origins whose pages may call the API from a browser, such as https://shop.example, separated by commas;
+    * allows every origin. When unset, none."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", validation_alias="LOG_LEVEL")
     """The minimum severity of logged lines."""
 
@@ -131,6 +134,17 @@ class Settings(BaseSettings):
     def _upper(cls, value: str) -> str:
         return "WARNING" if value.upper() == "WARN" else value.upper()
 
+    @property
+    def allowed_origins(self) -> frozenset[str]:
+        """The values of an Origin header that are allowed; "*" stands for every value."""
+        return frozenset(self.cors_origins.split(",") if self.cors_origins else ())
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: str) -> str:
+        """Write the origins as browsers do: in lower case, without the default port."""
+        return ",".join(_origin(part.strip()) for part in value.split(",")) if value else value
+
     @field_validator("hosts")
     @classmethod
     def _are_names(cls, value: str) -> str:
@@ -185,6 +199,28 @@ def _with_plain_scheme(url: str) -> str:
     """The URL with its scheme in lower case, and the other name that PostgreSQL's own programs accept replaced."""
     scheme, separator, rest = url.partition("://")
     return {"postgres": "postgresql"}.get(scheme.lower(), scheme.lower()) + separator + rest
+
+
+def _origin(text: str) -> str:
+    """Raises ValueError for what is no origin (https://www.rfc-editor.org/rfc/rfc6454)."""
+    if text == "*":
+        return text
+    try:
+        url = AnyUrl(text)
+        if (
+            not url.host
+            or "*" in text
+            or url.path not in (None, "/")
+            or url.query
+            or url.fragment
+            or url.username
+            or url.password
+        ):
+            raise ValueError
+    except ValueError:
+        message = f"must be * or origins like https://shop.example:8443, separated by commas; {text!r} is none"
+        raise ValueError(message) from None
+    return str(url).removesuffix("/")
 
 
 def masked(url: str) -> str:

@@ -1,4 +1,4 @@
-"""Which requests are refused for their Host or framing, and the headers that protect every response in a browser."""
+"""Which requests are refused for their Host or framing, and the headers that tell browsers what pages may do."""
 
 import ipaddress
 import re
@@ -21,13 +21,26 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+#: What a page of an allowed origin may send and read. Credentials mode is not allowed: no cookie has a meaning here.
+_EXPOSED = "ETag, Location, Preference-Applied, Retry-After, X-Request-ID"
+_PREFLIGHT = {
+    "Access-Control-Allow-Headers": "Accept-Language, Authorization, Content-Type, Idempotency-Key, If-None-Match, "
+    "Last-Event-ID, Prefer, traceparent, tracestate, X-Request-ID",
+    # In seconds; browsers limit it to 2 hours or less.
+    "Access-Control-Max-Age": "3600",
+}
 
 
-def install(app: Flask, accepted_hosts: Set[str] | None) -> None:
-    """Check every request, and complete the headers of every response. None accepts every host name."""
+def install(app: Flask, accepted_hosts: Set[str] | None, allowed_origins: Set[str]) -> None:
+    """Check every request, and complete the headers of every response.
+
+    `accepted_hosts`: None accepts every name. `allowed_origins`: "*" in it allows every origin.
+    """
     app.before_request(_check_transfer_encoding)
     app.before_request(partial(_check_host, accepted_hosts))
     app.after_request(_add_headers)
+    if allowed_origins:
+        app.after_request(partial(_allow_origin, allowed_origins))
 
 
 def _check_transfer_encoding() -> None:
@@ -63,4 +76,20 @@ def _check_host(accepted_hosts: Set[str] | None) -> None:
 def _add_headers(response: Response) -> Response:
     for name, value in _HEADERS.items():
         response.headers.setdefault(name, value)
+    return response
+
+
+def _allow_origin(allowed: Set[str], response: Response) -> Response:
+    """Let pages of allowed origins read the response (https://fetch.spec.whatwg.org/#http-cors-protocol).
+
+    Flask answers OPTIONS for every path, and `Allow` lists its methods.
+    """
+    response.vary.add("Origin")
+    origin = "*" if "*" in allowed else request.headers.get("Origin", "")
+    if origin in allowed:
+        response.headers["Access-Control-Allow-Origin"] = origin
+        response.headers["Access-Control-Expose-Headers"] = _EXPOSED
+        if request.method == "OPTIONS" and "Allow" in response.headers:
+            response.headers["Access-Control-Allow-Methods"] = response.headers["Allow"]
+            response.headers.update(_PREFLIGHT)
     return response

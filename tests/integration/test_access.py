@@ -1,11 +1,14 @@
-"""Which Host names are accepted, the headers that protect every response, and headers that nobody should send."""
+"""Which Host names and origins are accepted, the headers that protect every response, and headers that nobody should send."""
 
+import re
 from typing import Any
 
 import pytest
 from flask import Flask
+from werkzeug.test import TestResponse
 
 from order_service.domain.order import State
+from order_service.web.routes import HEADERS, ROUTES, Route
 from tests.http_service import RESPOND_ASYNC, Service, ServiceWith, application, problem
 
 LOOPBACK = [
@@ -93,6 +96,108 @@ def test_nothing_about_orders_is_cached_and_no_response_is_embedded_or_sniffed(s
         is_file = answer.request.path.startswith("/docs/")
         assert answer.headers["Cache-Control"] == ("max-age=3600" if is_file else "no-store"), answer.request.path
     assert (unchanged.status_code, unchanged.headers["ETag"]) == (304, order.headers["ETag"])
+
+
+SHOP = "https://shop.example"
+
+
+def allowed(answer: TestResponse) -> dict[str, str]:
+    """The CORS headers of an answer, and whether a cache keeps it apart by origin."""
+    return {name: value for name, value in answer.headers if name.startswith("Access-Control-")} | {
+        "Vary": str("origin" in answer.vary)
+    }
+
+
+def words(header: str) -> set[str]:
+    return {word.strip() for word in header.split(",")}
+
+
+def test_page_of_an_allowed_origin_reads_every_answer_with_its_headers(service_with: ServiceWith) -> None:
+    # given
+    service = service_with(cors_origins=f"{SHOP},http://localhost:3000", stream_seconds=0.01)
+    paid, pending = service.order_in(State.PAID), service.order_in(State.AWAITING_PAYMENT)
+    etag = service.get(f"/orders/{paid}").headers["ETag"]
+    origin = {"Origin": SHOP}
+
+    # when
+    answers = [
+        service.get(path, origin)
+        for path in (
+            "/orders",
+            f"/orders/{paid}",
+            f"/orders/{pending}/events",
+            "/orders/99",
+            "/nothing",
+            "/openapi.json",
+        )
+    ]
+    answers += [
+        service.get(f"/orders/{paid}", origin | {"If-None-Match": etag}),
+        service.post(headers=origin | RESPOND_ASYNC),
+        service.post("{", origin),
+        service.client.delete(f"/orders/{paid}", headers=origin),
+        service.client.patch("/orders", headers=origin),
+        service.get("/orders", origin | {"Host": "evil.example"}),
+    ]
+
+    # then
+    assert {answer.status_code for answer in answers} == {200, 202, 304, 400, 404, 405, 409}
+    for answer in answers:
+        found = allowed(answer)
+        exposed = words(found.pop("Access-Control-Expose-Headers"))
+        assert found == {"Access-Control-Allow-Origin": SHOP, "Vary": "True"}
+        # Browsers show the others without being told: https://fetch.spec.whatwg.org/#cors-safelisted-response-header-name
+        documented = {name for route in ROUTES for each in route.answers.values() for name in each.headers}
+        assert documented | {"Preference-Applied", "Retry-After", "X-Request-ID"} <= exposed
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
+def test_preflight_of_every_route_allows_its_method_and_every_header_that_is_read(route: Route) -> None:
+    path = re.sub(r"{\w+}", "1", route.path)
+    asked = {"Origin": SHOP, "Access-Control-Request-Method": route.method}
+
+    with application("sqlite:////nonexistent/orders.db", cors_origins=SHOP) as app:
+        answer = app.test_client().options(path, headers=asked)
+
+    assert answer.status_code == 200
+    found = allowed(answer)
+    assert (found["Access-Control-Allow-Origin"], found["Vary"]) == (SHOP, "True")
+    assert route.method in words(found["Access-Control-Allow-Methods"])
+    sent = HEADERS.keys() - {"ETag", "Location", "Preference-Applied", "Retry-After"}
+    assert sent | {"Authorization", "Content-Type"} <= words(found["Access-Control-Allow-Headers"])
+    assert 0 < int(found["Access-Control-Max-Age"]) <= 7200
+
+
+@pytest.mark.parametrize(
+    ("setting", "origin", "answered"),
+    [
+        ("", SHOP, {"Vary": "False"}),
+        (SHOP, None, {"Vary": "True"}),
+        *((SHOP, origin, {"Vary": "True"}) for origin in (
+            "", "null", "*", "http://shop.example", f"{SHOP}:8443", f"{SHOP}.evil.example", "https://evil.example",
+            f"{SHOP},https://evil.example", SHOP.upper(),
+        )),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("method", ["GET", "OPTIONS"])
+def test_page_of_another_origin_reads_nothing(
+    setting: str, origin: str | None, answered: dict[str, str], method: str
+) -> None:
+    headers = {"Access-Control-Request-Method": "GET"} | ({} if origin is None else {"Origin": origin})
+
+    with application("sqlite:////nonexistent/orders.db", cors_origins=setting) as app:
+        answer = app.test_client().open("/openapi.json", method=method, headers=headers)
+
+    assert allowed(answer) == answered
+
+
+@pytest.mark.parametrize("origin", [SHOP, "null", None])
+def test_asterisk_allows_every_origin_without_credentials(origin: str | None) -> None:
+    with application("sqlite:////nonexistent/orders.db", cors_origins="*") as app:
+        answer = app.test_client().get("/openapi.json", headers={} if origin is None else {"Origin": origin})
+
+    assert answer.headers["Access-Control-Allow-Origin"] == "*"
+    assert "Access-Control-Allow-Credentials" not in answer.headers
 
 
 LONG = "a" * 8000

@@ -36,6 +36,9 @@ UNUSABLE = [
     ("ORDER_HOSTS", "http://orders.example", "ORDER_HOSTS: must be host names"),
     ("ORDER_HOSTS", "orders.example:5003", "ORDER_HOSTS: must be host names"),
     ("ORDER_HOSTS", "a,,b", "ORDER_HOSTS: must be host names"),
+    *(("ORDER_CORS_ORIGINS", value, "ORDER_CORS_ORIGINS: must be * or origins") for value in (
+        "null", "shop.example", "https://shop.example/orders", "https://a,,b", "https://*.shop.example", "https://me@shop.example"
+    )),
     *((str(field.validation_alias), "unusable", f"{field.validation_alias}: ")
       for name, field in Settings.model_fields.items() if field.annotation is not str and not name.endswith("_url")),
 ]  # fmt: skip
@@ -134,6 +137,16 @@ def test_no_document_has_a_credential_of_its_reader(command: str) -> None:
 
     assert printed
     assert CANARY not in printed
+
+
+def test_an_origin_is_compared_as_browsers_write_it() -> None:
+    settings = Settings(
+        cors_origins="https://Shop.example:443, http://localhost:3000/,http://[::1]:80,https://toko.例え.jp"
+    )
+
+    assert settings.allowed_origins == {
+        "https://shop.example", "http://localhost:3000", "http://[::1]", "https://toko.xn--r8jz45g.jp"
+    }  # fmt: skip
 
 
 UNDOCUMENTED = [name.upper() for name in Settings.model_fields]
