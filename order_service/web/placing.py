@@ -1,12 +1,13 @@
 """Record orders and wait for the menu; the requests of a process share both.
 
-Orders that arrive during a transaction are recorded together by the next one; one thread polls the database for the
-orders of all waiting requests and streams.
+Orders that arrive during a transaction are recorded together by the next one; one thread reads the orders of all
+waiting requests and streams again after each commit of any process.
 """
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import sqlalchemy as sa
@@ -19,6 +20,7 @@ from order_service.domain.saga import Policy
 from order_service.handlers import Placement
 from order_service.process import StopFlag, first_line
 from order_service.storage import orders as order_rows
+from order_service.storage.changes import Changes
 from order_service.storage.database import Database, OutcomeUnknown, is_rolled_back, settle
 from order_service.storage.orders import UnreadableOrder
 from order_service.unit_of_work import unit_of_work
@@ -26,10 +28,13 @@ from order_service.unit_of_work import unit_of_work
 log = structlog.get_logger(__name__)
 #: The most orders of one transaction; with more, the first would wait for the last.
 BATCH_LIMIT = 100
-#: The interval at which the watcher polls for all watched orders, in seconds.
-POLL_SECONDS = 0.01
-#: The same while the database is unavailable.
-POLL_UNAVAILABLE_SECONDS = 0.5
+#: The interval at which the watcher looks for commits, in seconds.
+TICK_SECONDS = 0.01
+#: The longest time between two queries of the watcher, in seconds: a notification may be lost. A pooler hides commits;
+#: then this is the interval, except while a POST waits.
+POLL_SECONDS = 0.75
+#: How long the watcher listens for commits while no order is watched, in seconds.
+IDLE_SECONDS = 10.0
 #: How often an order that cannot be read is logged.
 REPORT_BACKOFF = Backoff(first=60, longest=3600)
 #: How often a waiting request or an open stream checks whether the process is stopping, in seconds.
@@ -152,22 +157,33 @@ class UnreadableOrders:
 
 
 @dataclass(eq=False)
-class _Watch:
+class Watch:
+    """An order that a request or a stream waits for."""
+
     order: Order
+    is_hurried: bool
     changed: threading.Event = field(default_factory=threading.Event)
+
+    def wait(self, seconds: float) -> Order:
+        """Return the order as soon as its version changes, or as it was when the time is up."""
+        self.changed.wait(seconds)
+        self.changed.clear()
+        return self.order
 
 
 class Watcher:
-    """Waits for changes of orders on behalf of many threads. The first wait starts its thread, after any fork."""
+    """Waits for changes of orders on behalf of many threads. The first watch starts its thread, after any fork."""
 
     def __init__(self, database: Database, unreadable: UnreadableOrders) -> None:
         self._database, self._unreadable = database, unreadable
         #: The versions that cannot be read, by order id: they are not read again.
         self._skipped: dict[int, int] = {}
-        self._watches: dict[int, list[_Watch]] = {}
+        self._watches: dict[int, list[Watch]] = {}
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._is_closed = False
+        #: Whether a watch was added after the last query: its order may have changed in between.
+        self._has_new = False
 
     def close(self) -> None:
         """End the thread. Open waits end at their timeout."""
@@ -177,40 +193,68 @@ class Watcher:
         if self._thread:
             self._thread.join()
 
-    def wait(self, order: Order, seconds: float) -> Order:
-        """Return the order as soon as its version changes, or as given when the time is up."""
-        watch = _Watch(order)
+    @contextmanager
+    def watch(self, order: Order, *, is_hurried: bool) -> Iterator[Watch]:
+        """Watch the order during the block. `is_hurried`: poll fast for it where commits cannot be noticed."""
+        watch = Watch(order, is_hurried)
         with self._changed:
             if self._thread is None and not self._is_closed:
-                thread = threading.Thread(target=self._poll, name="watcher", daemon=True)
-                thread.start()  # If it fails, the next wait tries again.
+                thread = threading.Thread(target=self._run, name="watcher", daemon=True)
+                thread.start()  # If it fails, the next watch tries again.
                 self._thread = thread
             self._watches.setdefault(order.id, []).append(watch)
+            self._has_new = True
             self._changed.notify()
-        watch.changed.wait(seconds)
-        with self._changed:
-            self._watches[order.id].remove(watch)
-            if not self._watches[order.id]:
-                del self._watches[order.id]
-        return watch.order
-
-    def _poll(self) -> None:
-        pause, is_available = threading.Event(), True
-        while True:
+        try:
+            yield watch
+        finally:
             with self._changed:
-                self._changed.wait_for(lambda: self._watches or self._is_closed)
-                if self._is_closed:
-                    return
-                seen = {id: min(each.order.version for each in watches) for id, watches in self._watches.items()}
+                self._watches[order.id].remove(watch)
+                if not self._watches[order.id]:
+                    del self._watches[order.id]
+
+    def _run(self) -> None:
+        pause, changes = threading.Event(), Changes(self._database)
+        is_available, polls_at = True, 0.0
+        while self._has_watches(changes):
+            now, seconds = time.monotonic(), TICK_SECONDS
             try:
-                changed = self._read_changed(seen)
-                is_available = True
+                if self._may_have_changed(changes) or now >= polls_at:
+                    self._poll()
+                    is_available, polls_at = True, now + POLL_SECONDS
             except Exception as error:  # If this thread ended, every later request would wait until its time is up.
                 if is_available:
                     log.warning("cannot poll for the waiting orders", error=first_line(error))
-                changed, is_available = {}, False
-            self._notify(changed)
-            pause.wait(POLL_SECONDS if is_available else POLL_UNAVAILABLE_SECONDS)
+                changes.close()
+                is_available, polls_at, seconds = False, 0.0, POLL_SECONDS
+            pause.wait(seconds)
+        changes.close()
+
+    def _has_watches(self, changes: Changes) -> bool:
+        """Wait until there are any; False once closed."""
+
+        def is_over() -> bool:
+            return bool(self._watches) or self._is_closed
+
+        with self._changed:
+            if not self._changed.wait_for(is_over, IDLE_SECONDS):
+                changes.close()  # Otherwise the unread notifications would accumulate in the server.
+                self._changed.wait_for(is_over)
+            return not self._is_closed
+
+    def _may_have_changed(self, changes: Changes) -> bool:
+        committed = changes.any()
+        with self._changed:
+            if committed is None:
+                committed = any(watch.is_hurried for watches in self._watches.values() for watch in watches)
+            return committed or self._has_new
+
+    def _poll(self) -> None:
+        with self._changed:
+            self._has_new = False
+            seen = {id: min(each.order.version for each in watches) for id, watches in self._watches.items()}
+        if seen:
+            self._notify(self._read_changed(seen))
 
     def _read_changed(self, seen: dict[int, int]) -> dict[int, Order]:
         """Read the orders whose version differs from the oldest one seen."""
@@ -245,8 +289,11 @@ class MenuWait:
         if order.state not in AWAITING_MENU or not seconds or not self._slots.acquire(blocking=False):
             return order
         try:
-            while order.state in AWAITING_MENU and (left := end - time.monotonic()) > 0 and not self._stopping.is_set():
-                order = self._watcher.wait(order, min(left, STOP_CHECK_SECONDS))
+            with self._watcher.watch(order, is_hurried=True) as watch:
+                while order.state in AWAITING_MENU and (left := end - time.monotonic()) > 0:
+                    if self._stopping.is_set():
+                        break
+                    order = watch.wait(min(left, STOP_CHECK_SECONDS))
         finally:
             self._slots.release()
         return order

@@ -49,13 +49,14 @@ class Streams:
         # At once, even if there is nothing new: the server sends the headers with the first piece.
         yield _event(order, english=english) if last_event_id != str(order.version) else _COMMENT
         heartbeat = time.monotonic() + HEARTBEAT_SECONDS
-        while order.state not in FINAL and (left := end - time.monotonic()) > 0 and not self._stopping.is_set():
-            seen, order = order, self._watcher.wait(order, min(left, STOP_CHECK_SECONDS))
-            if order is not seen:
-                yield _event(order, english=english)
-            elif time.monotonic() >= heartbeat:
-                heartbeat = time.monotonic() + HEARTBEAT_SECONDS
-                yield _COMMENT
+        with self._watcher.watch(order, is_hurried=False) as watch:
+            while order.state not in FINAL and (left := end - time.monotonic()) > 0 and not self._stopping.is_set():
+                seen, order = order, watch.wait(min(left, STOP_CHECK_SECONDS))
+                if order is not seen:
+                    yield _event(order, english=english)
+                elif time.monotonic() >= heartbeat:
+                    heartbeat = time.monotonic() + HEARTBEAT_SECONDS
+                    yield _COMMENT
 
 
 def _event(order: Order, *, english: bool) -> str:

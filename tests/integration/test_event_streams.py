@@ -3,16 +3,25 @@
 import json
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psycopg
 import pytest
+import sqlalchemy as sa
 
 from order_service.domain.order import State
-from order_service.web import streaming
-from tests.http_service import Service, ServiceWith, problem
+from order_service.web import placing, streaming
+from tests.builders import menu_reserved
+from tests.databases import END_OTHER_SESSIONS
+from tests.http_service import PAID, Eventually, Service, ServiceWith, problem
+from tests.integration import core
 
 #: Well below the interval of comments, on a busy machine.
 FIRST_PIECE_SECONDS = 5
+#: Idle streams need at least this time, in seconds, for this many queries. On PostgreSQL each costs up to three
+#: transactions, with the test of its connection.
+IDLE_SECONDS, MOST_QUERIES = 1.3, 4
 
 
 class Stream:
@@ -137,3 +146,63 @@ def test_place_of_a_stream_is_free_again_after_every_way_to_end_it(service: Serv
         assert (first.answer.status_code, second.answer.status_code) == (200, 200)
     problem(third, 503, "too_many_streams")
     assert int(third.headers["Retry-After"]) > 0
+
+
+def test_idle_streams_cost_few_queries(service: Service, eventually: Eventually) -> None:
+    # given
+    order_id, begun = service.order_in(State.AWAITING_PAYMENT), list[float]()
+    with ThreadPoolExecutor(2) as pool, Stream(service, order_id) as first, Stream(service, order_id) as second:
+        first.event()
+        second.event()
+        ends = [pool.submit(stream.event) for stream in (first, second)]
+
+        # when
+        sa.event.listen(service.app.extensions["api"].database.engine, "begin", lambda _: begun.append(0))
+        start = time.monotonic()
+        eventually(lambda: len(begun) >= MOST_QUERIES, "the queries of the watcher", seconds=20)
+        seconds = time.monotonic() - start
+        service.cancel(order_id)
+        last = [end.result(FIRST_PIECE_SECONDS) for end in ends]
+
+    # then
+    assert seconds > IDLE_SECONDS
+    assert all(last)
+
+
+@pytest.fixture
+def rare_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The orders are read again after commits only."""
+    assert placing.POLL_SECONDS < 1
+    monkeypatch.setattr(placing, "POLL_SECONDS", 600)
+
+
+@pytest.mark.usefixtures("rare_polls")
+def test_commit_of_another_process_is_noticed(service: Service) -> None:
+    order_id = service.order_in(State.AWAITING_PAYMENT)
+    with Stream(service, order_id) as stream:
+        stream.event()
+        service.receive(order_id, PAID)
+        changed = stream.event()
+    posted = service.post_with_reply(menu_reserved())
+
+    assert changed
+    assert json.loads(changed["data"])["status"] == "paid"
+    assert posted.status_code == 201
+
+
+@core.POSTGRESQL_ONLY
+def test_stream_shows_a_change_whose_notification_was_lost(service: Service, database_url: str) -> None:
+    order_id = service.order_in(State.AWAITING_PAYMENT)
+    with Stream(service, order_id) as stream, psycopg.connect(database_url, autocommit=True) as connection:
+        stream.event()
+        connection.execute("UPDATE orders SET version = version + 1")
+        changed = stream.event()
+
+        # and: one after which the database has closed the connections of the service
+        connection.execute(END_OTHER_SESSIONS)
+        connection.execute("UPDATE orders SET version = version + 1")
+        changed_again = stream.event()
+
+    assert changed
+    assert changed_again
+    assert int(changed["id"]) + 1 == int(changed_again["id"])
