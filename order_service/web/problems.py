@@ -161,13 +161,21 @@ def in_language(texts: Texts) -> str:
 
 
 def respond(problem: Problem) -> Response:
-    """The problem as a response in the client's language."""
+    """The problem as a response in the client's language; for an EventSource, a 503 becomes an empty stream."""
+    if KINDS[problem.code].status == 503 and _is_event_source():
+        # After any other response it would never reconnect; its browser shows it neither the body nor the headers.
+        # https://html.spec.whatwg.org/multipage/server-sent-events.html#sse-processing-model
+        return Response(f"retry: {RETRY_AFTER_SECONDS * 1000}\n\n", content_type="text/event-stream")
     text, status = json.dumps(problem.details(english=prefers_english())), KINDS[problem.code].status
     response = Response(text, status, content_type="application/problem+json")
     response.headers.update({**problem.headers, "Vary": "Accept-Language"})
     if status == 503:
         response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     return response
+
+
+def _is_event_source() -> bool:
+    return request.endpoint == "streamOrder" and request.headers.get("Accept", "").strip() == "text/event-stream"
 
 
 def install(app: Flask) -> None:

@@ -4,11 +4,13 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
 import json
+import select
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from flask import Response
+from flask import Response, request
 
 from order_service.domain.order import FINAL, Order
 from order_service.process import StopFlag
@@ -16,9 +18,18 @@ from order_service.web import responses
 from order_service.web.placing import STOP_CHECK_SECONDS, Watcher
 from order_service.web.problems import Problem, prefers_english
 
-#: The interval of comments, in seconds: proxies keep the connection open, and disconnected clients are detected.
+#: The interval of comments, in seconds: proxies keep the connection open.
 HEARTBEAT_SECONDS = 15.0
+#: After how many milliseconds an EventSource reconnects.
+RETRY_MS = 3000
 _COMMENT = ": still here\n\n"
+#: nginx would otherwise collect the events of a stream until its end.
+#: https://nginx.org/en/docs/http/ngx_http_proxy_module.html#proxy_buffering
+_HEADERS = {"X-Accel-Buffering": "no"}
+#: The servers' names for the socket of a request.
+_SOCKETS = ("gunicorn.socket", "werkzeug.socket")
+#: A client that has closed its side; behind unread data only Linux tells.
+_HAS_LEFT = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
 
 class Streams:
@@ -37,20 +48,24 @@ class Streams:
             return nothing
         if not self._slots.acquire(blocking=False):
             raise Problem("too_many_streams")
-        events = self._events(order, last_event_id, english=prefers_english())
-        response = Response(events, content_type="text/event-stream")
+        events = self._events(order, last_event_id, _leaving(request.environ), english=prefers_english())
+        response = Response(events, content_type="text/event-stream", headers=_HEADERS)
         response.vary.add("Accept-Language")
         # Called even if the client disconnects before the first event is produced.
         response.call_on_close(self._slots.release)
         return response
 
-    def _events(self, order: Order, last_event_id: str | None, *, english: bool) -> Iterator[str]:
+    def _events(
+        self, order: Order, last_event_id: str | None, has_left: Callable[[], bool], *, english: bool
+    ) -> Iterator[str]:
         end = time.monotonic() + self._seconds
         # At once, even if there is nothing new: the server sends the headers with the first piece.
         yield _event(order, english=english) if last_event_id != str(order.version) else _COMMENT
         heartbeat = time.monotonic() + HEARTBEAT_SECONDS
         with self._watcher.watch(order, is_hurried=False) as watch:
-            while order.state not in FINAL and (left := end - time.monotonic()) > 0 and not self._stopping.is_set():
+            while order.state not in FINAL and (left := end - time.monotonic()) > 0:
+                if self._stopping.is_set() or has_left():
+                    break
                 seen, order = order, watch.wait(min(left, STOP_CHECK_SECONDS))
                 if order is not seen:
                     yield _event(order, english=english)
@@ -59,7 +74,16 @@ class Streams:
                     yield _COMMENT
 
 
+def _leaving(environ: dict[str, Any]) -> Callable[[], bool]:
+    """A function that tells whether the client has closed its side of the connection; always False without a socket."""
+    sockets = [environ[name] for name in _SOCKETS if name in environ]
+    poll = select.poll()
+    for each in sockets:
+        poll.register(each, _HAS_LEFT)
+    return lambda: bool(poll.poll(0))
+
+
 def _event(order: Order, *, english: bool) -> str:
     body = responses.Order.of(order, english=english).model_dump(mode="json", exclude_unset=True)
     data = json.dumps(body, ensure_ascii=False)
-    return f"event: status\nid: {order.version}\ndata: {data}\n\n"
+    return f"event: status\nid: {order.version}\ndata: {data}\n\nretry: {RETRY_MS}\n\n"

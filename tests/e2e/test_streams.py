@@ -13,13 +13,15 @@ import pytest
 
 from order_service.config import Settings
 from tests.e2e.client import RESPOND_ASYNC, Client, order_of, repeating
-from tests.e2e.deployment import Deployment, api_alone
+from tests.e2e.deployment import ON_SQLITE, Deployment, api_alone
 
 #: The streams that one API process keeps open by default.
 STREAMS = Settings.model_fields["streams"].default
 ORDERS, POSTERS = 20, 4
 #: Seconds within which all streams end after SIGTERM; the service promises it.
 STREAM_END_SECONDS = 2
+#: Seconds after its client left within which the place of a stream is free; the service promises it.
+FREE_SECONDS = 2
 
 
 class Stream:
@@ -106,3 +108,36 @@ def test_all_streams_end_within_two_seconds_of_sigterm(database_url: str, tmp_pa
         assert seconds < STREAM_END_SECONDS
         assert status == 0
         assert {tuple(stream.statuses) for stream in streams} == {("pending",)}
+
+
+def has_place(client: Client, order_id: int) -> bool:
+    with contextlib.closing(client.connect()) as connection:
+        connection.request("GET", f"/orders/{order_id}/events")
+        return connection.getresponse().status == 200
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("more", [b"", b"GET /orders/1/events HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50])
+def test_place_of_a_stream_is_free_soon_after_its_client_left(database_url: str, tmp_path: Path, more: bytes) -> None:
+    with api_alone(database_url, tmp_path, ORDER_STREAMS="1") as deployment:
+        # given: a stream in the only place, perhaps with further requests that its client has sent already
+        [api] = deployment.processes
+        [order_id, *_] = post_orders(deployment.client, order_of(1))
+        connection = deployment.client.connect()
+        connection.request("GET", f"/orders/{order_id}/events")
+        connection.sock.sendall(more)
+        answer = connection.getresponse()
+        answer.readline()
+        was_taken = not has_place(deployment.client, order_id)
+
+        # when
+        answer.close()
+        connection.close()
+        left_at = time.monotonic()
+        deployment.wait_until(lambda: has_place(deployment.client, order_id), "the place to be free")
+        seconds = time.monotonic() - left_at
+
+    # then
+    assert was_taken
+    assert seconds < FREE_SECONDS
+    assert "Traceback" not in api.log

@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy as sa
+from flask.testing import FlaskClient
 
 from order_service.domain.order import State
 from order_service.web import placing, streaming
@@ -47,6 +48,69 @@ class Stream:
         while (piece := self.piece()).startswith(":"):
             pass
         return dict(line.split(": ", 1) for line in piece.splitlines() if line) if piece else None
+
+
+class EventSource:
+    """A client that connects and reconnects as a browser's EventSource does.
+
+    https://html.spec.whatwg.org/multipage/server-sent-events.html#sse-processing-model
+    """
+
+    def __init__(self, service: Service, order_id: int) -> None:
+        self._service, self._path = service, f"/orders/{order_id}/events"
+        self.statuses, self.retry_ms, self.is_closed = list[str](), 0, False
+        self._last_event_id = ""
+
+    def connect(self) -> None:
+        """Read one stream to its end, after which a browser waits `retry_ms`."""
+        headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
+        if self._last_event_id:
+            headers["Last-Event-ID"] = self._last_event_id
+        answer = self._service.get(self._path, headers=headers)
+        self.is_closed = (answer.status_code, answer.mimetype) != (200, "text/event-stream")
+        for line in answer.text.splitlines() if not self.is_closed else ():
+            field, _, value = line.partition(": ")
+            if field == "retry":
+                self.retry_ms = int(value)
+            elif field == "id":
+                self._last_event_id = value
+            elif field == "data":
+                self.statuses.append(json.loads(value)["status"])
+
+
+def test_event_source_reconnects_when_there_is_no_place_and_stops_after_the_last_event(service: Service) -> None:
+    # given
+    order_id = service.order_in(State.AWAITING_PAYMENT)
+    source = EventSource(service, order_id)
+
+    # when
+    with Stream(service, order_id), Stream(service, order_id):
+        source.connect()
+        busy = source.is_closed, source.retry_ms, list(source.statuses)
+    service.cancel(order_id)
+    source.connect()
+    open_again, retry_ms = not source.is_closed, source.retry_ms
+    source.connect()
+
+    # then
+    assert busy == (False, 5000, [])
+    assert (open_again, retry_ms, source.statuses) == (True, streaming.RETRY_MS, ["cancelled"])
+    assert source.is_closed
+
+
+def test_event_source_reconnects_when_the_database_is_unavailable(client: FlaskClient) -> None:
+    path, headers = "/orders/1/events", {"Accept": "text/event-stream"}
+
+    answer, other, order = client.get(path, headers=headers), client.get(path), client.get("/orders/1", headers=headers)
+
+    assert (answer.status_code, answer.mimetype, answer.text) == (200, "text/event-stream", "retry: 5000\n\n")
+    assert (other.status_code, order.status_code) == (503, 503)
+
+
+def test_proxies_are_asked_to_pass_each_event_on_at_once(service: Service) -> None:
+    with Stream(service, service.order_in(State.AWAITING_PAYMENT)) as stream:
+        assert stream.answer.headers["X-Accel-Buffering"] == "no"
+        assert stream.piece().endswith("\n\n")
 
 
 def test_stream_shows_each_change_and_ends_with_the_order(service: Service) -> None:

@@ -233,6 +233,15 @@ def test_stream_that_is_not_read_is_ended_and_an_idle_one_is_not(tmp_path: Path)
         assert b"end" in idle.recv(4096)
 
 
+def test_streams_that_are_not_read_keep_no_thread_even_if_further_requests_follow(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack, gunicorn(tmp_path) as port:
+        for _ in range(THREADS):
+            stack.enter_context(connected(port, 50 * b"GET /busy HTTP/1.1\r\nHost: here\r\n\r\n"))
+
+        # then: far sooner than 50 streams of PIECE_SECONDS each
+        assert b" 200 OK" in exchange(port, CLOSE, seconds=8)
+
+
 def test_server_with_slow_clients_stops_within_its_grace_period(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack, gunicorn(tmp_path, close_seconds=0.5) as port:
         for request in SLOW_CLIENTS.values():
