@@ -165,7 +165,8 @@ def pass_deadlines(work: UnitOfWork, take: Take) -> int:
 def _rebuild(work: UnitOfWork, order: Order, rows: Sequence[outbox.Unsent]) -> None:
     """Rewrite the unsent event, which contains the deadline, with the new one; its sequence does not change."""
     for row_id, body in outbox.lock_bodies(work.connection, [row.id for row in rows]):
-        sequence = json.loads(body)["sequence"]
+        # A row that a former version stored holds a number.
+        sequence = int(json.loads(body)["sequence"])
         event = outgoing.event(order, awaited_event(order), sequence=sequence, policy=work.policy, now=work.now)
         outbox.replace_body(work.connection, row_id, event.body)
 

@@ -89,7 +89,8 @@ def wrap(
         "time": at.astimezone(UTC),
         "datacontenttype": "application/json",
         "dataschema": schema_name(event_type),
-        "sequence": sequence,
+        # A text that sorts: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/extensions/sequence.md
+        "sequence": None if sequence is None else f"{sequence:010d}",
         "correlationid": subject,
         "traceparent": trace,
         "data": data,

@@ -58,7 +58,7 @@ def event(event_type: str, *, id: str = _ID, at: str = _AT, order_id: int = 7) -
         "time": at,
         "datacontenttype": "application/json",
         "dataschema": schema_name(event_type),
-        **({"sequence": 3} if has_sequence else {}),
+        **({"sequence": "0000000003"} if has_sequence else {}),
         "correlationid": str(order_id),
         **({"traceparent": _TRACE} if has_sequence else {}),
         "data": data | ({"order_id": order_id} if "order_id" in data else {}),

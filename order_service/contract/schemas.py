@@ -62,8 +62,8 @@ def event_schema(event_type: str) -> Schema:
     if is_outgoing:
         required += ["time", "datacontenttype", "dataschema"]
     if is_outgoing and "order_id" in EVENTS[event_type].model_fields:
-        description = "The order's version, by which its events can be ordered."
-        properties["sequence"] = {"type": "integer", "minimum": 1, "description": description}
+        description = "The order's version in ten digits: a text that sorts as the events of the order do."
+        properties["sequence"] = text(description, pattern="^[0-9]{10}$")
         required += ["subject", "correlationid", "sequence"]
     return {"type": "object", "required": required, "properties": properties}
 

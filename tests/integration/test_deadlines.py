@@ -1,6 +1,7 @@
 """What time decides, on both databases: reminders, expiry, postponed deadlines, repeated compensations."""
 
 import contextlib
+import json
 from collections import Counter
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -65,15 +66,15 @@ def test_menu_is_reminded_under_the_same_id_until_the_order_expires_with_a_null_
     # when
     for turn in (1, 2):
         [reminder] = pass_at(database, NOW + turn * REPLY)
-        assert (reminder["id"], reminder["type"], reminder["sequence"]) == (created["id"], "OrderCreated", 1)
+        assert (reminder["id"], reminder["type"], reminder["sequence"]) == (created["id"], "OrderCreated", "0000000001")
         assert reminder["data"] == created["data"]
         assert pass_at(database, NOW + turn * REPLY) == []
     failed, release = pass_at(database, NOW + 3 * REPLY)
 
     # then
-    assert (failed["type"], failed["data"]["reason"], failed["sequence"]) == ("OrderFailed", "expired", 2)
+    assert (failed["type"], failed["data"]["reason"], failed["sequence"]) == ("OrderFailed", "expired", "0000000002")
     assert (release["type"], release["data"]["reservation_id"]) == ("StockReleaseRequested", None)
-    assert release["sequence"] == 2
+    assert release["sequence"] == "0000000002"
     assert core.get(database, order_id).due_at is None
     assert pass_at(database, LATER) == []
     history = [("MenuReminder", None), ("MenuReminder", None), ("MenuDeadline", None)]
@@ -112,12 +113,26 @@ def test_menu_deadline_is_postponed_with_its_event_while_that_is_unsent(database
     core.pass_deadlines(database, LATER)
 
     [unsent] = core.unsent_events(database)
-    assert (unsent["type"], unsent["sequence"]) == ("OrderCreated", 1)
+    assert (unsent["type"], unsent["sequence"]) == ("OrderCreated", "0000000001")
     assert datetime.fromisoformat(unsent["data"]["reply_by"]) == LATER + 4 * REPLY
     postponed = core.get(database, order_id)
     assert (postponed.due_at, postponed.reminders_left) == (LATER + REPLY, 3)
     assert postponed.state is State.AWAITING_MENU
     assert core.history_of(database, order_id) == []
+
+
+def test_unsent_event_of_a_former_version_whose_sequence_is_a_number_is_postponed(database: Database) -> None:
+    core.place(database)
+    [row] = core.rows(database, outbox)
+    with database.writing() as connection:
+        former = json.dumps(json.loads(row.body) | {"sequence": 1}).encode()
+        connection.execute(sa.update(outbox).values(body=former))
+
+    core.pass_deadlines(database, LATER)
+
+    [unsent] = core.unsent_events(database)
+    assert unsent["sequence"] == "0000000001"
+    assert datetime.fromisoformat(unsent["data"]["reply_by"]) == LATER + 4 * REPLY
 
 
 def test_payment_deadline_is_postponed_with_its_event_while_that_is_unsent(database: Database) -> None:
@@ -129,7 +144,7 @@ def test_payment_deadline_is_postponed_with_its_event_while_that_is_unsent(datab
     core.pass_deadlines(database, LATER)
 
     unsent, _ = core.unsent_events(database)
-    assert (unsent["id"], unsent["sequence"]) == (requested["id"], 2)
+    assert (unsent["id"], unsent["sequence"]) == (requested["id"], "0000000002")
     assert datetime.fromisoformat(unsent["data"]["pay_by"]) == LATER + PAY == core.get(database, order_id).due_at
     core.clear_outbox(database)
     assert pass_at(database, LATER + PAY - MOMENT) == []

@@ -49,7 +49,7 @@ def test_rows_become_messages_in_sequence(
     assert [message.routing_key for message in messages] == ["order.created", "payment.requested", "order.paid"]
     assert created.properties.message_id == core.get(database, order_id).event_id("OrderCreated")
     assert created.properties.timestamp == int(NOW.timestamp())
-    assert [message.event["sequence"] for message in messages] == [1, 2, 3]
+    assert [message.event["sequence"] for message in messages] == ["0000000001", "0000000002", "0000000003"]
 
 
 # Messages without a queue.
