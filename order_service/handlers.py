@@ -158,7 +158,7 @@ def pass_deadlines(work: UnitOfWork, take: Take) -> int:
                 _rebuild(work, order, rows)
             else:
                 work.remind(order)
-    outbox.drop(work.connection, dropped)
+    outbox.drop_unsent(work.connection, dropped)
     return len(due)
 
 

@@ -19,8 +19,9 @@ import structlog
 from pika.adapters.select_connection import IOLoop, PollEvents
 from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedByBroker
 
-from order_service.backoff import Backoff
+from order_service.backoff import Backoff, Postponed
 from order_service.process import StopFlag, first_line
+from order_service.storage import outbox
 from order_service.storage.database import Database
 from order_service.storage.outbox import Claim, Outcomes, Position, Route
 from order_service.vendor import GatheringConnection
@@ -48,6 +49,8 @@ POLL_SECONDS = 0.5
 SQLITE_POLL_SECONDS = 0.02
 #: The pause between two attempts to write to the database.
 SETTLE_BACKOFF = Backoff(first=0.5, longest=15)
+#: How long a row that cannot be decoded is left out.
+UNREADABLE_BACKOFF = Backoff(first=1, longest=300)
 #: With fewer rows in flight, new rows are claimed at once; with more, waiting for confirms makes larger batches.
 FEW = 20
 #: How many batches may be in flight, not counting those that wait for slow routes.
@@ -67,6 +70,8 @@ class Memory:
     #: The failed attempts in a row to settle them, and when to try again, on the monotonic clock.
     failures: int = 0
     settles_at: float = 0.0
+    #: The rows that cannot be decoded.
+    unreadable: Postponed[int] = field(default_factory=lambda: Postponed(UNREADABLE_BACKOFF))
 
 
 class Pipeline:
@@ -88,6 +93,8 @@ class Pipeline:
         self._most_batches = 1 if database.is_sqlite else BATCHES
         #: The channels of the routes that fail; None: the channel of all others.
         self._channels: dict[Route | None, ConfirmChannel] = {}
+        #: All channels with messages in flight, also retired ones.
+        self._open: set[ConfirmChannel] = set()
         self._blocked = self._confirmed = False
         self._listener: psycopg.Connection[Any] | None = None
         self._connection = GatheringConnection(
@@ -106,6 +113,9 @@ class Pipeline:
             self._loop.start()
         finally:
             for batch in self._batches:
+                # They may have been published, so they must not count as unsent.
+                decided = {*batch.outcomes.sent, *batch.outcomes.failed, *batch.outcomes.postponed}
+                batch.outcomes.postponed |= {row.id: 0.0 for row in batch.claim.rows if row.id not in decided}
                 self._settle(batch)
             if self._listener:
                 self._listener.close()
@@ -171,18 +181,31 @@ class Pipeline:
             if not self._settle_again():
                 return False
             self._claim()
-        except sa.exc.SQLAlchemyError as error:
-            log.warning("the outbox cannot be read, retrying", error=first_line(error))
-            return False
+        except (sa.exc.SQLAlchemyError, ValueError, TypeError, ArithmeticError) as error:
+            return self._leave_out_unreadable(error)
         return True
+
+    def _leave_out_unreadable(self, error: Exception) -> bool:
+        """Find and postpone the rows that cannot be decoded; return whether a failed claim was due to them."""
+        unreadable = self._memory.unreadable
+        try:
+            found = outbox.unreadable_rows(self._database, WINDOW, known=unreadable.current())
+        except sa.exc.SQLAlchemyError:
+            found = {}
+        if not found:
+            log.warning("the outbox cannot be read, retrying", error=first_line(error))
+        for row_id, problem in found.items():
+            unreadable.add(row_id)
+            log.error("an outbox row cannot be decoded and is left out", outbox_id=row_id, error=first_line(problem))
+        return bool(found)
 
     def _claim(self) -> None:
         """Claim the rows of each failing route, then those of all routes that neither fail nor are slow."""
-        now = time.monotonic()
+        now, unreadable = time.monotonic(), sorted(self._memory.unreadable.current())
         failing = {route: health for route, health in self._memory.health.items() if not health.is_good}
         for route, health in failing.items():
             if now >= health.resumes_at and not self._waiting()[route] and len(self._batches) < MOST_BATCHES:
-                claim = Claim(self._database, health.window, only=route)
+                claim = Claim(self._database, health.window, only=route, unreadable=unreadable)
                 if not claim.rows:
                     health.resumes_at = now + POLL_SECONDS
                 self._publish(claim, route)
@@ -195,7 +218,9 @@ class Pipeline:
         in_flight = sum(count for route, count in self._waiting().items() if route not in apart)
         has_place = len(self._batches - held_up) < self._most_batches and len(self._batches) < MOST_BATCHES
         if in_flight < FEW and has_place and not self._memory.unsettled:
-            self._publish(self._memory.position.claim(self._database, WINDOW, without=sorted(apart)), None)
+            position = self._memory.position
+            claim = position.claim(self._database, WINDOW, without=sorted(apart), unreadable=unreadable)
+            self._publish(claim, None)
 
     def _waiting(self) -> Counter[Route]:
         """How many rows have no outcome yet, by route."""
@@ -210,6 +235,7 @@ class Pipeline:
         if channel is None or channel.is_retired:
             channel = ConfirmChannel(self._connection, on_answers=self._note_answers, on_close=self._note_close)
             self._channels[route] = channel
+            self._open.add(channel)
         channel.publish((batch, row) for row in claim.rows)
 
     def _note_blocked(self, blocked: bool) -> None:
@@ -224,10 +250,10 @@ class Pipeline:
             # A new connection would be blocked as well, and every message would be enqueued again.
             for batch in self._batches:
                 batch.since = now
-            for channel in self._channels.values():
+            for channel in self._open:
                 channel.opening_since = channel.opening_since and now
             return
-        if any(now - (channel.opening_since or now) > CONFIRM_SECONDS for channel in self._channels.values()):
+        if any(now - (channel.opening_since or now) > CONFIRM_SECONDS for channel in self._open):
             log.warning("the broker does not answer, closing the connection")
             self._close(AMQPError("the broker does not answer"))
             return
@@ -238,7 +264,7 @@ class Pipeline:
     def _give_up(self, route: Route) -> None:
         """Postpone the messages of a route without a confirm; the next ones get a new channel."""
         entries: list[Entry] = []
-        for channel in list(self._channels.values()):
+        for channel in list(self._open):
             if dropped := channel.drop(route):
                 entries += dropped
                 channel.retire()
@@ -268,6 +294,7 @@ class Pipeline:
 
     def _note_close(self, channel: ConfirmChannel, entries: list[Entry], error: Exception) -> None:
         """Find the message that the broker refuses by publishing ever fewer together, until it is alone."""
+        self._open.discard(channel)
         for route, known in list(self._channels.items()):
             if known is channel:
                 del self._channels[route]

@@ -27,7 +27,7 @@ NEEDS_NO_SUBSCRIBER = {name for name, model in OUTGOING.items() if not model.man
 #: The most body bytes in one statement. PostgreSQL limits a parameter to 1 GiB; a body has two digits per byte.
 MAX_STATEMENT_BYTES = 16 * 1024 * 1024
 #: The most body bytes of one claim; one row is always claimed.
-MAX_CLAIM_BYTES = 4 * 1024 * 1024
+MAX_CLAIM_BYTES = 1024 * 1024
 #: The least time between two claims that start at the first row, in seconds, and how many times their duration.
 FULL_CLAIM_SECONDS, FULL_CLAIM_SHARE = 0.5, 50
 #: How long claims go on starting at the same row, in seconds.
@@ -85,11 +85,15 @@ def lock_bodies(connection: sa.Connection, row_ids: Sequence[int]) -> Sequence[t
     return [(row.id, row.body) for row in connection.execute(unclaimed.with_for_update(skip_locked=True))]
 
 
-def drop(connection: sa.Connection, row_ids: Sequence[int]) -> None:
-    """Delete those of these rows that no relay holds."""
+def drop_unsent(connection: sa.Connection, row_ids: Sequence[int]) -> None:
+    """Delete those of these rows that no relay holds, and that reached no queue.
+
+    That is a row that was returned or refused, or was never published: the relay postpones the others.
+    """
     if row_ids:
         unheld = [row_id for row_id, _ in lock_bodies(connection, row_ids)]
-        connection.execute(sa.delete(outbox).where(outbox.c.id.in_(unheld)))
+        is_unsent = sa.or_(outbox.c.attempts > 0, outbox.c.due_at == outbox.c.created_at)
+        connection.execute(sa.delete(outbox).where(outbox.c.id.in_(unheld), is_unsent))
 
 
 def replace_body(connection: sa.Connection, row_id: int, body: bytes) -> None:
@@ -101,12 +105,15 @@ Route = tuple[str, str]
 
 
 @lru_cache(maxsize=100)
-def _claim(*, is_sqlite: bool, only: Route | None, without: tuple[Route, ...]) -> sa.Executable:
+def _claim(
+    *, is_sqlite: bool, only: Route | None, without: tuple[Route, ...], unreadable: tuple[int, ...]
+) -> sa.Executable:
     """The statement that claims the oldest due rows of one route, or of all but some, within the limits of a claim."""
     due = (
         sa.select(outbox.c.id, sa.func.length(outbox.c.body).label("size"))
         .where(outbox.c.id >= sa.bindparam("start"), outbox.c.due_at <= sa.bindparam("now"))
         .where(*([_goes(only)] if only else [sa.not_(_goes(route)) for route in without]))
+        .where(*([outbox.c.id.not_in(unreadable)] if unreadable else []))
         .order_by(outbox.c.id)
         .limit(sa.bindparam("limit"))
         .with_for_update(skip_locked=True)
@@ -154,13 +161,15 @@ class Claim:
         start: int = 0,
         only: Route | None = None,
         without: Sequence[Route] = (),
+        unreadable: Sequence[int] = (),
     ) -> None:
         """Claim the oldest rows that are due, with ids from `start` on: of the route `only`, or of none in `without`.
 
-        Raises SQLAlchemyError while the database is unreachable.
+        Raises SQLAlchemyError while the database is unreachable, and any exception if a row cannot be decoded: then
+        find it with `unreadable_rows`, and leave it out.
         """
         self._database = database
-        claim = _claim(is_sqlite=database.is_sqlite, only=only, without=tuple(without))
+        claim = _claim(is_sqlite=database.is_sqlite, only=only, without=tuple(without), unreadable=tuple(unreadable))
         connection = database.engine.connect().execution_options(read_only=True)
         self._connection: sa.Connection | None = connection
         try:
@@ -217,6 +226,27 @@ def _delete(connection: sa.Connection, ids: Sequence[int]) -> None:
         connection.execute(sa.delete(outbox).where(outbox.c.id.in_(free.scalar_subquery())))
 
 
+def unreadable_rows(database: Database, limit: int, *, known: Sequence[int]) -> dict[int, Exception]:
+    """Those of the oldest due rows that cannot be decoded, without the known ones, by id.
+
+    Raises SQLAlchemyError while the database is unreachable.
+    """
+    with database.reading() as connection:
+        due = sa.select(outbox.c.id).where(outbox.c.due_at <= current_time(connection), outbox.c.id.not_in(known))
+        ids = connection.execute(due.order_by(outbox.c.id).limit(limit)).scalars().all()
+    found: dict[int, Exception] = {}
+    for row_id in ids:
+        # A transaction for each, because an error ends it.
+        with database.reading() as connection:
+            try:
+                connection.execute(sa.select(outbox).where(outbox.c.id == row_id)).all()
+            except Exception as error:
+                if isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated:
+                    raise
+                found[row_id] = error
+    return found
+
+
 class Position:
     """Where the next claim starts.
 
@@ -230,11 +260,13 @@ class Position:
         self._start = self._next_start = 0
         self._full_at = self._moves_at = 0.0
 
-    def claim(self, database: Database, limit: int, *, without: Sequence[Route]) -> Claim:
+    def claim(
+        self, database: Database, limit: int, *, without: Sequence[Route], unreadable: Sequence[int] = ()
+    ) -> Claim:
         """Claim rows of all routes but those in `without`, as `Claim` does."""
         began = time.monotonic()
         start = self._start if began < self._full_at else 0
-        claim = Claim(database, limit, start=start, without=without)
+        claim = Claim(database, limit, start=start, without=without, unreadable=unreadable)
         ended = time.monotonic()
         if not start:
             self._full_at = ended + max(FULL_CLAIM_SECONDS, (ended - began) * FULL_CLAIM_SHARE)

@@ -244,15 +244,15 @@ def test_queue_that_refuses_everything_does_not_delay_other_events(
 
 
 @pytest.fixture
-def withhold_confirms(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], contextlib.AbstractContextManager[None]]:
-    """`with withhold_confirms(key):` no confirm of a message with this routing key arrives.
+def withhold_confirms(monkeypatch: pytest.MonkeyPatch) -> Callable[..., contextlib.AbstractContextManager[None]]:
+    """`with withhold_confirms(*keys):` no confirm of a message with one of these routing keys arrives.
 
     A quorum queue without a majority confirms nothing either, but needs a cluster.
     """
     publish, enable = Channel.basic_publish, Channel.confirm_delivery
 
     @contextlib.contextmanager
-    def withhold(withheld: str) -> Any:
+    def withhold(*withheld: str) -> Any:
         keys: dict[Channel, list[str]] = {}
 
         def basic_publish(channel: Channel, exchange: str, routing_key: str, *more: Any, **named: Any) -> None:
@@ -263,7 +263,7 @@ def withhold_confirms(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], contex
             def confirm_others(frame: Any) -> None:
                 tag = frame.method.delivery_tag
                 for each in range(1 if frame.method.multiple else tag, tag + 1):
-                    if keys[channel][each - 1] != withheld:
+                    if keys[channel][each - 1] not in withheld:
                         ack_nack_callback(Method(1, Basic.Ack(each)))
 
             enable(channel, confirm_others, callback)
@@ -316,6 +316,26 @@ def test_queue_that_confirms_nothing_delays_only_its_own_messages(
 
     assert slowest < 2
     assert set(attempts(database)) == {0}
+
+
+def test_routes_that_stop_confirming_one_after_the_other_do_not_end_the_connection(
+    database: Database, wire: Wire, relaying: Start, eventually: Eventually, monkeypatch: pytest.MonkeyPatch,
+    withhold_confirms: Any, log: Log,
+) -> None:  # fmt: skip
+    wire.listen("#")
+    monkeypatch.setattr(pipeline, "CONFIRM_SECONDS", 1)
+    silent = ["payment.requested", "order.created"]
+
+    with withhold_confirms(*silent), relaying():
+        for routing_key in silent:
+            core.add_to_outbox(database, builders.outgoing(1, routing_key=routing_key))
+            eventually(wire.take, "the first message of the route")
+            # Another claim replaces the channel that was given up.
+            core.add_to_outbox(database, builders.outgoing(1, routing_key="order.paid"))
+        eventually(lambda: log.count("message not delivered, retrying") >= 4, "both routes to be given up twice")
+
+    assert log.count("relaying") == 1
+    assert not log.errors()
 
 
 def test_order_can_be_changed_while_its_event_is_in_flight(database: Database) -> None:
