@@ -28,6 +28,11 @@ class Refused(Exception):
         self.reason, self.menu_id = reason, menu_id
 
 
+def stock_of(item: Item) -> int:
+    """The stock of a dish that `Menus.read` returned: it is always counted."""
+    return item.stock or 0
+
+
 class Menus:
     """Sends `GET {url}/menus/{id}` and `PUT {url}/menus/{id}/update-stock`."""
 
@@ -54,6 +59,8 @@ class Menus:
         except ValidationError as error:
             fields = ", ".join(str(part["loc"][0]) for part in error.errors())
             raise NoUsableAnswer(f"GET /menus/{menu_id} was answered with unusable {fields}") from None
+        if item.stock is None:
+            raise NoUsableAnswer(f"GET /menus/{menu_id} was answered without a stock")
         return Item(item.id, item.name, item.price, item.stock)
 
     def take(self, menu_id: int, quantity: int) -> int | None:

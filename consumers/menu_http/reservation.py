@@ -14,7 +14,7 @@ import sqlalchemy as sa
 import structlog
 
 from consumers.menu_http import progress
-from consumers.menu_http.client import TOTAL_SECONDS, Menus, MenuServiceDown, NoUsableAnswer, Refused
+from consumers.menu_http.client import TOTAL_SECONDS, Menus, MenuServiceDown, NoUsableAnswer, Refused, stock_of
 from consumers.menu_http.progress import Progress
 from order_service import handlers
 from order_service.contract.envelope import Delivery, Rejection, Reply, rejection
@@ -105,7 +105,7 @@ class StockReserver:
     def _read_item(self, order: Order, seen: Progress | None, menu_id: int) -> Item:
         """The dish, with enough stock unless it is taken already. Raises as Menus.read does."""
         item = self._menus.read(menu_id)
-        if item.stock < order.lines[menu_id] and not (seen and menu_id in seen.taken):
+        if stock_of(item) < order.lines[menu_id] and not (seen and menu_id in seen.taken):
             raise Refused("out_of_stock", menu_id)
         return item
 
@@ -117,7 +117,7 @@ class StockReserver:
             return
         taken = seen.taken if seen else ()
         # A line that is refused before anything was taken leaves nothing to return.
-        scarcest_first = sorted(items, key=lambda menu_id: items[menu_id].stock - order.lines[menu_id])
+        scarcest_first = sorted(items, key=lambda menu_id: stock_of(items[menu_id]) - order.lines[menu_id])
         for menu_id in [each for each in scarcest_first if each not in taken]:
             asking = Progress(order.id, taken, menu_id, self._write(lambda work: work.now))
             if not self._write(partial(_save_progress, seen, asking)):
@@ -144,7 +144,7 @@ class StockReserver:
         except MenuServiceDown:
             self._write(partial(_save_progress, asking, asking._replace(asked=None)))
             raise
-        return replace(item, stock=max(item.stock - quantity, 0) if left is None else left)
+        return replace(item, stock=max(stock_of(item) - quantity, 0) if left is None else left)
 
     def _reject(self, delivery: Delivery, order: Order, seen: Progress | None, refusal: Refused) -> None:
         """Fail the order; stock taken for it counts as a late reservation, whose release is requested."""

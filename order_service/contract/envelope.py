@@ -282,7 +282,7 @@ class _Reader:
 
     def _json_object(self, encoded: bytes, field_name: str) -> dict[str, Any]:
         try:
-            document = events.exact_json(encoded)
+            document = events.event_json(encoded)
         except RecursionError:
             raise self._problem("malformed", field_name, "is nested too deeply") from None
         except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, and integers of thousands of digits

@@ -5,6 +5,7 @@ Schemas and the AsyncAPI document are generated from these models.
 """
 
 import json
+import re
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, ClassVar, Literal
@@ -31,6 +32,8 @@ MAX_AMOUNT = Decimal(10**11)
 _SCALE = Decimal("0.0001")
 #: A description, because validators that compute in doubles reject 0.0003 against JSON Schema's multipleOf.
 DECIMALS = "at most four decimals"
+#: An amount as text; only ASCII digits, while Decimal() also reads other ones.
+_DECIMAL_TEXT = r"[0-9]+(\.[0-9]+)?"
 
 
 def as_number(amount: Decimal) -> int | float:
@@ -49,13 +52,26 @@ def exact_decimal(text: str) -> Decimal:
     return number
 
 
+def _whole_or_decimal(text: str) -> int | Decimal:
+    """A JSON fraction, as an integer if it is one: JSON Schema makes no difference between 1 and 1.0."""
+    number = exact_decimal(text)
+    # A larger one is no integer of an event, and 1e1000000 would have a million digits.
+    return int(number) if number.adjusted() < 100 and number == number.to_integral_value() else number
+
+
 _DECODER = json.JSONDecoder(parse_float=exact_decimal, parse_constant=exact_decimal)
+_EVENT_DECODER = json.JSONDecoder(parse_float=_whole_or_decimal, parse_constant=exact_decimal)
 
 
 def exact_json(document: str | bytes) -> Any:
     """Decode a JSON document, with fractions as exact decimals. Raises ValueError or RecursionError."""
     # Given the two parse functions instead, json.loads() would create a decoder for every call.
     return json.loads(document, cls=lambda: _DECODER)  # type: ignore[arg-type]
+
+
+def event_json(document: str | bytes) -> Any:
+    """Decode the JSON of an event like `exact_json`, but 1.0 as the integer 1."""
+    return json.loads(document, cls=lambda: _EVENT_DECODER)  # type: ignore[arg-type]
 
 
 def _exact_amount(value: object, check: ValidatorFunctionWrapHandler) -> Decimal:
@@ -68,6 +84,14 @@ def _exact_amount(value: object, check: ValidatorFunctionWrapHandler) -> Decimal
     if exact != amount:
         raise PydanticKnownError("decimal_max_places", {"decimal_places": 4})
     return exact
+
+
+def _text_as_decimal(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if not re.fullmatch(_DECIMAL_TEXT, value):
+        raise ValueError("must be a JSON number, or a text of digits with at most one decimal point")
+    return Decimal(value)
 
 
 def _id_as_text(value: object) -> object:
@@ -86,6 +110,17 @@ Price = Annotated[
     Field(lt=MAX_PRICE),
     WithJsonSchema({"type": "number", "minimum": 0, "exclusiveMaximum": int(MAX_PRICE), "description": DECIMALS}),
 ]
+
+
+def _or_text(limit: Decimal) -> WithJsonSchema:
+    number = {"type": "number", "minimum": 0, "exclusiveMaximum": int(limit), "description": DECIMALS}
+    text = {"type": "string", "pattern": f"^{_DECIMAL_TEXT}$", "description": "such a decimal"}
+    return WithJsonSchema({"anyOf": [number, text]})
+
+
+#: The same in an incoming event, where a sender that has no exact numbers may write text.
+IncomingAmount = Annotated[Amount, BeforeValidator(_text_as_decimal), _or_text(MAX_AMOUNT)]
+IncomingPrice = Annotated[Price, BeforeValidator(_text_as_decimal), _or_text(MAX_PRICE)]
 #: The largest integer of an id or a stock, which both databases can hold.
 MAX_ID = 2**31 - 1
 #: The id of an order, a user or a dish: a strict integer that fits both databases.
@@ -130,8 +165,9 @@ class ReservedItem(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
     id: Id
     name: Text
-    price: Price
-    stock: Annotated[int, Field(strict=True, ge=0, le=MAX_ID)]
+    price: IncomingPrice
+    #: What remains; None if the menu does not count it.
+    stock: Annotated[int, Field(strict=True, ge=0, le=MAX_ID)] | None = None
 
 
 class MenuReserved(IncomingData):
@@ -170,7 +206,7 @@ class PaymentCompleted(IncomingData):
     routing_key = "payment.completed"
     description = "This amount was charged for the order."
     payment_id: ForeignId
-    amount: Amount
+    amount: IncomingAmount
 
     def to_message(self) -> domain.Message:
         return domain.PaymentCompleted(self.payment_id, self.amount)

@@ -6,12 +6,12 @@ from decimal import Decimal
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A dish with the menu's price; `stock` is what remains after the reservation."""
+    """A dish with the menu's price; `stock` is what remains, None if the menu does not count it."""
 
     id: int
     name: str
     price: Decimal
-    stock: int
+    stock: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ class Item(Body):
     id: Id
     name: str | None
     price: Price | None
-    stock: Annotated[int | None, Field(ge=0, description="The stock that remains after this order.")]
+    stock: Annotated[int | None, Field(ge=0, description="What remains after this order; null if it is not counted.")]
 
 
 class Order(Body):

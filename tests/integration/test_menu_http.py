@@ -265,7 +265,8 @@ def test_put_that_was_not_sent_is_retried_and_the_order_continues(case: Case, lo
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"price": None}, {"price": "18000"}, {"price": -1.0}, {"stock": "many"}, {"name": 5}, "broken"]
+    "wrong",
+    [{"price": None}, {"price": "much"}, {"price": -1.0}, {"stock": "many"}, {"stock": None}, {"name": 5}, "broken"],
 )
 def test_order_waits_for_a_reminder_after_an_unusable_answer(case: Case, wrong: Any) -> None:
     right = dict(case.menu.dishes[1])

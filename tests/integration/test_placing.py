@@ -1,6 +1,7 @@
 """POST /orders: what the original API specification fixes exactly, with the menu's reply in time, late, or negative."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -8,7 +9,7 @@ import pytest
 
 from order_service.domain.messages import Item, Message
 from order_service.domain.order import Payment
-from tests.builders import FREE, REQUEST_TOTAL, menu_reserved, payment_completed
+from tests.builders import FREE, KWETIAU, NASI_AYAM, REQUEST_TOTAL, menu_reserved, payment_completed
 from tests.http_service import RESPOND_ASYNC, Service, body_of
 from tests.integration import core
 
@@ -42,6 +43,16 @@ def test_items_are_one_per_requested_id_in_order_and_as_the_menu_wrote_them(serv
     )
     assert body["items"] == [mie, nasi, mie, mie]
     assert (body["user_id"], body["total_price"]) == (7, "18000.3")
+
+
+def test_stock_that_the_menu_does_not_count_is_null(service: Service) -> None:
+    uncounted = [replace(dish, stock=None) for dish in (NASI_AYAM, KWETIAU)]
+
+    answer = service.post_with_reply(menu_reserved("R1", *uncounted))
+
+    assert answer.status_code == 201
+    assert [(item["price"], item["stock"]) for item in body_of(answer)["items"]] == [(18000, None), (20000, None)]
+    assert service.get_order(body_of(answer)["id"]) == body_of(answer)
 
 
 def test_hundred_dishes_of_the_largest_ids_are_one_order(service: Service) -> None:
