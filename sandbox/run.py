@@ -27,6 +27,8 @@ READY = """
     curl localhost:{api}/orders/1
 
   Order Service     http://localhost:{api}
+    its requests    http://localhost:{api}/docs
+    its events      http://localhost:{api}/asyncapi
   User Service      http://localhost:{users}/users
   Menu Service      http://localhost:{menu}/menus
   Payment Service   http://localhost:{payment}/payments

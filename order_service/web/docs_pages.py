@@ -33,6 +33,11 @@ def openapi_page(_: Api) -> Response:
     return _page(_files()["index.html"], _SWAGGER_POLICY)
 
 
+def redirect(_: Api, to: str) -> Response:
+    """Redirect to a page. `to` is relative to the requested address, so a path prefix in front of it is kept."""
+    return Response(status=302, headers={"Location": to})
+
+
 def openapi_file(_: Api, name: str) -> Response:
     if name not in _files():
         raise Problem("not_found")

@@ -197,6 +197,12 @@ ROUTES = (
         "docs", "GET", "/docs", docs_pages.openapi_page, "This document as a web page", _PAGE,
         description="Swagger UI, without any file from another server.",
     ),
+    Route("index", "GET", "/", partial(docs_pages.redirect, to="docs"), "", {}, is_documented=False),
+    Route("docsSlash", "GET", "/docs/", partial(docs_pages.redirect, to="../docs"), "", {}, is_documented=False),
+    Route(
+        "asyncapiSlash", "GET", "/asyncapi/", partial(docs_pages.redirect, to="../asyncapi"), "", {},
+        is_documented=False,
+    ),
     Route("docsFile", "GET", "/docs/{file}", docs_pages.openapi_file, "A file of that page", {}, is_documented=False),
     Route(
         "asyncapi", "GET", "/asyncapi", docs_pages.asyncapi_page, "The events as a web page", _PAGE,

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import jsonschema
 import pytest
@@ -54,7 +55,9 @@ def test_every_route_is_documented_and_nothing_else(app: Flask) -> None:
         for method in rule.methods or ()
         if method not in ("HEAD", "OPTIONS")
     }
-    assert routes - {"GET /docs/{}"} == {without_names(name) for name, _ in OPERATIONS}
+    assert routes - {"GET /", "GET /docs/", "GET /docs/{}", "GET /asyncapi/"} == {
+        without_names(name) for name, _ in OPERATIONS
+    }
 
 
 def test_every_problem_is_documented_under_its_own_status() -> None:
@@ -137,6 +140,17 @@ def test_documents_and_pages_are_answered_as_documented(client: FlaskClient, pat
     assert (answer.status_code, [answer.mimetype]) == (200, list(described["content"]))
 
 
+@pytest.mark.parametrize(("path", "page"), [("/", "/docs"), ("/docs/", "/docs"), ("/asyncapi/", "/asyncapi")])
+@pytest.mark.parametrize("prefix", ["", "/shop"])
+def test_other_addresses_of_the_pages_redirect_to_them(client: FlaskClient, path: str, page: str, prefix: str) -> None:
+    answer = client.get(path)
+
+    assert answer.status_code == 302
+    # A browser resolves it against the address that it requested, with a proxy's prefix.
+    assert urljoin(f"http://localhost{prefix}{path}", answer.headers["Location"]) == f"http://localhost{prefix}{page}"
+    assert client.get(page).status_code == 200
+
+
 @pytest.mark.parametrize("path", ["/docs", "/asyncapi"])
 def test_policy_of_a_page_allows_what_it_loads_and_no_script_in_it(client: FlaskClient, path: str) -> None:
     page = client.get(path)
@@ -163,7 +177,13 @@ def test_page_loads_nothing_from_other_servers(client: FlaskClient) -> None:
     style = client.get("/docs/swagger-ui.css").text
 
     # then
-    assert {"/docs/start.js", "/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js", "/openapi.json"} <= set(loaded)
+    assert {
+        "/docs/start.js",
+        "/docs/swagger-ui.css",
+        "/docs/docs.css",
+        "/docs/swagger-ui-bundle.js",
+        "/openapi.json",
+    } <= set(loaded)
     assert [path for path in loaded if not path.startswith("/") or path.startswith("//")] == []
     assert {path: client.get(path).status_code for path in loaded} == dict.fromkeys(loaded, 200)
     assert 'url: "/openapi.json"' in start
@@ -173,6 +193,18 @@ def test_page_loads_nothing_from_other_servers(client: FlaskClient) -> None:
     policy = page.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
     assert "http" not in policy
+
+
+@pytest.mark.parametrize(
+    ("path", "style", "scrolled"),
+    [("/docs", "/docs/docs.css", ".opblock-body"), ("/asyncapi", "/docs/asyncapi.css", ".scroll")],
+)
+def test_wide_tables_of_a_page_scroll_inside_a_phone(client: FlaskClient, path: str, style: str, scrolled: str) -> None:
+    page = client.get(path).text
+
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
+    assert style.lstrip("/") in page
+    assert re.search(re.escape(scrolled) + r"[^{}]*{[^}]*overflow-x: auto", client.get(style).text)
 
 
 @pytest.mark.parametrize("name", ["nothing.js", "..", "%2e%2e%2fopenapi.py", "swagger-ui.css.map"])

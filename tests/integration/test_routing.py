@@ -11,7 +11,7 @@ INDONESIAN, ENGLISH = "Alamat tidak ditemukan.", "The address was not found."
 @pytest.mark.parametrize(
     "path",
     [
-        "/", "/nothing", "/orders/abc", "/orders/-1", "/orders/1.0", "/orders/1/nothing", "/%00", "/orders/",
+        "/nothing", "/docs//", "/orders/abc", "/orders/-1", "/orders/1.0", "/orders/1/nothing", "/%00", "/orders/",
         "/orders//1", "/orders/1//payment", "/orders/01", "/orders/00", "/orders/+1", "/orders/%D9%A1", "/orders/1%D9%A1",
         "/orders/%EF%BC%91", "/orders/1%0A", "/orders/1%0A/payment",
         pytest.param(f"/orders/{'9' * 5_000}", id="more digits than Python reads"),

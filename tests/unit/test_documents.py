@@ -10,6 +10,7 @@ import pytest
 from order_service.contract.events import EVENTS
 from order_service.web.problems import KINDS
 from order_service.web.routes import ROUTES
+from sandbox.run import READY
 from sandbox.siblings import menu, payment
 from sandbox.siblings.faults import Faults
 
@@ -101,6 +102,10 @@ def test_make_help_lists_every_command() -> None:
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
 
     assert re.findall(r"^  make ([a-z-]+) +\S", done.stdout, re.MULTILINE) == line.split()
+
+
+def test_make_run_names_the_pages() -> None:
+    assert {"/docs", "/asyncapi"} <= set(re.findall(r"http://localhost:{api}(/[a-z]+)\n", READY))
 
 
 def test_every_internal_link_has_a_target() -> None:
