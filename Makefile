@@ -12,6 +12,7 @@ export PYTHON
 
 python := .venv/bin/python
 javascript := tests/contract-js
+clients := tests/clients
 tests := $(python) -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup $(PYTEST)
 
 # A venv that was moved, or whose Python was removed, is rebuilt even if its stamps are current.
@@ -42,7 +43,7 @@ test-generated: .venv/dev.stamp ## run the generated tests in full: 10,000 messa
 	ORDER_TEST_MESSAGES=10000 ORDER_TEST_CASES=2000 $(tests) \
 		tests/integration/test_generated_messages.py tests/integration/test_schemathesis.py
 
-test-contract: .venv/dev.stamp $(javascript)/node_modules/.stamp ## run the tests that need Node.js: AsyncAPI's own parser, and consumers in JavaScript
+test-contract: .venv/dev.stamp $(javascript)/node_modules/.stamp $(clients)/node_modules/.stamp var/clients-venv/run.stamp ## run the tests that need Node.js: AsyncAPI's parser, consumers in JavaScript, OpenAPI's linters, generated clients
 	$(python) -m pytest -m contract $(PYTEST)
 
 test-field: .venv/dev.stamp ## run the tests that take minutes or need special packages, such as pgbouncer
@@ -68,14 +69,15 @@ lock: ## update requirements*.txt from requirements*.in: newest versions, pinned
 	$(lock) requirements.in --output-file requirements.txt
 	$(lock) requirements-dev.in --output-file requirements-dev.txt
 	$(lock) benchmarks/requirements.in --output-file benchmarks/requirements.txt
+	$(lock) $(clients)/requirements.in --output-file $(clients)/requirements.txt
 
 clean: ## remove .venv, var (including the data of make run) and caches
 	rm -rf .venv var .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(javascript)/node_modules/.stamp: $(javascript)/package-lock.json
+%/node_modules/.stamp: %/package-lock.json
 	@command -v npm >/dev/null || { echo 'make test-contract needs Node.js 20 or later with npm: https://nodejs.org' >&2; exit 1; }
-	npm ci --prefix $(javascript) --ignore-scripts --no-audit --no-fund
+	npm ci --prefix $* --ignore-scripts --no-audit --no-fund
 	@touch $@
 
 lock := var/lock/bin/uv pip compile --upgrade --quiet --universal --python-version 3.11 --generate-hashes --no-header \
@@ -91,4 +93,8 @@ lock := var/lock/bin/uv pip compile --upgrade --quiet --universal --python-versi
 
 var/bench-venv/run.stamp: benchmarks/requirements.txt
 	@deploy/make-venv benchmarks/requirements.txt var/bench-venv
+	@touch $@
+
+var/clients-venv/run.stamp: $(clients)/requirements.txt
+	@deploy/make-venv $(clients)/requirements.txt var/clients-venv
 	@touch $@

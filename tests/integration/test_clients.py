@@ -1,0 +1,86 @@
+"""Clients generated from the OpenAPI document work against the running service, and linters find no fault in it."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from order_service.domain.order import State
+from order_service.web import openapi
+from tests.http_service import ServiceWith, served
+
+ROOT = Path(__file__).parents[2]
+CLIENTS = ROOT / "tests" / "clients"
+NODE_MODULES, PYTHON_BIN = CLIENTS / "node_modules", ROOT / "var" / "clients-venv" / "bin"
+
+pytestmark = [
+    pytest.mark.contract,
+    pytest.mark.skipif(
+        not (NODE_MODULES.is_dir() and PYTHON_BIN.is_dir()), reason="needs Node.js and packages: make test-contract"
+    ),
+]
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A directory with the document and the packages of Node.js."""
+    (tmp_path / "openapi.json").write_text(json.dumps(openapi.document()), encoding="utf-8")
+    (tmp_path / "node_modules").symlink_to(NODE_MODULES)
+    return tmp_path
+
+
+def run(directory: Path, *command: Any) -> str:
+    """The output of a command, which must succeed."""
+    # The linters would otherwise ask for newer versions of themselves and report their use.
+    quiet = {"REDOCLY_TELEMETRY": "off", "REDOCLY_SUPPRESS_UPDATE_NOTICE": "true"}
+    path = f"{NODE_MODULES / '.bin'}:{PYTHON_BIN}:{os.environ['PATH']}"
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=directory, env=os.environ | quiet | {"PATH": path}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_redocly_finds_no_error_and_no_warning(directory: Path) -> None:
+    found = json.loads(run(directory, "redocly", "lint", "openapi.json", "--extends=recommended", "--format=json"))
+
+    assert found["totals"]["errors"] == found["totals"]["warnings"] == 0, found["problems"]
+
+
+def test_spectral_finds_no_error_and_no_warning(directory: Path) -> None:
+    (directory / "rules.yaml").write_text('extends: ["spectral:oas"]')
+
+    run(directory, "spectral", "lint", "openapi.json", "--ruleset=rules.yaml", "--fail-severity=hint")
+
+
+@on_sqlite
+def test_generated_python_client_places_follows_cancels_and_handles_a_problem(
+    directory: Path, service_with: ServiceWith
+) -> None:
+    service = service_with()
+    paid_id = service.order_in(State.PAID)
+    generator = ("openapi-python-client", "generate", "--path=openapi.json", "--output-path=generated", "--meta=none")
+    run(directory, *generator, "--fail-on-warning")
+    (directory / "use.py").write_bytes((CLIENTS / "use.py").read_bytes())
+
+    with served(service.app) as (host, port):
+        run(directory, PYTHON_BIN / "python", "use.py", f"http://{host}:{port}", paid_id)
+
+
+@on_sqlite
+def test_generated_typescript_client_places_follows_cancels_and_handles_a_problem(
+    directory: Path, service_with: ServiceWith
+) -> None:
+    service = service_with()
+    paid_id = service.order_in(State.PAID)
+    run(directory, "openapi-typescript", "openapi.json", "--output=generated.d.ts")
+    (directory / "use.mts").write_bytes((CLIENTS / "use.mts").read_bytes())
+    run(directory, "tsc", "--strict", "--target", "es2022", "--module", "nodenext", "use.mts")
+
+    with served(service.app) as (host, port):
+        run(directory, "node", "use.mjs", f"http://{host}:{port}", paid_id)
