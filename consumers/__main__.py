@@ -12,7 +12,7 @@ from order_service.storage.migrate import wait_for_database
 def main() -> None:
     settings = process.begin()
     stop = process.stop_on_signal()
-    database = Database(settings.database_url, pool_size=3, pre_ping=False)
+    database = Database(settings.database_url, pool_size=3, pre_ping=False, role="consumer")
     wait_for_database(database, stop)
     workers = [Worker(settings, database, topology.QUEUES, stop)]
     if settings.menu_service_url:

@@ -1,7 +1,6 @@
 """The batch consumer: the deliveries that have arrived become one batch, one transaction and one ack."""
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -55,21 +54,18 @@ class Worker:
     def _consume(self, working: Callable[[], None]) -> None:
         # The tags of an old channel are invalid on a new one; the broker delivers those messages again.
         self._arrived, self._cancelled = [], False
-        parameters = topology.connection_parameters(self._settings.rabbitmq_url, name="order-service consumer")
-        connection = pika.BlockingConnection(parameters)
-        try:
+        names = [queue.name for queue in self._queues]
+        role = f"consumer of {', '.join(names)}"
+        with topology.connected(self._settings.rabbitmq_url, role=role) as (connection, _):
             self._channel = connection.channel()
             topology.require(self._channel, self._queues)
             self._subscribe()
-            log.info("consuming", queues=[queue.name for queue in self._queues])
+            log.info("consuming", queues=names)
             while not self._stop.is_set():
                 self._collect()
                 self._process()
                 # Only now: an error in the first batch must not restart the consumer without a growing delay.
                 working()
-        finally:
-            with suppress(*topology.UNREACHABLE):
-                connection.close()
 
     def _subscribe(self) -> None:
         # Per consumer: RabbitMQ deprecates a prefetch limit that is shared by a channel.

@@ -4,6 +4,7 @@ import logging
 import os
 import select
 import signal
+import socket
 import sys
 import threading
 import time
@@ -21,6 +22,8 @@ from order_service.backoff import Backoff
 log = structlog.get_logger(__name__)
 #: The delay before the next attempt to reach the broker or the database.
 RECONNECT = Backoff(first=0.1, longest=5)
+#: The intervals at which an outage that goes on is logged again, in seconds.
+REPORTS = Backoff(first=10, longest=600)
 #: How long a process waits for its threads when it stops, in seconds.
 STOP_SECONDS = 8.0
 
@@ -74,6 +77,10 @@ def refuse(problem: str) -> NoReturn:
     """Print a problem that a retry cannot solve, and exit with 2."""
     print(problem, file=sys.stderr)
     raise SystemExit(2)
+
+
+class AccessRefused(Exception):
+    """A server answers but refuses this client, until an operator changes something; the text says what."""
 
 
 class Stop(Protocol):
@@ -140,36 +147,61 @@ def supervise(
 ) -> bool:
     """Call `attempt` until it returns or `stop` is set, with a growing delay after each failure.
 
-    Returns whether it returned. An `unreachable` error is logged once per outage of `what`. Any other exception is
-    raised, or with `restart` logged with its traceback. `attempt` receives a function to call once it works, which ends
-    the outage and resets the delay.
+    Returns whether it returned. An `unreachable` error or AccessRefused is logged when an outage of `what` begins and
+    when it becomes the other one, and again at growing intervals. Any other exception is raised, or with `restart`
+    logged with its traceback. `attempt` receives a function to call once it works, which ends the outage and resets
+    the delay.
     """
-    lost, back = f"{what} is unreachable, retrying", f"{what} is reachable again"
-    delays, is_outage = RECONNECT.jittered(), False
-
-    def working() -> None:
-        nonlocal delays, is_outage
-        if is_outage:
-            log.info(back)
-        delays, is_outage = RECONNECT.jittered(), False
-
+    outage = _Outage(what)
+    expected: tuple[type[Exception], ...] = (*unreachable, AccessRefused)
     while not stop.is_set():
         try:
-            attempt(working)
-        except unreachable as error:
-            if not is_outage:
-                log.warning(lost, error=first_line(error))
-            is_outage = True
+            attempt(outage.end)
+        except expected as error:
+            outage.note(error)
         except Exception:
             if not restart:
                 raise
             log.exception("unexpected error, restarting")
         else:
             if not stop.is_set():
-                working()
+                outage.end()
             return True
-        stop.wait(next(delays))
+        stop.wait(outage.pause())
     return False
+
+
+class _Outage:
+    """The delays and the log of an outage of `what`."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._delays = what, RECONNECT.jittered()
+        #: What was logged last, how many times in a row, and the delays since then, in seconds.
+        self._problem, self._reports, self._seconds = "", 0, 0.0
+
+    def note(self, error: Exception) -> None:
+        """Log a failed attempt, unless the same problem was logged recently."""
+        is_refused = isinstance(error, AccessRefused)
+        problem = f"access to {self._what} is refused" if is_refused else f"{self._what} is unreachable"
+        problem += ", retrying"
+        if problem != self._problem:
+            self._problem, self._reports = problem, 0
+        if not self._reports or self._seconds >= REPORTS.delay(self._reports):
+            log.warning(problem, error=str(error) if is_refused else first_line(error))
+            self._reports, self._seconds = self._reports + 1, 0
+
+    def pause(self) -> float:
+        """The delay before the next attempt, in seconds."""
+        delay = next(self._delays)
+        self._seconds += delay
+        return delay
+
+    def end(self) -> None:
+        """Note that an attempt works."""
+        if self._problem:
+            back = f"{self._what} is reachable again"
+            log.info(back)
+        self._problem, self._delays = "", RECONNECT.jittered()
 
 
 def run_together(stop: StopFlag, *runs: Callable[[], None]) -> None:
@@ -202,9 +234,16 @@ def run_together(stop: StopFlag, *runs: Callable[[], None]) -> None:
         raise SystemExit(max(statuses))
 
 
+def client_name(role: str) -> str:
+    """What the consoles of the broker and the database show of a connection: its role, process and host."""
+    return f"order-service {role} {os.getpid()}@{socket.gethostname()}"
+
+
 def first_line(error: BaseException) -> str:
     """An error in one line, for a log record without a traceback."""
-    return f"{type(error).__name__}: {str(error).strip() or 'no detail'}".splitlines()[0]
+    text = str(error).strip()
+    # Several errors of pika have a text in their representation only.
+    return (f"{type(error).__name__}: {text}" if text else repr(error)).splitlines()[0]
 
 
 def utc_now() -> datetime:

@@ -11,9 +11,11 @@ from publishers.relay import Relay
 def main() -> None:
     settings = process.begin()
     stop = process.stop_on_signal()
-    database = Database(settings.database_url, pool_size=2, pre_ping=False)
+    database = Database(settings.database_url, pool_size=2, pre_ping=False, role="deadlines")
     # A deletion that a power cut undoes only repeats a message under its id, so the relay does not wait for the disk.
-    relay_database = Database(settings.database_url, pool_size=MOST_BATCHES + 1, pre_ping=False, durable=False)
+    relay_database = Database(
+        settings.database_url, pool_size=MOST_BATCHES + 1, pre_ping=False, durable=False, role="relay"
+    )
     wait_for_database(database, stop)
     relay, deadlines = Relay(settings, relay_database, stop), Deadlines(settings, database, stop)
     process.run_together(stop, relay.run, deadlines.run)

@@ -24,7 +24,7 @@ from order_service.process import StopFlag, first_line
 from order_service.storage import outbox
 from order_service.storage.database import Database
 from order_service.storage.outbox import Claim, Outcomes, Position, Route
-from order_service.vendor import GatheringConnection
+from order_service.vendor import GatheringConnection, early_reset_as_lost_connection
 from publishers.confirms import Answer, Batch, ConfirmChannel, Entry, route_of
 from publishers.health import WINDOW, Health
 
@@ -110,7 +110,8 @@ class Pipeline:
     def run(self) -> None:
         """Publish until stopped. Raises the error that ended the connection."""
         try:
-            self._loop.start()
+            with early_reset_as_lost_connection():
+                self._loop.start()
         finally:
             for batch in self._batches:
                 # They may have been published, so they must not count as unsent.

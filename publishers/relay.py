@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import pika
 import structlog
-from pika.exceptions import AMQPError
 
 from order_service.config import Settings
 from order_service.contract import topology
@@ -43,15 +42,9 @@ class Relay:
                 pass
 
     def _reachable_node(self) -> pika.URLParameters:
-        """A node of the broker that is reachable and has the topology. Raises the last node's error if none is."""
-        last: Exception = AMQPError("no broker is named in RABBITMQ_URL")
-        for node in topology.connection_parameters(self._settings.rabbitmq_url, name="order-service relay"):
-            # The pipeline waits for the end of an alarm, however long it lasts.
-            node.blocked_connection_timeout = None
-            try:
-                with pika.BlockingConnection(node) as connection:
-                    topology.require(connection.channel())
-                return node
-            except topology.UNREACHABLE as error:
-                last = error
-        raise last
+        """A node of the broker that is reachable and has the topology."""
+        with topology.connected(self._settings.rabbitmq_url, role="relay") as (connection, node):
+            topology.require(connection.channel())
+        # The pipeline waits for the end of an alarm, however long it lasts.
+        node.blocked_connection_timeout = None
+        return node

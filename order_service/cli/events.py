@@ -103,7 +103,7 @@ def tail() -> None:
 
 def _exchange() -> AbstractContextManager[BlockingChannel]:
     remedy = "If the exchange does not exist, run `python -m order_service topology`."
-    return open_channel(process.begin(), name="order-service events", remedy=remedy)
+    return open_channel(process.begin(), role="events", remedy=remedy)
 
 
 def _validated_type(body: bytes, event_type: str | None) -> str:

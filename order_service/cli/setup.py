@@ -20,6 +20,8 @@ def migrate() -> None:
     url = process.begin().database_url
     try:
         migrations.upgrade(url)
+    except process.AccessRefused as error:
+        raise click.ClickException(f"access to the database is refused: {error}") from error
     except sa.exc.SQLAlchemyError as error:
         raise click.ClickException(f"the database is unreachable: {process.first_line(error)}") from error
     click.echo(f"The database is up to date: {masked(url)}")
@@ -38,7 +40,7 @@ def declare_topology(recreate: bool) -> None:
         "If the exchange or a dead-letter queue exists with different arguments, stop the publishers, drain it, delete "
         "it in the management console and repeat this command."
     )
-    with open_channel(settings, name="order-service topology", remedy=remedy) as channel:
+    with open_channel(settings, role="topology", remedy=remedy) as channel:
         for queue in queues if recreate else ():
             recreate_queue(channel.connection, queue)
         if problems := declare(channel.connection, queues):

@@ -4,17 +4,20 @@ A third queue, MENU_HTTP, is declared only if MENU_SERVICE_URL is set.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
-from pika.exceptions import AMQPError, ChannelClosedByBroker
+from pika.exceptions import AMQPConnectionError, AMQPError, ChannelClosedByBroker, ConnectionClosedByBroker
 
+from order_service import vendor
+from order_service.config import masked
 from order_service.contract.events import EVENTS
-from order_service.process import refuse
+from order_service.process import AccessRefused, client_name, first_line, refuse
 
 EXCHANGE = "restaurant.events"
 #: Each side detects a dead peer within twice this time; a transaction takes much less.
@@ -33,6 +36,12 @@ MAX_QUEUE_BYTES = 1024**3
 
 #: What pika raises while the broker is unreachable, does not respond or closes the connection.
 UNREACHABLE = (AMQPError, AMQPConnectorException, OSError)
+#: How the broker's replies start for a wrong login or a missing right (403), and for a vhost (530).
+REFUSALS = ("ACCESS_REFUSED", "NOT_ALLOWED")
+
+
+class BrokerUnreachable(AMQPError):
+    """No node of the broker accepts a connection; the text says why, for each."""
 
 
 @dataclass(frozen=True)
@@ -97,16 +106,47 @@ def require(channel: BlockingChannel, queues: Sequence[Queue] = QUEUES) -> None:
         refuse(f"{error.reply_text}: run `python -m order_service topology` first")
 
 
-def connection_parameters(urls: str, *, name: str) -> list[pika.URLParameters]:
-    """The parameters of each node in `urls`, in random order so that clients are spread over a cluster."""
-    nodes = []
-    for url in urls.split(","):
-        node = pika.URLParameters(url.strip())
+@contextmanager
+def connected(urls: str, *, role: str) -> Iterator[tuple[pika.BlockingConnection, pika.URLParameters]]:
+    """A connection to one of the nodes in `urls`, with its parameters; closed after the block.
+
+    Raises BrokerUnreachable, or AccessRefused if a node refuses the login or the vhost, or if the broker closes a
+    channel or the connection during the block because a right is missing.
+    """
+    url, node, connection = _connect(urls.split(","), role)
+    try:
+        yield connection, node
+    except (ChannelClosedByBroker, ConnectionClosedByBroker) as error:
+        if not error.reply_text.startswith(REFUSALS):
+            raise
+        raise AccessRefused(f"{url}: {error.reply_text}") from error
+    finally:
+        with suppress(*UNREACHABLE):
+            connection.close()
+
+
+def _connect(urls: list[str], role: str) -> tuple[str, pika.URLParameters, pika.BlockingConnection]:
+    """Try the nodes in random order, so that clients are spread over a cluster."""
+    problems = []
+    for url in random.sample(urls, len(urls)):
+        address, node = masked(url.strip()), pika.URLParameters(url.strip())
         node.heartbeat = HEARTBEAT_SECONDS
         # Without a limit a publisher blocks for as long as the broker's memory or disk alarm lasts.
         node.blocked_connection_timeout = 30
         node.socket_timeout = node.stack_timeout = 5
-        node.client_properties = {"connection_name": name}
-        nodes.append(node)
-    random.shuffle(nodes)
-    return nodes
+        node.client_properties = {"connection_name": client_name(role)}
+        try:
+            with vendor.early_reset_as_lost_connection():
+                return address, node, pika.BlockingConnection(node)
+        except UNREACHABLE as error:
+            problems.append(f"{address}: {_cause(error)}")
+    text = ", ".join(sorted(problems))
+    raise AccessRefused(text) if any(refusal in text for refusal in REFUSALS) else BrokerUnreachable(text)
+
+
+def _cause(error: BaseException) -> str:
+    """The text of the innermost error, because pika wraps it in errors without any."""
+    inner = getattr(error, "exception", None) or next(iter(error.args), None)
+    if isinstance(inner, BaseException):
+        return _cause(inner)
+    return str(inner) if isinstance(error, AMQPConnectionError) and inner else first_line(error)

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from order_service import vendor
-from order_service.process import utc_now
+from order_service.process import client_name, utc_now
 
 #: How long SQLite waits for another process's write transaction before it fails, in milliseconds.
 SQLITE_BUSY_MS = 15_000
@@ -70,12 +70,14 @@ class Database:
         pre_ping: bool = True,
         durable: bool = True,
         lock_seconds: int | None = None,
+        role: str = "command",
     ) -> None:
         """`pre_ping`: test a connection before each transaction; a caller that retries anyway does not need it.
 
         `durable=False` is for the relay: a power cut may undo the last commits, which then need no flush to disk, and
         a transaction may be idle for longer. `lock_seconds`: how long PostgreSQL lets a statement wait for a lock;
-        `is_rolled_back` is true for the resulting error.
+        `is_rolled_back` is true for the resulting error. `role`: whose connections these are, for the application_name
+        that PostgreSQL shows.
         """
         self.url = url
         self.is_sqlite = url.startswith("sqlite")
@@ -100,6 +102,7 @@ class Database:
             # For the transaction only: a pooler such as pgbouncer gives the server's connection, with the settings of
             # its session, to another client's next transaction.
             local = "".join(f"SET LOCAL {setting}; " for setting in settings).encode()
+            event.listen(self.engine, "do_connect", lambda *parts: _name_connection(role, parts[-1]))
             event.listen(self.engine, "connect", lambda connection, _: _configure_postgresql(connection))
             event.listen(self.engine, "begin", lambda connection: _begin_postgresql(connection, local))
             event.listen(self.engine, "handle_error", _recognize_lost_connection)
@@ -272,6 +275,11 @@ def is_transient(error: Exception) -> bool:
     return isinstance(error, sa.exc.DBAPIError | sa.exc.TimeoutError | MemoryError | OSError)
 
 
+def _name_connection(role: str, parameters: dict[str, Any]) -> None:
+    # Here, not at creation, which may be before a fork. A name in the URL or in PGAPPNAME precedes it.
+    parameters.setdefault("fallback_application_name", client_name(role))
+
+
 def _configure_postgresql(connection: psycopg.Connection[Any]) -> None:
     # The driver's own BEGIN would be a round trip beside that of the event "begin".
     connection.autocommit = True
@@ -289,7 +297,8 @@ def _create_private_file(path: Path) -> None:
 
     An existing file keeps its permissions, which an operator may have set.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with suppress(OSError):  # SQLite reports it at the first transaction
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # Only if it is new: to close any descriptor of a file ends all locks that this process holds on it, SQLite's too.
     # https://www.sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_
     # If this fails for another reason, SQLite reports it at the first transaction.

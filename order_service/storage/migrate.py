@@ -1,17 +1,31 @@
-"""Schema migrations: bring a database up to date, and recognize one that is not."""
+"""Schema migrations: bring a database up to date, and recognize one that is not, or that cannot be used."""
 
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from order_service.process import Stop, refuse, supervise
+from order_service.config import masked
+from order_service.process import AccessRefused, Stop, refuse, supervise
 from order_service.storage.database import Database
 
 MIGRATIONS = Path(__file__).parent.parent.parent / "migrations"
+
+#: SQLite's errors for a path that only an operator can make usable.
+UNUSABLE_FILE = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY}
+#: What PostgreSQL answers to a client that it refuses to connect. In another language than English the error is
+#: reported as an unreachable database, with the server's text.
+REFUSALS = re.compile("authentication failed|no password supplied|pg_hba.conf|permission denied|does not exist")
+#: The rights that a process needs on what PostgreSQL names in "permission denied for schema public".
+RIGHTS = {"schema": "USAGE, CREATE", "table": "SELECT, INSERT, UPDATE, DELETE", "sequence": "USAGE"}
 
 
 class NotMigrated(Exception):
@@ -21,13 +35,17 @@ class NotMigrated(Exception):
 def upgrade(url: str) -> None:
     """Bring the schema to the newest migration; may be repeated, also by several processes at once.
 
-    A schema that is newer than this code stays as it is, so that a rollback of the code can be deployed.
+    A schema that is newer than this code stays as it is, so that a rollback of the code can be deployed. Raises
+    AccessRefused, or exits with 2, as `usable`.
     """
-    database = Database(url)
-    is_newer = _revision(database) > _head()
-    database.dispose()
-    if not is_newer:
-        command.upgrade(_alembic(url), "head")
+    with usable(url):
+        database = Database(url)
+        try:
+            is_newer = _revision(database) > _head()
+        finally:
+            database.dispose()
+        if not is_newer:
+            command.upgrade(_alembic(url), "head")
 
 
 def downgrade(url: str) -> None:
@@ -57,11 +75,41 @@ def wait_for_database(database: Database, stop: Stop) -> None:
 
     def check(_: object) -> None:
         try:
-            check_migrated(database)
+            with usable(database.url):
+                check_migrated(database)
         except NotMigrated as error:
             refuse(f"{error}: run `python -m order_service migrate` first")
 
     supervise(check, stop, what="the database", unreachable=(sa.exc.SQLAlchemyError,))
+
+
+@contextmanager
+def usable(url: str) -> Iterator[None]:
+    """Raise AccessRefused if PostgreSQL refuses this client, and exit with 2 if an SQLite file cannot be used."""
+    try:
+        yield
+    except (sa.exc.DBAPIError, sqlite3.Error) as error:  # the latter from the event that configures a connection
+        cause = getattr(error, "orig", error)
+        if isinstance(cause, sqlite3.Error) and cause.sqlite_errorcode & 0xFF in UNUSABLE_FILE:
+            refuse(
+                f"DATABASE_URL: {masked(url)} cannot be used: {cause}. Name a file in a directory that this user may "
+                "write to (sqlite:///path), or a PostgreSQL server (postgresql://user:password@host/name)."
+            )
+        is_refusal = isinstance(cause, psycopg.OperationalError | psycopg.errors.InsufficientPrivilege)
+        if is_refusal and (answers := [line.strip() for line in str(cause).splitlines() if REFUSALS.search(line)]):
+            raise AccessRefused(f"{masked(url)}: {answers[0]}{_grant(url, answers[0])}") from error
+        raise
+
+
+def _grant(url: str, answer: str) -> str:
+    """What the owner of the object must run; empty if the answer names no object."""
+    found = re.search(r"permission denied for (schema|table|sequence) (\S+)", answer)
+    if not found:
+        return ""
+    kind, name = found.groups()
+    parts = sa.make_url(url)
+    user = parts.username or parts.query.get("user", "...")
+    return f"; its owner must run: GRANT {RIGHTS[kind]} ON {kind.upper()} {name} TO {user}"
 
 
 def _alembic(url: str) -> Config:

@@ -44,7 +44,7 @@ class Api:
 
     def __init__(self, settings: Settings, stopping: StopFlag, openapi_document: Callable[[], dict[str, Any]]) -> None:
         self.settings, self.stopping, self.openapi_document = settings, stopping, openapi_document
-        self.database = Database(settings.database_url, pool_size=POOL_SIZE, lock_seconds=LOCK_SECONDS)
+        self.database = Database(settings.database_url, pool_size=POOL_SIZE, lock_seconds=LOCK_SECONDS, role="api")
         self.recorder = Recorder(self.database, settings.policy)
         self.unreadable = UnreadableOrders()
         self.watcher = Watcher(self.database, self.unreadable)

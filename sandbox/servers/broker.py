@@ -113,7 +113,7 @@ def refusal(url: str) -> str | None:
         parameters = pika.URLParameters(url)
         parameters.socket_timeout = parameters.stack_timeout = parameters.blocked_connection_timeout = CONNECT_SECONDS
         pika.BlockingConnection(parameters).close()
-    except (AMQPError, OSError) as error:
+    except (AMQPError, OSError, ValueError) as error:  # pika raises ValueError for a reset, too
         return f"no broker responds ({_cause(error)})"
     finally:
         logger.setLevel(level)

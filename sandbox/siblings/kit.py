@@ -71,7 +71,9 @@ class Service:
                     self._serve(db, stopping)
                 except Exception as error:
                     failures = 1 if self.connected else failures + 1
-                    expected = isinstance(error, AMQPError | OSError | sqlite3.Error)
+                    # pika turns the OSError of a reset just after the broker accepted the connection into a ValueError.
+                    cause = error.__context__ if isinstance(error, ValueError) else error
+                    expected = isinstance(cause, AMQPError | OSError | sqlite3.Error)
                     if failures == 1 or not expected:
                         log.warning("%s: not consuming, trying again: %r", self.name, error, exc_info=not expected)
                     self.connected = False

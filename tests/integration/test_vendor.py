@@ -4,10 +4,12 @@ When a test of a library alone fails, the library is mended and its workaround c
 """
 
 import contextlib
+import errno
 import importlib.util
 import socket
 import struct
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,58 @@ import pika.data
 import psycopg
 import pytest
 from pika.channel import Channel
+from pika.exceptions import AMQPConnectionError
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from order_service import vendor
+from order_service.process import StopFlag
 from order_service.storage.database import CHANNEL, Database
 from order_service.storage.tables import outbox
+from publishers.pipeline import Memory, Pipeline
+from publishers.relay import Relay
 from tests import builders
 from tests.integration import core
-from tests.integration.core import Eventually, Start, Wire, reserved
+from tests.integration.core import Eventually, Log, Start, Wire, reserved
+
+# early_reset_as_lost_connection
+
+
+@pytest.fixture
+def resetting_broker(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of a server that accepts connections and resets them, with what the kernel answers once that is known."""
+
+    def disconnected(_: socket.socket) -> None:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"amqp://guest:guest@127.0.0.1:{server.getsockname()[1]}/"
+        monkeypatch.setattr(socket.socket, "getpeername", disconnected)
+        yield url
+
+
+@core.SQLITE_ONLY
+@pytest.mark.parametrize("make", [core.worker, lambda settings, db: lambda stop: Relay(settings, db, stop)])
+def test_a_reset_just_after_the_broker_accepted_a_connection_is_a_lost_connection(
+    make: Any, resetting_broker: str, database: Database, eventually: Eventually, log: Log
+) -> None:
+    with core.running(make(core.settings(resetting_broker, database.url), database)):
+        eventually(lambda: log.count("the broker is unreachable, retrying"), "the lost connection")
+
+    assert log.count("unexpected error, restarting") == 0
+
+
+def test_a_pipeline_that_is_reset_loses_its_connection(resetting_broker: str, tmp_path: Path) -> None:
+    with core.opened(f"sqlite:///{tmp_path}/orders.db") as database, pytest.raises(AMQPConnectionError):
+        Pipeline(
+            pika.URLParameters(resetting_broker), database, StopFlag(), Memory(), on_first_confirm=lambda: None
+        ).run()
+
+
+def test_pika_alone_raises_a_value_error_for_an_early_reset(resetting_broker: str) -> None:
+    with pytest.raises(ValueError, match="getpeername"):
+        pika.BlockingConnection(pika.URLParameters(resetting_broker))
+
 
 # tolerate_undecodable_headers
 

@@ -3,15 +3,17 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from structlog.testing import CapturingLogger
 
 from order_service import process
-from order_service.process import RECONNECT, supervise
+from order_service.process import RECONNECT, REPORTS, AccessRefused, supervise
 
 LOST, BACK = "the broker is unreachable, retrying", "the broker is reachable again"
+REFUSED = "access to the broker is refused, retrying"
 
 
 class Unreachable(Exception):
@@ -69,6 +71,40 @@ def test_each_outage_is_logged_once_and_its_end_too(log: CapturingLogger) -> Non
     assert messages(log) == [LOST, BACK, LOST, BACK]
     assert log.calls[0].kwargs == {"error": "Unreachable: refused"}
     assert len(stop.waits) == 4
+
+
+@pytest.mark.parametrize(("error", "message"), [(Unreachable(), LOST), (AccessRefused("no vhost"), REFUSED)])
+def test_an_outage_that_goes_on_is_logged_again_at_growing_intervals(
+    error: Exception, message: str, log: CapturingLogger
+) -> None:
+    # given: attempts for more than a day
+    stop, logged_at = Stop(after=50_000), list[float]()
+    log.warning = lambda *_, **__: logged_at.append(sum(stop.waits))  # type: ignore[attr-defined]
+
+    # when
+    run(stop, *[error] * 50_000)
+
+    # then: at the start, after about 10, 20, 40 ... seconds, and finally every 10 minutes
+    pauses = [after - before for before, after in pairwise(logged_at)]
+    limits = [REPORTS.delay(reports) for reports in range(1, len(pauses) + 1)]
+    assert logged_at[0] == 0
+    assert len(pauses) > 100
+    assert all(limit <= pause + 0.01 <= limit + 6 for limit, pause in zip(limits, pauses, strict=True))
+
+
+def test_a_refusal_is_told_from_an_outage(log: CapturingLogger) -> None:
+    assert run(Stop(), Unreachable(), AccessRefused("no vhost"), AccessRefused("no vhost"), Unreachable(), None)
+
+    assert messages(log) == [LOST, REFUSED, LOST, BACK]
+    assert log.calls[1].kwargs == {"error": "no vhost"}
+
+
+def test_an_error_without_a_text_is_logged_by_its_representation(log: CapturingLogger) -> None:
+    run(Stop(), Unreachable(OSError("no route to host")), None)
+    run(Stop(), Unreachable(), None)
+
+    assert log.calls[0].kwargs == {"error": "Unreachable: no route to host"}
+    assert log.calls[2].kwargs == {"error": "Unreachable()"}
 
 
 def test_delays_grow_while_an_outage_lasts_and_start_again_after_it() -> None:
