@@ -1,14 +1,20 @@
-"""The broker connection of a command."""
+"""The broker connection of a command, and the AMQP properties of the events that it publishes."""
 
+import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+from uuid import uuid4
 
 import click
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker
+from pika.spec import BasicProperties
 
 from order_service.config import Settings
 from order_service.contract import topology
+from order_service.contract.envelope import CONTENT_TYPE
 from order_service.process import AccessRefused, first_line
 
 
@@ -31,3 +37,25 @@ def open_channel(settings: Settings, *, role: str, remedy: str) -> Iterator[Bloc
         raise click.ClickException(
             f"the broker is unreachable: {first_line(error)}\nCheck that it is running and that RABBITMQ_URL is right."
         ) from error
+
+
+def event_properties(body: bytes, event_type: str) -> BasicProperties:
+    """The AMQP properties, as far as the body determines them; the management console shows them."""
+    try:
+        document = json.loads(body)
+    except ValueError:
+        document = None
+    event: dict[str, Any] = document if isinstance(document, dict) else {}
+    enveloped = "specversion" in event
+    data = event.get("data") if enveloped else event
+    order_id = data.get("order_id") if isinstance(data, dict) else None
+    return BasicProperties(
+        type=event_type,
+        message_id=str(event.get("id") if enveloped else uuid4()),
+        correlation_id=None if order_id is None else str(order_id)[:255],
+        app_id="order-service events",
+        timestamp=int(time.time()),
+        content_type=CONTENT_TYPE if enveloped else "application/json",
+        delivery_mode=2,
+        headers={"traceparent": str(event["traceparent"])} if "traceparent" in event else None,
+    )

@@ -1,10 +1,9 @@
 """The commands to create, validate, publish and watch events by hand."""
 
 import json
-import time
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from typing import Any, BinaryIO
+from typing import BinaryIO
 from uuid import uuid4
 
 import click
@@ -14,9 +13,9 @@ from pika.spec import Basic, BasicProperties
 from pydantic import ValidationError
 
 from order_service import process
-from order_service.cli.broker import open_channel
+from order_service.cli.broker import event_properties, open_channel
 from order_service.contract import samples
-from order_service.contract.envelope import CONTENT_TYPE, Delivery, Rejection, read, utc_text
+from order_service.contract.envelope import Delivery, Rejection, read, utc_text
 from order_service.contract.events import EVENTS, MAX_ID, OUTGOING, exact_json
 from order_service.contract.topology import EXCHANGE
 
@@ -65,7 +64,7 @@ def publish(file: BinaryIO, event_type: str | None, routing_key: str | None, unc
     body, event_type = file.read(), event_type or _TYPE_BY_ROUTING_KEY.get(routing_key or "")
     event_type = str(event_type) if unchecked else _validated_type(body, event_type)
     routing_key = routing_key or EVENTS[event_type].routing_key
-    properties = _properties(body, event_type)
+    properties = event_properties(body, event_type)
     with _exchange() as channel:
         channel.confirm_delivery()
         try:
@@ -124,28 +123,6 @@ def _validated_type(body: bytes, event_type: str | None) -> str:
     lines = "".join(f"\n  {field}: {problem}" for field, problem in problems)
     hint = "" if found_type else "\nIf this is the bare data of an event, give its type with --type."
     raise click.ClickException(f"this is not a valid {found_type or 'event'}:{lines}{hint}")
-
-
-def _properties(body: bytes, event_type: str) -> BasicProperties:
-    """The AMQP properties, as far as the body determines them; the management console shows them."""
-    try:
-        document = json.loads(body)
-    except ValueError:
-        document = None
-    event: dict[str, Any] = document if isinstance(document, dict) else {}
-    enveloped = "specversion" in event
-    data = event.get("data") if enveloped else event
-    order_id = data.get("order_id") if isinstance(data, dict) else None
-    return BasicProperties(
-        type=event_type,
-        message_id=str(event.get("id") if enveloped else uuid4()),
-        correlation_id=None if order_id is None else str(order_id)[:255],
-        app_id="order-service events",
-        timestamp=int(time.time()),
-        content_type=CONTENT_TYPE if enveloped else "application/json",
-        delivery_mode=2,
-        headers={"traceparent": str(event["traceparent"])} if "traceparent" in event else None,
-    )
 
 
 def _line(routing_key: str, body: bytes) -> str:

@@ -4,6 +4,7 @@ import click
 
 from order_service.cli import documents, events, setup
 from order_service.cli.compensations import compensations
+from order_service.cli.siblings import siblings
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -20,6 +21,7 @@ for command in (
     documents.schemas,
     events.events,
     compensations,
+    siblings,
 ):
     main.add_command(command)
 events.events.add_command(documents.events_page)

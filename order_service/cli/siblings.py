@@ -1,0 +1,153 @@
+"""The commands for the teams of sibling services."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from decimal import Decimal
+
+import click
+
+from order_service import process
+from order_service.cli import conformance
+from order_service.cli.broker import open_channel
+from order_service.cli.conformance import Result
+from order_service.cli.conversation import Conversation
+from order_service.cli.talk import Wanted
+from order_service.contract.events import MAX_ID, exact_decimal
+
+_COLOURS = {"passed": "green", "failed": "red", "skipped": "yellow"}
+
+
+class _Dish(click.ParamType[tuple[int, Decimal]]):
+    name = "ID=PRICE"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, Decimal]:
+        menu_id, _, price = str(value).partition("=")
+        try:
+            return int(menu_id), exact_decimal(price)
+        except ValueError:
+            self.fail(f"{value!r} is not a dish and its price, such as 1=18000", param, ctx)
+
+
+@click.group()
+def siblings() -> None:
+    """Check the services of other teams."""
+
+
+@siblings.command()
+@click.argument("sibling", type=click.Choice(list(conformance.RULES)))
+@click.option(
+    "--dish",
+    "dishes",
+    type=_Dish(),
+    multiple=True,
+    default=("1=18000", "2=20000"),
+    show_default=True,
+    help="A dish in stock and its price; give two.",
+)
+@click.option(
+    "--unknown-dish",
+    type=click.IntRange(1, MAX_ID),
+    default=MAX_ID,
+    show_default=True,
+    help="A menu id that does not exist.",
+)
+@click.option(
+    "--sold-out",
+    type=click.IntRange(1, MAX_ID),
+    help="A dish that is sold out. By default, one portion more of the second dish is ordered than there is.",
+)
+@click.option("--amount", default="38000.5", show_default=True, help="The amount to charge.")
+@click.option("--user", type=click.IntRange(1, MAX_ID), default=1, show_default=True, help="The user who orders.")
+@click.option(
+    "--queue",
+    help="The sibling's queue, to count its consumers. Default: menu-service.orders or payment-service.orders.",
+)
+@click.option(
+    "--reply-seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=2,
+    show_default=True,
+    help="How long a reply may take.",
+)
+@click.option(
+    "--wait-seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=10,
+    show_default=True,
+    help="How long a reply is waited for.",
+)
+@click.option(
+    "--kill",
+    "kill_pid",
+    metavar="PID",
+    type=click.IntRange(2),
+    help="Kill this process of the sibling during a burst of requests. It must be started again within a"
+    " minute, by its supervisor or by you.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object; the progress goes to standard error.")
+def check(
+    sibling: str, dishes: tuple[tuple[int, Decimal], ...], unknown_dish: int, sold_out: int | None, amount: str,
+    user: int, queue: str | None, reply_seconds: float, wait_seconds: float, kill_pid: int | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Check a running SIBLING, menu or payment, against the rules of docs/siblings.md.
+
+    Plays the Order Service on the broker at RABBITMQ_URL: sends requests with order ids from 2000000000 on, and judges
+    the replies. Prints a line for each rule. Exits with 0 if no rule failed, with 1 if one did, with 2 if the check
+    could not run.
+
+    Do not run it against a sibling in production: stock is reserved and money is charged, and what is given back
+    depends on the sibling.
+    """
+    try:
+        wanted = Wanted(
+            prices=_two(dishes), unknown_id=unknown_dish, sold_out_id=sold_out, amount=_amount(amount),
+            reply_seconds=reply_seconds, queue=queue or f"{sibling}-service.orders", kill_pid=kill_pid,
+        )  # fmt: skip
+        results = _run(sibling, wanted, wait_seconds=wait_seconds, user_id=user, to_stderr=as_json)
+    except click.ClickException as error:
+        error.show()
+        raise SystemExit(2) from error
+    counts = {outcome: sum(each.outcome == outcome for each in results) for outcome in _COLOURS}
+    if as_json:
+        click.echo(json.dumps({"sibling": sibling, **counts, "rules": [asdict(each) for each in results]}, indent=2))
+    click.echo(", ".join(f"{count} {outcome}" for outcome, count in counts.items()), err=as_json)
+    if counts["failed"]:
+        raise SystemExit(1)
+
+
+def _two(dishes: tuple[tuple[int, Decimal], ...]) -> Mapping[int, Decimal]:
+    prices = dict(dishes)
+    if len(prices) != 2:
+        raise click.UsageError("give --dish twice, for two different dishes")
+    return prices
+
+
+def _amount(text: str) -> Decimal:
+    try:
+        return exact_decimal(text)
+    except ValueError as error:
+        raise click.UsageError(f"--amount: {error}") from None
+
+
+def _run(sibling: str, wanted: Wanted, *, wait_seconds: float, user_id: int, to_stderr: bool) -> list[Result]:
+    remedy = "The sibling declares the exchange restaurant.events: start it first."
+    results = []
+    with open_channel(process.begin(), role="siblings check", remedy=remedy) as channel:
+        conversation = Conversation(channel, wait_seconds=wait_seconds, user_id=user_id)
+        click.echo(f"Checking {sibling} with the orders after {conversation.first_id}", err=True)
+        for result in conformance.check(sibling, conversation, wanted):
+            _show(result, to_stderr=to_stderr)
+            results.append(result)
+    return results
+
+
+def _show(result: Result, *, to_stderr: bool) -> None:
+    outcome = click.style(f"{result.outcome:<8}", fg=_COLOURS[result.outcome])
+    number = f" (rule {result.number})" if result.number else ""
+    reason = f": {result.reason}" if result.reason else ""
+    click.echo(f"{outcome} {result.rule:<18} {result.text}{number}{reason}", err=to_stderr)
+    if result.outcome == "failed":
+        for name in ("sent", "came", "expected"):
+            lines = getattr(result, name).replace("\n", "\n" + " " * 19)
+            click.echo(f"         {name + ':':<9} {lines}", err=to_stderr)
