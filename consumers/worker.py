@@ -45,7 +45,7 @@ class Worker:
         self._arrived: list[tuple[int, Delivery]] = []
         self._cancelled = False
         self._delays = RECONNECT.jittered()
-        vendor.tolerate_undecodable_headers()
+        vendor.tolerate_unusual_headers()
 
     def run(self) -> None:
         """Return once stopped, after the current batch is committed and acked. Exits with 2 without the topology."""

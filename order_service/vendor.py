@@ -22,22 +22,36 @@ METRICS_READS, METRICS_PAUSE_SECONDS = 10, 0.02
 #: GatheringConnection hands this many bytes to the socket at once: pika copies the rest after each system call.
 PIECE_BYTES = 64 * 1024
 
-_decode_value = pika.data.decode_value
+_decode_value, _encode_value = pika.data.decode_value, pika.data.encode_value
+#: The AMQP types of floats, with their formats.
+_FLOATS = {b"f": ">f", b"d": ">d"}
 
 
-def tolerate_undecodable_headers() -> None:
-    """Make pika decode a message header that it cannot represent as None. May be repeated.
+def tolerate_unusual_headers() -> None:
+    """Make pika read and write floats in message headers, and read what it cannot represent as None. May be repeated.
 
     Works around: pika 1.4.4 raises on a timestamp beyond the year 9999 (a sender's milliseconds, or a time before
     1970) and on deep nesting, and treats that as a lost connection: the message is never acked, is delivered again,
-    and closes the next connection too.
-    Upstream: https://github.com/pika/pika/issues/1698, fixed after 1.4.4 for timestamps; the nesting is not reported.
-    Remove when pika delivers a message with such a header.
+    and closes the next connection too. It cuts a float to an integer, which it may then be unable to write, and writes
+    no floats.
+    Upstream: https://github.com/pika/pika/issues/1698, fixed after 1.4.4 for timestamps; the others are not reported.
+    Remove when pika delivers a message with such a header, and reads and writes floats.
     """
     pika.data.decode_value = _decoded_or_none
+    if pika.data.encode_value is _encode_value:
+        pika.data.encode_value = _encoded
+
+
+def _encoded(pieces: list[bytes], value: Any) -> int:
+    if not isinstance(value, float):
+        return _encode_value(pieces, value)
+    pieces.append(struct.pack(">cd", b"d", value))
+    return 9
 
 
 def _decoded_or_none(encoded: bytes, offset: int) -> tuple[Any, int]:
+    if form := _FLOATS.get(encoded[offset : offset + 1]):
+        return struct.unpack_from(form, encoded, offset + 1)[0], offset + 1 + struct.calcsize(form)
     try:
         return _decode_value(encoded, offset)
     except (ValueError, OverflowError, OSError, RecursionError):

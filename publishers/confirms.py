@@ -21,6 +21,7 @@ from pika.frame import Method
 from pika.spec import Basic, BasicProperties
 
 from order_service.contract.envelope import APP_ID, CONTENT_TYPE
+from order_service.contract.headers import decoded
 from order_service.storage.outbox import Claim, Outcomes, Route, is_mandatory
 from order_service.vendor import GatheringConnection
 
@@ -166,16 +167,17 @@ class ConfirmChannel:
 
 def _properties(row: sa.Row[Any]) -> BasicProperties:
     """The AMQP properties of an outbox row; a dead letter keeps its own, and its headers contain the reason."""
-    original: dict[str, Any] = json.loads(row.properties) if row.properties else {}
-    headers = original.get("headers") or ({"traceparent": row.traceparent} if row.traceparent else None)
-    order_id = None if row.order_id is None else str(row.order_id)
-    return BasicProperties(
-        type=row.type,
-        message_id=row.message_id,
-        correlation_id=original.get("correlation_id") or order_id,
-        app_id=original.get("app_id") if row.properties else APP_ID,
-        content_type=original.get("content_type") if row.properties else CONTENT_TYPE,
-        timestamp=int(row.created_at.timestamp()),
-        delivery_mode=DeliveryMode.Persistent,
-        headers=headers,
-    )
+    if row.properties:
+        own = json.loads(row.properties)
+        own["headers"] = {name: decoded(value) for name, value in own.get("headers", {}).items()}
+    else:
+        own = {"app_id": APP_ID, "content_type": CONTENT_TYPE}
+        own["headers"] = {"traceparent": row.traceparent} if row.traceparent else None
+    added = {
+        "type": row.type,
+        "message_id": row.message_id,
+        "correlation_id": None if row.order_id is None else str(row.order_id),
+        "timestamp": int(row.created_at.timestamp()),
+    }
+    kept = {name: value for name, value in own.items() if value is not None}
+    return BasicProperties(**added | kept | {"delivery_mode": DeliveryMode.Persistent})

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pika
 import structlog
 
+from order_service import vendor
 from order_service.config import Settings
 from order_service.contract import topology
 from order_service.process import StopFlag, supervise
@@ -25,6 +26,7 @@ class Relay:
         """`database` needs a pool of MOST_BATCHES + 1 connections: waiting for one would block the loop."""
         self._settings, self._database, self._stop = settings, database, stop
         self._memory = Memory()
+        vendor.tolerate_unusual_headers()
 
     def run(self) -> None:
         """Return once stopped and the rows in flight are settled. Exits with 2 if the topology is not declared."""

@@ -42,7 +42,7 @@ def declare(connection: pika.BlockingConnection, queues: Sequence[Queue]) -> lis
 
 def recreate_queue(connection: pika.BlockingConnection, queue: Queue) -> None:
     """Replace the queue if it exists with other arguments, or finish an interrupted replacement. May be repeated."""
-    vendor.tolerate_undecodable_headers()
+    vendor.tolerate_unusual_headers()
     temporary, channel = _temporary(queue), connection.channel()
     # What this does not replace must raise before the queue is deleted.
     topology.declare(channel, [])

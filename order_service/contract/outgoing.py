@@ -11,10 +11,14 @@ from uuid import UUID, uuid5
 
 from order_service.contract import envelope, events
 from order_service.contract.envelope import Rejection, storable
+from order_service.contract.headers import copied
 from order_service.contract.topology import BY_NAME, EXCHANGE
 from order_service.domain.order import RELEASE, Announcement, Compensation, Effect, Order
 from order_service.domain.saga import Policy, limited
 
+#: The properties of a dead letter's original that become headers: a dead letter does not expire, and the broker refuses
+#: the name of another user.
+_NOT_KEPT = {"expiration", "user_id"}
 #: The namespace of the ids of MessageRejected.
 _REJECTED = UUID("8f1c3f0e-7d0b-4c57-9d53-5a0f0b7d2c11")
 
@@ -85,24 +89,33 @@ def _lines(order: Order) -> list[events.Line]:
 def dead_letter(rejection: Rejection) -> Outgoing:
     """The rejected message, addressed to its queue's dead-letter queue, with the reason in its headers.
 
-    Its body is unchanged, unless it is oversized: then the headers contain its size and hash.
+    It keeps its properties and headers. Its body is unchanged, unless it is oversized: then the headers contain its
+    size and hash.
     """
     delivery = rejection.delivery
-    headers: dict[str, str | int] = {
+    properties = {name: value for name, value in delivery.properties.items() if name not in _NOT_KEPT}
+    headers, left_out = copied(properties.pop("headers", {}))
+    headers |= {
         "x-error": rejection.code,
         "x-error-detail": str(rejection)[:1000],
         "x-origin-queue": delivery.queue,
+        "x-origin-routing-key": storable(delivery.routing_key) or "",
     }
+    headers |= {
+        f"x-original-{name}": storable(delivery.properties.get(name)) for name in _NOT_KEPT & delivery.properties.keys()
+    }
+    if left_out:
+        headers["x-headers-left-out"] = ", ".join(left_out)[:1000]
     if rejection.order_id is not None:
         headers["x-order-id"] = str(rejection.order_id)[:100]
     if delivery.oversized:
         headers |= {"x-body-bytes": delivery.oversized.body_bytes, "x-body-sha256": delivery.oversized.sha256}
     # Bytes that are not UTF-8 were decoded to replacement characters, which may exceed a short string.
-    kept = {name: storable(delivery.properties.get(name)) for name in ("content_type", "app_id", "correlation_id")}
+    kept = {name: storable(value) if isinstance(value, str) else value for name, value in properties.items()}
     return Outgoing(
         _possible_order_id(rejection),
-        rejection.type,
-        rejection.message_id,
+        kept.pop("type", None) or rejection.type,
+        kept.pop("message_id", None) or rejection.message_id,
         exchange="",
         routing_key=BY_NAME[delivery.queue].dead_letters,
         body=delivery.body,

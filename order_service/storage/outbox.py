@@ -45,7 +45,7 @@ def inserts(messages: Sequence[Outgoing], now: datetime) -> Iterator[bulk.Insert
             yield bulk.Insert(outbox, rows)
             rows, size = [], 0
         rows.append(_row(message, now))
-        size += len(message.body)
+        size += len(message.body) + len(rows[-1]["properties"] or "")
     yield bulk.Insert(outbox, rows)
 
 

@@ -108,7 +108,7 @@ outbox = sa.Table(
     sa.Column("routing_key", sa.String(255), nullable=False),
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("traceparent", sa.String(55)),
-    # JSON, dead letters only: the AMQP properties kept from the original, and the headers with the reason.
+    # JSON, dead letters only: the AMQP properties of the original, and its headers with the reason added.
     sa.Column("properties", sa.Text),
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),

@@ -142,6 +142,7 @@ def test_dead_letter_reaches_its_queue_unchanged_and_with_its_reason(
         "x-error-detail": "invalid: data.amount must be a JSON number",
         "x-order-id": "5",
         "x-origin-queue": "order-service.payment",
+        "x-origin-routing-key": "payment.completed",
     }
     assert (properties.type, properties.message_id, properties.delivery_mode) == ("PaymentCompleted", "m1", 2)
     assert (properties.content_type, properties.app_id, properties.correlation_id) == tuple(kept.values())

@@ -6,6 +6,7 @@ When a test of a library alone fails, the library is mended and its workaround c
 import contextlib
 import errno
 import importlib.util
+import math
 import socket
 import struct
 import threading
@@ -18,7 +19,7 @@ import pika.data
 import psycopg
 import pytest
 from pika.channel import Channel
-from pika.exceptions import AMQPConnectionError
+from pika.exceptions import AMQPConnectionError, UnsupportedAMQPFieldException
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
@@ -71,7 +72,7 @@ def test_pika_alone_raises_a_value_error_for_an_early_reset(resetting_broker: st
         pika.BlockingConnection(pika.URLParameters(resetting_broker))
 
 
-# tolerate_undecodable_headers
+# tolerate_unusual_headers
 
 #: Headers that pika cannot decode, as AMQP bytes.
 UNDECODABLE = [
@@ -101,15 +102,39 @@ def test_message_with_an_undecodable_header_is_applied(
 
 @pytest.mark.parametrize("header", UNDECODABLE)
 def test_pika_alone_cannot_decode_such_a_header(header: bytes) -> None:
+    table = b"\5x-odd" + header
+
+    with pytest.raises((ValueError, OverflowError, OSError, RecursionError)):
+        unpatched_pika_data().decode_table(struct.pack(">I", len(table)) + table, 0)
+
+
+@pytest.mark.parametrize("number", [1.5, -0.25, 1e300, math.inf])
+def test_float_in_a_header_is_read_and_written(number: float) -> None:
+    vendor.tolerate_unusual_headers()
+    pieces: list[bytes] = []
+
+    pika.data.encode_table(pieces, {"double": number, "list": [{"nested": number}]})
+
+    read, _ = pika.data.decode_table(b"".join(pieces), 0)
+    assert read == {"double": number, "list": [{"nested": number}]}
+    assert pika.data.decode_value(b"f" + struct.pack(">f", 1.5), 0) == (1.5, 5)
+
+
+def test_pika_alone_cuts_floats_and_writes_none() -> None:
+    alone = unpatched_pika_data()
+
+    assert alone.decode_value(b"d" + struct.pack(">d", 1.5), 0) == (1, 9)
+    with pytest.raises(UnsupportedAMQPFieldException):
+        alone.encode_value([], 1.5)
+
+
+def unpatched_pika_data() -> Any:
     found = importlib.util.find_spec("pika.data")
     assert found
     assert found.loader
     unpatched = importlib.util.module_from_spec(found)
     found.loader.exec_module(unpatched)
-    table = b"\5x-odd" + header
-
-    with pytest.raises((ValueError, OverflowError, OSError, RecursionError)):
-        unpatched.decode_table(struct.pack(">I", len(table)) + table, 0)
+    return unpatched
 
 
 # GatheringConnection

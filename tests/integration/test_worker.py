@@ -1,8 +1,10 @@
 """The consumer: replies become transitions, messages that can never be applied become dead letters, each once."""
 
 import json
+import struct
 import threading
-from datetime import datetime
+from datetime import UTC, datetime
+from decimal import Decimal
 from hashlib import sha256
 from typing import Any
 
@@ -41,7 +43,7 @@ def test_dead_letter_names_its_order_and_message_rejected_lists_every_error(
         eventually(lambda: dead_letters(database), "the dead letter")
 
     [letter] = dead_letters(database)
-    assert (letter["type"], letter["id"], letter["x-order-id"]) == ("PaymentCompleted", "pay-1", "77")
+    assert (letter["type"], letter["id"], letter["x-order-id"]) == ("PaymentCompleted", "amqp-id", "77")
     assert (letter["x-error"], letter["x-origin-queue"]) == ("invalid", PAYMENT.name)
     assert (letter["queue"], letter["body"]) == (PAYMENT.dead_letters, body)
     [row] = core.rows(database, outbox, outbox.c.exchange == "")
@@ -50,6 +52,72 @@ def test_dead_letter_names_its_order_and_message_rejected_lists_every_error(
     assert (rejection["correlationid"], rejection["data"]["message_id"]) == ("77", "pay-1")
     assert {error["field"] for error in rejection["data"]["errors"]} == {"data.payment_id", "data.amount"}
     assert datetime.fromisoformat(rejection["data"]["received_at"])
+
+
+#: A value of every AMQP type, as pika reads it.
+HEADERS: dict[str, Any] = {
+    "text": "é\0\N{PILE OF POO}", "bytes": b"\xff\0", "yes": True, "no": None, "small": -1, "large": 2**62, "fraction": 1.5,
+    "decimal": Decimal("-12.5"), "time": datetime(2025, 3, 1, 12, tzinfo=UTC), "list": [1, None, [b"x", {"a": "b"}]],
+    "table": {"bytes": "no bytes", "table": {"time": datetime(1970, 1, 1, tzinfo=UTC)}, "empty": {}},
+    "x-death": [{"count": 2, "queue": "q", "time": datetime(2025, 3, 1, tzinfo=UTC), "routing-keys": ["a", "b"]}],
+    "": "no name",
+}  # fmt: skip
+PROPERTIES: dict[str, Any] = {
+    "content_type": "text/plain", "content_encoding": "gzip", "priority": 7, "correlation_id": "c", "reply_to": "answers",
+    "message_id": "m-1", "timestamp": 2**63, "type": "PaymentDone", "app_id": "payment-service", "cluster_id": "x",
+}  # fmt: skip
+
+
+def test_dead_letter_keeps_its_properties_and_headers(
+    database: Database, amqp_url: str, wire: Wire, consuming: Start, relaying: Start, eventually: Eventually
+) -> None:
+    # given
+    wire.listen("order.copied", queue="copies")
+    user = pika.URLParameters(amqp_url).credentials.username
+    routing = {"CC": ["order.copied"], "x-error": "an older one"}
+    sent = PROPERTIES | {"user_id": user, "expiration": "600000"}
+    wire.send_raw("payment.completed", b"body", headers=HEADERS | routing, **sent)
+    assert len(wire.take("copies")) == 1
+
+    # when
+    with consuming(), relaying():
+        [letter] = eventually(lambda: wire.take(PAYMENT.dead_letters), "the dead letter")
+
+    # then
+    headers = letter.properties.headers or {}
+    assert {name: getattr(letter.properties, name) for name in PROPERTIES} == PROPERTIES
+    assert {name: headers.get(name) for name in HEADERS} == HEADERS
+    assert (headers["x-error"], headers["x-origin-queue"]) == ("malformed", PAYMENT.name)
+    assert headers["x-origin-routing-key"] == "payment.completed"
+    assert (headers["x-original-cc"], headers["x-original-user_id"]) == (["order.copied"], user)
+    assert (letter.properties.expiration, headers["x-original-expiration"]) == (None, "600000")
+    assert wire.take("copies") == []
+
+
+@core.SQLITE_ONLY
+@pytest.mark.usefixtures("raw_headers")
+def test_headers_that_do_not_fit_are_left_out_and_named(
+    database: Database, wire: Wire, consuming: Start, relaying: Start, eventually: Eventually
+) -> None:
+    # given: pika writes a number of one byte in five, and the whole must fit into a frame again
+    numbers = core.RawHeader(b"A" + struct.pack(">I", 100_000) + b"b\1" * 50_000)
+    deep = b"V"
+    for _ in range(100):
+        deep = b"A" + struct.pack(">I", len(deep)) + deep
+    headers = {"x-numbers": numbers, "x-kept": "kept", "x-deep": core.RawHeader(deep), "x-last": 1}
+    wire.send_raw("payment.completed", b"body", headers=headers)
+    wire.send_raw("payment.completed", b"body", headers={"x-controls": "\1" * 120_000})
+
+    # when
+    with consuming(), relaying():
+        letters: list[core.Message] = []
+        eventually(lambda: letters.extend(wire.take(PAYMENT.dead_letters)) or len(letters) == 2, "the dead letters")
+
+    # then
+    kept = [letter.properties.headers or {} for letter in letters]
+    assert [each["x-headers-left-out"] for each in kept] == ["x-numbers, x-deep", "x-controls"]
+    assert (kept[0]["x-kept"], kept[0]["x-last"]) == ("kept", 1)
+    assert kept[0].keys().isdisjoint({"x-numbers", "x-deep"})
 
 
 def test_message_in_binary_mode_is_applied_by_the_type_in_its_headers(
