@@ -47,6 +47,7 @@ class Placement:
     menu_ids: tuple[int, ...]
     expected_total: Decimal | None = None
     traceparent: str | None = None
+    tracestate: str | None = None
     #: Columns that recognize a repeated request: idempotency_key and request_hash, or nothing.
     request: Mapping[str, str] = field(default_factory=dict)
 
@@ -67,6 +68,7 @@ def place_orders(work: UnitOfWork, placements: Sequence[Placement]) -> list[Orde
             due_at=work.now + min(work.policy.menu_reply, work.policy.lifetime),
             reminders_left=work.policy.menu_reminders,
             traceparent=placement.traceparent,
+            tracestate=placement.tracestate,
         )
         for placement in placements
     ]

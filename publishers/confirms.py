@@ -38,6 +38,8 @@ class Batch:
     outcomes: Outcomes = field(default_factory=Outcomes)
 
 
+#: The columns that are also headers.
+_TRACE = ("traceparent", "tracestate")
 Entry = tuple[Batch, sa.Row[Any]]
 
 
@@ -172,7 +174,7 @@ def _properties(row: sa.Row[Any]) -> BasicProperties:
         own["headers"] = {name: decoded(value) for name, value in own.get("headers", {}).items()}
     else:
         own = {"app_id": APP_ID, "content_type": CONTENT_TYPE}
-        own["headers"] = {"traceparent": row.traceparent} if row.traceparent else None
+        own["headers"] = {name: row._mapping[name] for name in _TRACE if row._mapping[name]} or None
     added = {
         "type": row.type,
         "message_id": row.message_id,

@@ -57,5 +57,5 @@ def event_properties(body: bytes, event_type: str) -> BasicProperties:
         timestamp=int(time.time()),
         content_type=CONTENT_TYPE if enveloped else "application/json",
         delivery_mode=2,
-        headers={"traceparent": str(event["traceparent"])} if "traceparent" in event else None,
+        headers={name: str(event[name]) for name in ("traceparent", "tracestate") if name in event} or None,
     )

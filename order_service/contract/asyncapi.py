@@ -114,7 +114,9 @@ def _message(event_type: str) -> Schema:
         "correlationId": {"location": "$message.payload#/correlationid", "description": ORDER_ID},
         "headers": {
             "type": "object",
-            "properties": {"traceparent": text("W3C trace context, the same as in the envelope.")},
+            "properties": {
+                name: text("W3C trace context, the same as in the envelope.") for name in ("traceparent", "tracestate")
+            },
         },
         "payload": event_schema(event_type),
         "bindings": {"amqp": {"messageType": event_type, "bindingVersion": "0.3.0"}},

@@ -75,7 +75,14 @@ def utc_text(moment: datetime) -> str:
 
 
 def wrap(
-    data: BaseModel, *, event_id: str, order_id: int | None, sequence: int | None, at: datetime, trace: str | None
+    data: BaseModel,
+    *,
+    event_id: str,
+    order_id: int | None,
+    sequence: int | None,
+    at: datetime,
+    trace: str | None,
+    tracestate: str | None = None,
 ) -> bytes:
     """Encode one event as a message body; attributes without a value are left out."""
     event_type = type(data).__name__
@@ -93,6 +100,7 @@ def wrap(
         "sequence": None if sequence is None else f"{sequence:010d}",
         "correlationid": subject,
         "traceparent": trace,
+        "tracestate": tracestate,
         "data": data,
     }
     return to_json({name: value for name, value in attributes.items() if value is not None})

@@ -33,6 +33,7 @@ class Outgoing(NamedTuple):
     routing_key: str
     body: bytes
     traceparent: str | None = None
+    tracestate: str | None = None
     properties: Mapping[str, Any] | None = None
 
 
@@ -43,9 +44,10 @@ def event_id(order: Order, effect: Effect) -> str:
 
 def event(order: Order, effect: Effect, *, sequence: int, policy: Policy, now: datetime) -> Outgoing:
     """Build the event of an effect."""
-    id, data, trace = event_id(order, effect), event_data(order, effect, policy), order.traceparent
-    body = envelope.wrap(data, event_id=id, order_id=order.id, sequence=sequence, at=now, trace=trace)
-    return Outgoing(order.id, type(data).__name__, id, EXCHANGE, data.routing_key, body, trace)
+    id, data = event_id(order, effect), event_data(order, effect, policy)
+    trace, state = order.traceparent, order.tracestate
+    body = envelope.wrap(data, event_id=id, order_id=order.id, sequence=sequence, at=now, trace=trace, tracestate=state)
+    return Outgoing(order.id, type(data).__name__, id, EXCHANGE, data.routing_key, body, trace, state)
 
 
 def event_data(order: Order, effect: Effect, policy: Policy) -> events.EventData:

@@ -55,7 +55,8 @@ def event_schema(event_type: str) -> Schema:
         "datacontenttype": {"const": "application/json"},
         "dataschema": {"const": name} if is_outgoing else text(f"{name}; if absent, the current version."),
         "correlationid": text(ORDER_ID),
-        "traceparent": text("W3C trace context; a reply may continue it."),
+        "traceparent": text("W3C trace context, as the client sent it; a reply may continue it."),
+        "tracestate": text("The tracestate that belongs to traceparent."),
         "data": {key: value for key, value in data_schema(event_type).items() if not key.startswith("$")},
     }
     required = ["specversion", "id", "source", "type", "data"]

@@ -131,6 +131,7 @@ class Order:
     due_at: datetime | None = None
     reminders_left: int = 0
     traceparent: str | None = None
+    tracestate: str | None = None
     effects: list[Effect] = field(default_factory=list)
 
     @property

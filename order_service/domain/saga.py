@@ -243,7 +243,10 @@ DECISIONS: Mapping[type[Message], tuple[Rule, Rule, Rule, Rule, Rule, Rule]] = {
 }
 # fmt: on
 _COLUMN = {state: column for column, state in enumerate(State)}
-_UNDECIDED = {"id", "key", "user_id", "menu_ids", "created_at", "expected_total", "traceparent", "version", "effects"}
+_UNDECIDED = {
+    "id", "key", "user_id", "menu_ids", "created_at", "expected_total", "traceparent", "tracestate", "version",
+    "effects",
+}  # fmt: skip
 #: Every field that a rule can change; all of them hold immutable values, so comparing them finds every change.
 _decided_fields = attrgetter(*(each.name for each in fields(Order) if each.name not in _UNDECIDED))
 

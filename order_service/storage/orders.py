@@ -17,7 +17,7 @@ from order_service.storage import bulk
 from order_service.storage.tables import BigId, orders
 
 #: The columns that are written once, and those that a decision may change; named like the fields of Order.
-_FIXED = ("key", "user_id", "created_at", "expected_total", "traceparent")
+_FIXED = ("key", "user_id", "created_at", "expected_total", "traceparent", "tracestate")
 _CHANGING = (
     "state", "version", "total_price", "reason", "detail", "rejected_menu_id", "paid_at", "due_at", "reminders_left",
 )  # fmt: skip

@@ -70,6 +70,7 @@ orders = sa.Table(
     sa.Column("due_at", UtcDateTime),
     sa.Column("reminders_left", sa.Integer, nullable=False),
     sa.Column("traceparent", sa.String(55)),
+    sa.Column("tracestate", sa.String(512)),
     # The request's Idempotency-Key and the hash of its body; in the order's row, and so written in its transaction.
     sa.Column("idempotency_key", sa.String(255)),
     sa.Column("request_hash", sa.String(64)),
@@ -108,6 +109,7 @@ outbox = sa.Table(
     sa.Column("routing_key", sa.String(255), nullable=False),
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("traceparent", sa.String(55)),
+    sa.Column("tracestate", sa.String(512)),
     # JSON, dead letters only: the AMQP properties of the original, and its headers with the reason added.
     sa.Column("properties", sa.Text),
     sa.Column("created_at", UtcDateTime, nullable=False),

@@ -20,7 +20,7 @@ from order_service.storage import history, migrate, orders
 from order_service.storage.database import Database, OutcomeUnknown, settle
 from order_service.unit_of_work import unit_of_work
 from order_service.web import failures, requests, responses
-from order_service.web.observability import traceparent
+from order_service.web.observability import trace_context
 from order_service.web.placing import MenuWait, Recorder, UnreadableOrders, Watcher
 from order_service.web.problems import Problem, prefers_english
 from order_service.web.requests import OrderQuery, OrderRequest, PageQuery
@@ -151,7 +151,7 @@ class Api:
     def _record(self, body: OrderRequest, key: str | None) -> Order:
         idempotency = {"idempotency_key": key, "request_hash": _hash(body)} if key else {}
         placement = handlers.Placement(
-            body.user_id, tuple(body.menu_ids), body.expected_total, traceparent(), idempotency
+            body.user_id, tuple(body.menu_ids), body.expected_total, request=idempotency, **trace_context()
         )
         try:
             return self.recorder.place(placement)

@@ -15,8 +15,13 @@ log = structlog.get_logger(__name__)
 _PROBES = ("/healthz", "/readyz", "/metrics")
 #: The longest path in a log line; no route has a longer one.
 _PATH_CHARACTERS = 200
-#: W3C Trace Context, version 00, with a trace id and a span id that are not all zeros.
-_TRACEPARENT = re.compile(r"^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$")
+#: The version, ids that are not all zeros, the flags, and what a later version adds. https://www.w3.org/TR/trace-context
+_TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(-.*)?")
+_TRACESTATE_ENTRY = re.compile(
+    r"[a-z0-9][a-z0-9_*/@-]{0,255}=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]"
+)
+#: The least that W3C Trace Context demands to be passed on.
+MAX_TRACESTATE_CHARACTERS = 512
 _REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
 REQUESTS = Counter("http_requests_total", "Answered requests", ["method", "route", "status"])
 SECONDS = Histogram("http_request_duration_seconds", "Time to the first byte of the answer", ["method", "route"])
@@ -24,11 +29,24 @@ SECONDS = Histogram("http_request_duration_seconds", "Time to the first byte of 
 _requests, _seconds = cache(REQUESTS.labels), cache(SECONDS.labels)
 
 
-def traceparent() -> str:
-    """The traceparent of this request's trace, or of a new one; the events of its order carry it."""
+def trace_context() -> dict[str, str]:
+    """The request's traceparent and tracestate, unchanged, for the events of its order; invalid ones are left out.
+
+    A traceparent of a later version that is longer than version 00 becomes one of version 00, as the standard demands.
+    """
     given = request.headers.get("traceparent", "")
-    trace_id = given[3:35] if _TRACEPARENT.match(given) else secrets.token_hex(16)
-    return f"00-{trace_id}-{secrets.token_hex(8)}-01"
+    match = _TRACEPARENT.fullmatch(given)
+    if not match or (match[1] == "00" and match[3]):
+        return {}
+    traceparent = f"00{given[2:53]}{int(match[2], 16) & 1:02x}" if match[3] else given
+    entries = request.headers.get("tracestate", "").split(",")
+    named = [entry.strip(" \t") for entry in entries if entry.strip(" \t")]
+    keys = {entry.partition("=")[0] for entry in named}
+    if not 0 < len(named) == len(keys) <= 32 or not all(map(_TRACESTATE_ENTRY.fullmatch, named)):
+        return {"traceparent": traceparent}
+    while len(",".join(entries)) > MAX_TRACESTATE_CHARACTERS:
+        del entries[-1]
+    return {"traceparent": traceparent} | ({"tracestate": ",".join(entries)} if entries else {})
 
 
 def install(app: Flask) -> None:

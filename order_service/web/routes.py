@@ -79,7 +79,8 @@ HEADERS = {
     f" (at most {MAX_WAIT_SECONDS}) for the menu.",
     "Preference-Applied": "The preferences that were applied.",
     "Retry-After": "The number of seconds after which to try again.",
-    "traceparent": "W3C Trace Context; the events of this order carry the trace id.",
+    "traceparent": "W3C Trace Context; the events of this order carry it unchanged.",
+    "tracestate": "W3C Trace Context; the events of this order carry it unchanged.",
     "X-Request-ID": "The id of this request in the service's log; generated if the request has none.",
 }
 #: The schemas of headers that are not arbitrary strings.
@@ -118,7 +119,7 @@ ROUTES = (
             201: _placed("The order is reserved and priced.", examples.PENDING),
             202: _placed("The order is recorded, but not priced yet.", examples.UNPRICED),
         },
-        (*_BODY, *_MENU, *_USER, *_ENDED, *_WRITE), ("Prefer", "Idempotency-Key", "traceparent"),
+        (*_BODY, *_MENU, *_USER, *_ENDED, *_WRITE), ("Prefer", "Idempotency-Key", "traceparent", "tracestate"),
         body=requests.OrderRequest, example=examples.ORDER_REQUEST,
         description="Records the order, then waits for the menu. Send an Idempotency-Key to repeat the request "
         "safely.",

@@ -206,6 +206,7 @@ ODD_HEADERS = [
     *[("Last-Event-ID", value) for value in ("", "-1", "1,2", "9" * 8000, "\xff", LONG)],
     *[("Accept-Language", value) for value in ("", "*", "en;q=nan", "en;q=-1", "en;q=1e400", ";;;", "en," * 2500, LONG)],
     *[("traceparent", value) for value in ("", "00-", "ff-" + "1" * 32, "\xff", LONG, f"00-{'a' * 32}-{'b' * 16}-01,x")],
+    *[("tracestate", value) for value in ("", ",", "=", "\xff", LONG, "a=1," * 2000)],
     *[("X-Request-ID", value) for value in ("", "a,b", "\xff", LONG)],
     *[("Prefer", value) for value in ("=", ";", '"', '"' * 4001, "a," * 4000, "\xff", LONG, "wait=" + "9" * 8000)],
     *[("Accept", value) for value in ("text/html", "x", LONG)],

@@ -25,7 +25,7 @@ from tests.integration.core import completed, refunded, released, reserved
 
 
 def test_placed_order_and_its_event_are_written_together(database: Database) -> None:
-    [order_id] = core.place(database, reminders=3)
+    [order_id] = core.place(database, reminders=3, tracestate="vendor=1")
 
     placed = core.get(database, order_id)
     assert (placed.state, placed.version, placed.menu_ids) == (State.AWAITING_MENU, 1, (1, 2))
@@ -36,7 +36,9 @@ def test_placed_order_and_its_event_are_written_together(database: Database) -> 
     assert event["sequence"] == "0000000001"
     assert event["data"]["lines"] == [{"menu_id": 1, "quantity": 1}, {"menu_id": 2, "quantity": 1}]
     assert event["data"]["reply_by"] == "2025-03-01T12:02:00Z"
-    assert event["traceparent"] == builders.TRACE
+    assert (event["traceparent"], event["tracestate"]) == (builders.TRACE, "vendor=1")
+    [row] = core.rows(database, outbox)
+    assert (row.traceparent, row.tracestate) == (builders.TRACE, "vendor=1")
 
 
 class Failure(Exception):

@@ -9,7 +9,9 @@ from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
 from order_service.domain.order import State
+from order_service.storage.tables import outbox
 from tests.http_service import RESPOND_ASYNC, Service, body_of
+from tests.integration import core
 
 
 def test_every_request_is_one_line_in_the_log_with_the_id_that_is_returned(service: Service) -> None:
@@ -41,6 +43,48 @@ def test_every_request_is_one_line_in_the_log_with_the_id_that_is_returned(servi
     assert all("order_id" not in line for line in logged[1:])
     assert posted.headers["X-Request-ID"] == "r1"
     assert {line["request_id"] for line in lines if line.get("order_id") == order_id} == {"r1"}
+
+
+IDS = f"{'a' * 32}-{'b' * 16}"
+TRACED: dict[str, tuple[dict[str, str], dict[str, str]]] = {
+    "sampled": ({"traceparent": f"00-{IDS}-01"}, {"traceparent": f"00-{IDS}-01"}),
+    "not sampled": ({"traceparent": f"00-{IDS}-00"}, {"traceparent": f"00-{IDS}-00"}),
+    "version 01": ({"traceparent": f"01-{IDS}-03"}, {"traceparent": f"01-{IDS}-03"}),
+    "longer version": ({"traceparent": f"cc-{IDS}-03-more"}, {"traceparent": f"00-{IDS}-01"}),
+    "version ff": ({"traceparent": f"ff-{IDS}-01"}, {}),
+    "longer version 00": ({"traceparent": f"00-{IDS}-01-more"}, {}),
+    "version 01 without a hyphen": ({"traceparent": f"01-{IDS}-01more"}, {}),
+    "no trace id": ({"traceparent": f"00-{'0' * 32}-{'b' * 16}-01"}, {}),
+    "capitals": ({"traceparent": f"00-{IDS.upper()}-01"}, {}),
+    "nothing": ({}, {}),
+    "state": (
+        {"traceparent": f"00-{IDS}-00", "tracestate": "congo=t61rcWkgMzE, t@v=a b,"},
+        {"traceparent": f"00-{IDS}-00", "tracestate": "congo=t61rcWkgMzE, t@v=a b,"},
+    ),
+    "state alone": ({"tracestate": "congo=1"}, {}),
+    "state without a value": ({"traceparent": f"00-{IDS}-00", "tracestate": "congo"}, {"traceparent": f"00-{IDS}-00"}),
+    "state with a key twice": (
+        {"traceparent": f"00-{IDS}-00", "tracestate": "a=1,a=2"},
+        {"traceparent": f"00-{IDS}-00"},
+    ),
+    "long state": (
+        {"traceparent": f"00-{IDS}-00", "tracestate": ",".join(f"{key}={'v' * 200}" for key in "abc")},
+        {"traceparent": f"00-{IDS}-00", "tracestate": ",".join(f"{key}={'v' * 200}" for key in "ab")},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TRACED)
+def test_trace_context_of_a_request_is_carried_by_its_event_as_it_came(service: Service, case: str) -> None:
+    headers, expected = TRACED[case]
+
+    service.post(headers=RESPOND_ASYNC | headers)
+
+    [event] = core.unsent_events(service.database)
+    [row] = core.rows(service.database, outbox)
+    names = ("traceparent", "tracestate")
+    assert {name: event[name] for name in names if name in event} == expected
+    assert {name: row._mapping[name] for name in names if row._mapping[name]} == expected
 
 
 @pytest.mark.parametrize("given", [None, "", "two words", "a" * 129, "\xff"])

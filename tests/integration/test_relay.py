@@ -35,6 +35,21 @@ def attempts(database: Database) -> list[int]:
     return [row.attempts for row in core.rows(database, outbox_table)]
 
 
+def test_trace_context_is_in_the_headers_of_a_message(
+    database: Database, wire: Wire, relaying: Start, eventually: Eventually
+) -> None:
+    wire.listen("order.created")
+    core.place(database, traceparent=None)
+    core.place(database, traceparent=builders.TRACE, tracestate="vendor=1")
+
+    with relaying():
+        eventually(lambda: is_empty(database), "the outbox to be empty")
+
+    headers = [message.properties.headers or {} for message in wire.take()]
+    assert [each.get("traceparent") for each in headers] == [None, builders.TRACE]
+    assert [each.get("tracestate") for each in headers] == [None, "vendor=1"]
+
+
 def test_rows_become_messages_in_sequence(
     database: Database, wire: Wire, relaying: Start, eventually: Eventually
 ) -> None:

@@ -424,7 +424,7 @@ CHANGED_BY_RULES: dict[str, Any] = {
     "due_at": None,
     "reminders_left": 0,
 }
-SET_ONCE = {"id", "key", "user_id", "menu_ids", "created_at", "expected_total", "traceparent"}
+SET_ONCE = {"id", "key", "user_id", "menu_ids", "created_at", "expected_total", "traceparent", "tracestate"}
 SET_BY_DECIDE = {"version", "effects"}
 
 
