@@ -10,7 +10,7 @@ from order_service.contract import samples
 from order_service.contract.envelope import APP_ID, CONTENT_TYPE, MAX_BODY_BYTES, SCHEMA_VERSION
 from order_service.contract.events import EVENTS, OUTGOING
 from order_service.contract.schemas import ORDER_ID, Schema, event_schema, text
-from order_service.contract.topology import EXCHANGE, QUEUES, Queue
+from order_service.contract.topology import BY_NAME, EXCHANGE, MENU_HTTP, QUEUES, Queue
 
 _NOT_MANDATORY = [name for name, model in OUTGOING.items() if not model.mandatory]
 #: How the events that the service publishes are delivered.
@@ -48,7 +48,7 @@ def document() -> Schema:
             }
         },
         "channels": {model.routing_key: _event_channel(name) for name, model in EVENTS.items()}
-        | {queue.name: _queue_channel(queue) for queue in QUEUES},
+        | {queue.name: _queue_channel(queue) for queue in BY_NAME.values()},
         "operations": {f"{_action(name)}{name}": _operation(name) for name in EVENTS},
         "components": {"messages": {name: _message(name) for name in EVENTS}},
     }
@@ -74,7 +74,8 @@ def _queue_channel(queue: Queue) -> Schema:
     return {
         "address": queue.name,
         "description": f"A queue of the Order Service, bound to {', '.join(queue.routing_keys)}. A message that cannot "
-        f"be processed goes to {queue.dead_letters}. Publish to {EXCHANGE}, not to this queue.",
+        f"be processed goes to {queue.dead_letters}. Publish to {EXCHANGE}, not to this queue."
+        + (" It exists only if MENU_SERVICE_URL is set." if queue is MENU_HTTP else ""),
         "messages": _messages(name for name in EVENTS if name in queue.accepts),
         "bindings": {"amqp": {"is": "queue", "queue": binding, "bindingVersion": "0.3.0"}},
         "x-queue-arguments": queue.arguments,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from order_service.contract import samples
 from order_service.contract.asyncapi import DELIVERY
 from order_service.contract.envelope import REJECTIONS
-from order_service.contract.events import EVENTS, INCOMING, OUTGOING
+from order_service.contract.events import DECIMALS, EVENTS, INCOMING, OUTGOING
 from order_service.contract.schemas import Schema, data_schema
-from order_service.contract.topology import EXCHANGE, QUEUES
+from order_service.contract.topology import BY_NAME, EXCHANGE
 
 INTRO = f"""# Events
 
@@ -36,8 +36,8 @@ class EventDescription:
     routing_key: str
     description: str
     replies: tuple[str, ...]
-    #: Path, type in words, and whether it is required.
-    fields: tuple[tuple[str, str, bool], ...]
+    #: Path, type in words, whether it is required, and meaning.
+    fields: tuple[tuple[str, str, bool, str], ...]
     #: A whole CloudEvent, as indented JSON.
     example: str
 
@@ -67,9 +67,9 @@ def table(head: list[str], rows: Iterable[list[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in [head, ["---"] * len(head), *rows])
 
 
-def _fields(schema: Schema, path: str = "") -> Iterator[tuple[str, str, bool]]:
+def _fields(schema: Schema, path: str = "") -> Iterator[tuple[str, str, bool, str]]:
     for name, inner in schema.get("properties", {}).items():
-        yield path + name, _in_words(inner), name in schema.get("required", [])
+        yield path + name, _in_words(inner), name in schema.get("required", []), inner["description"]
         yield from _fields(inner.get("items", {}), f"{path}{name}[].")
 
 
@@ -87,7 +87,7 @@ def _in_words(schema: Schema) -> str:
     types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     limit = f" of at most {schema['maxLength']} characters" if "maxLength" in schema else ""
     words = " or ".join(f"text{limit}" if each == "string" else str(each) for each in types)
-    return f"{words} with {schema['description']}" if "description" in schema else words
+    return f"{words} with {DECIMALS}" if schema["type"] == "number" else words
 
 
 def _summary(events: Iterable[EventDescription]) -> str:
@@ -96,7 +96,7 @@ def _summary(events: Iterable[EventDescription]) -> str:
 
 
 def _queues() -> str:
-    rows = ([queue.name, ", ".join(queue.routing_keys), queue.dead_letters] for queue in QUEUES)
+    rows = ([queue.name, ", ".join(queue.routing_keys), queue.dead_letters] for queue in BY_NAME.values())
     return table(["queue", "routing keys", "dead-letter queue"], ([f"`{cell}`" for cell in row] for row in rows))
 
 
@@ -105,6 +105,8 @@ def _rejections() -> str:
 
 
 def _event(event: EventDescription) -> str:
-    rows = ([f"`{path}`", words, "" if required else "optional"] for path, words, required in event.fields)
+    rows = (
+        [f"`{path}`", words, "" if required else "optional", meaning] for path, words, required, meaning in event.fields
+    )
     replies = f" Answer with {' or '.join(event.replies)}." if event.replies else ""
-    return f"### {event.name}\n\n{event.description}{replies}\n\n" + table(["field", "type", ""], rows)
+    return f"### {event.name}\n\n{event.description}{replies}\n\n" + table(["field", "type", "", "meaning"], rows)

@@ -68,7 +68,7 @@ def test_every_event_has_its_channel_its_operation_and_its_message(event_type: s
     assert operation["action"] == ("send" if sent else "receive")
     assert channel["address"] == EVENTS[event_type].routing_key
     assert channel["bindings"]["amqp"]["exchange"]["name"] == topology.EXCHANGE
-    assert message["payload"]["properties"]["type"] == {"const": event_type}
+    assert message["payload"]["properties"]["type"]["const"] == event_type
 
 
 @pytest.mark.parametrize("event_type", OUTGOING)
@@ -83,7 +83,7 @@ def test_an_event_is_mandatory_in_the_document_exactly_if_the_relay_publishes_it
 def test_each_queue_is_a_channel_with_the_messages_of_its_routing_keys() -> None:
     channels = asyncapi.document()["channels"]
 
-    for queue in topology.QUEUES:
+    for queue in topology.BY_NAME.values():
         assert {EVENTS[name].routing_key for name in channels[queue.name]["messages"]} == set(queue.routing_keys)
 
 
@@ -101,6 +101,29 @@ def test_a_schema_needs_no_other_document(event_type: str) -> None:
     schema = data_schema(event_type)
 
     assert not [each for each in objects(schema) if {"$ref", "$defs", "discriminator"} & each.keys()]
+
+
+@pytest.mark.parametrize("event_type", EVENTS)
+def test_every_field_of_an_event_is_described(event_type: str) -> None:
+    for schema in (event_schema(event_type), data_schema(event_type)):
+        fields = [field for each in objects(schema) for field in dict(each.get("properties", {})).items()]
+
+        assert fields
+        assert [name for name, field in fields if not field.get("description")] == []
+
+
+def test_every_type_that_a_generator_makes_has_a_title_of_its_own() -> None:
+    schemas = [
+        schema
+        for name in EVENTS
+        for schema in objects(event_schema(name))
+        if isinstance(schema.get("properties"), dict)
+    ]
+    typed = [schema for name in EVENTS for schema in objects(event_schema(name)) if {"enum", "const"} & schema.keys()]
+
+    titles: dict[str, Any] = {}
+    for schema in (*schemas, *typed):
+        assert titles.setdefault(schema["title"], schema) == schema
 
 
 @pytest.mark.parametrize("event_type", EVENTS)
@@ -154,7 +177,7 @@ def test_the_page_shows_every_event_and_queue_and_loads_nothing(client: FlaskCli
     for model in EVENTS.values():
         assert f'id="{model.__name__}"' in page
         assert model.routing_key in page
-    for queue in topology.QUEUES:
+    for queue in topology.BY_NAME.values():
         assert queue.dead_letters in page
     assert not [word for word in ("<script", "http://", "https://", "src=", "@import") if word in page]
 
