@@ -13,7 +13,7 @@ from order_service.contract.outgoing import Outgoing
 from order_service.domain import messages
 from order_service.domain.messages import Message
 from order_service.domain.order import Announcement, Compensation, Effect, Order, State, amount_text
-from order_service.domain.saga import Decision, Outcome, Policy, decide, is_sent
+from order_service.domain.saga import FIRST_SEQUENCE, Decision, Outcome, Policy, awaited_event, decide, is_sent
 from order_service.storage import bulk, compensations, history, orders, outbox
 from order_service.storage.database import Database, current_time
 
@@ -82,9 +82,11 @@ class UnitOfWork:
         self._manual.append((order_id, refund))
 
     def remind(self, order: Order) -> None:
-        """Add OrderCreated again, under the same id and with its first sequence."""
-        self.enqueue(order, Announcement.ORDER_CREATED, sequence=1)
-        self._record(order, "MenuReminder", order.state, None)
+        """Add the event that the order waits for again, under the same id and with its first sequence."""
+        event = awaited_event(order)
+        self.enqueue(order, event, sequence=FIRST_SEQUENCE[event])
+        is_payment = event is Announcement.PAYMENT_REQUESTED
+        self._record(order, "PaymentReminder" if is_payment else "MenuReminder", order.state, None)
 
     def dead_letter(self, rejection: Rejection) -> None:
         """Add the rejected message to the outbox, addressed to its dead-letter queue, and MessageRejected."""

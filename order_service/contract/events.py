@@ -250,7 +250,7 @@ class OrderCreated(OrderEventData):
 
 class PaymentRequested(OrderEventData):
     routing_key = "payment.requested"
-    description = "The stock is reserved: charge this amount."
+    description = "The stock is reserved: charge this amount. Repeated under the same id halfway to `pay_by`."
     replies = ("PaymentCompleted", "PaymentFailed")
     user_id: Id
     amount: Amount

@@ -14,7 +14,7 @@ from order_service.contract.envelope import Rejection, storable
 from order_service.contract.headers import copied
 from order_service.contract.topology import BY_NAME, EXCHANGE
 from order_service.domain.order import RELEASE, Announcement, Compensation, Effect, Order
-from order_service.domain.saga import Policy, limited
+from order_service.domain.saga import Policy, limited, pay_by
 
 #: The properties of a dead letter's original that become headers: a dead letter does not expire, and the broker refuses
 #: the name of another user.
@@ -63,7 +63,8 @@ def event_data(order: Order, effect: Effect, policy: Policy) -> events.EventData
                 **ids, menu_ids=menu_ids, lines=lines, created_at=order.created_at, reply_by=reply_by
             )
         case Announcement.PAYMENT_REQUESTED:
-            return events.PaymentRequested(**ids, amount=order.total_price, pay_by=order.due_at)
+            last = order.due_at and pay_by(order, order.due_at, policy=policy)
+            return events.PaymentRequested(**ids, amount=order.total_price, pay_by=last)
         case Announcement.ORDER_PAID:
             payment_id = order.payments[0].id
             return events.OrderPaid(**ids, total_price=order.total_price, payment_id=payment_id, paid_at=order.paid_at)

@@ -127,7 +127,7 @@ class Order:
     detail: str | None = None
     rejected_menu_id: int | None = None
     paid_at: datetime | None = None
-    #: The armed deadline: the payment's in awaiting_payment, otherwise the menu's next reminder or its expiry.
+    #: The armed deadline: the next reminder or the expiry, of the payment in awaiting_payment, otherwise of the menu.
     due_at: datetime | None = None
     reminders_left: int = 0
     traceparent: str | None = None

@@ -96,7 +96,7 @@ def _price(order: Order, message: MenuReserved, policy: Policy, now: datetime) -
         order.payments = order.payments or (Payment(amount=Decimal()),)
         order.judge(now)
     else:
-        order.state = State.AWAITING_PAYMENT
+        order.state, order.reminders_left = State.AWAITING_PAYMENT, 1
         order.due_at = deadline(order, policy=policy, now=now)
         order.effects.append(Announcement.PAYMENT_REQUESTED)
 
@@ -279,6 +279,10 @@ def is_sent(effect: Effect, policy: Policy) -> bool:
     return policy.payment_events or event_type not in (Announcement.PAYMENT_REQUESTED, REFUND)
 
 
+#: The versions of an order at which it publishes the events that are repeated: nothing else precedes its pricing.
+FIRST_SEQUENCE = {Announcement.ORDER_CREATED: 1, Announcement.PAYMENT_REQUESTED: 2}
+
+
 def awaited_event(order: Order) -> Announcement:
     """The event whose answer the armed deadline waits for."""
     is_payment = order.state is State.AWAITING_PAYMENT
@@ -296,21 +300,39 @@ def limited(order: Order, at: datetime, *, policy: Policy) -> datetime:
 
 
 def deadline(order: Order, *, policy: Policy, now: datetime) -> datetime:
-    """The deadline of the state that the order is in, armed or postponed now."""
-    period = policy.payment if order.state is State.AWAITING_PAYMENT else policy.menu_reply
-    return limited(order, now + period, policy=policy)
+    """The deadline of the state that the order is in, armed or postponed now.
+
+    The payment's is first that of its one reminder, halfway to `pay_by`.
+    """
+    if order.state is not State.AWAITING_PAYMENT:
+        return limited(order, now + policy.menu_reply, policy=policy)
+    if not order.reminders_left:
+        return limited(order, now + policy.payment / 2, policy=policy)
+    return now + (limited(order, now + policy.payment, policy=policy) - now) / 2
+
+
+def pay_by(order: Order, due_at: datetime, *, policy: Policy) -> datetime:
+    """When an order that awaits its payment expires, by its armed deadline: that of the reminder, or already the last.
+
+    Not stored: from halfway it is as far again, or the end of the lifetime.
+    """
+    return limited(order, due_at + policy.payment / 2, policy=policy) if order.reminders_left else due_at
 
 
 def deadline_message(order: Order, *, policy: Policy, now: datetime) -> MenuDeadline | PaymentDeadline | None:
     """The message that a passed deadline produces; None while a reminder is left."""
     if order.state is State.AWAITING_PAYMENT:
-        return PaymentDeadline()
+        return PaymentDeadline() if now >= pay_by(order, order.due_at or now, policy=policy) else None
     is_reminded = order.reminders_left and not lifetime_is_over(order, policy=policy, now=now)
     return None if is_reminded else MenuDeadline()
 
 
 def use_reminder(order: Order, *, policy: Policy, now: datetime) -> bool:
-    """Use up one reminder and arm the next deadline; return whether to send OrderCreated again."""
+    """Use up one reminder and arm the next deadline; return whether to send the awaited event again."""
+    if order.state is State.AWAITING_PAYMENT:
+        # Set to 0: an order that was priced by a version without this reminder still has those of the menu.
+        order.due_at, order.reminders_left = pay_by(order, order.due_at or now, policy=policy), 0
+        return True
     order.reminders_left -= 1
     order.due_at = deadline(order, policy=policy, now=now)
     return order.state in AWAITING_MENU

@@ -96,6 +96,36 @@ def test_cancelled_order_sends_no_reminders_but_its_null_release_in_time(databas
     assert pass_at(database, LATER) == []
 
 
+def test_payment_is_requested_again_under_the_same_id_halfway_to_its_deadline(database: Database) -> None:
+    # given
+    [order_id] = core.place_sent(database)
+    core.apply(database, reserved(order_id))
+    [requested] = core.unsent_events(database)
+    # The second reservation changes the order: its version is not the event's sequence any more.
+    core.apply(database, reserved(order_id, "R2", id="menu-2"))
+    core.clear_outbox(database)
+    assert pass_at(database, NOW + PAY / 2 - MOMENT) == []
+
+    # when
+    [reminder] = pass_at(database, NOW + PAY / 2)
+
+    # then
+    assert (reminder["id"], reminder["sequence"]) == (requested["id"], requested["sequence"])
+    assert reminder["data"] == requested["data"]
+    assert datetime.fromisoformat(reminder["data"]["pay_by"]) == NOW + PAY
+    assert pass_at(database, NOW + PAY - MOMENT) == []
+    assert types(pass_at(database, NOW + PAY)) == ["OrderFailed", "StockReleaseRequested"]
+    assert [type for type, _ in core.history_of(database, order_id)][-2:] == ["PaymentReminder", "PaymentDeadline"]
+
+
+def test_paid_order_is_not_requested_again(database: Database) -> None:
+    [order_id] = core.place_sent(database)
+    core.apply(database, reserved(order_id), completed(order_id))
+    core.clear_outbox(database)
+
+    assert pass_at(database, NOW + PAY / 2) == pass_at(database, LATER) == []
+
+
 def test_one_transaction_passes_at_most_the_limit(database: Database) -> None:
     core.place_sent(database, 250, reminders=0)
 
@@ -145,8 +175,10 @@ def test_payment_deadline_is_postponed_with_its_event_while_that_is_unsent(datab
 
     unsent, _ = core.unsent_events(database)
     assert (unsent["id"], unsent["sequence"]) == (requested["id"], "0000000002")
-    assert datetime.fromisoformat(unsent["data"]["pay_by"]) == LATER + PAY == core.get(database, order_id).due_at
+    assert datetime.fromisoformat(unsent["data"]["pay_by"]) == LATER + PAY
+    assert core.get(database, order_id).due_at == LATER + PAY / 2
     core.clear_outbox(database)
+    assert types(pass_at(database, LATER + PAY / 2)) == ["PaymentRequested"]
     assert pass_at(database, LATER + PAY - MOMENT) == []
     assert types(pass_at(database, LATER + PAY)) == ["OrderFailed", "StockReleaseRequested"]
     assert core.history_of(database, order_id)[-1][0] == "PaymentDeadline"
@@ -186,8 +218,12 @@ def test_returned_payment_requested_holds_no_deadline(database: Database) -> Non
     core.apply(database, reserved(order_id))
     core.note_returned(database)
 
+    core.pass_deadlines(database, NOW + PAY / 2)
+    [unsent] = core.unsent_events(database)
     core.pass_deadlines(database, NOW + PAY)
 
+    # The reminder is the row that waits for a queue.
+    assert (unsent["type"], datetime.fromisoformat(unsent["data"]["pay_by"])) == ("PaymentRequested", NOW + PAY)
     assert core.get(database, order_id).reason == "expired"
 
 
@@ -201,7 +237,9 @@ def test_unsent_order_is_postponed_until_its_lifetime_ends_and_then_expires_with
     for hours in range(1, 24):
         core.pass_deadlines(database, NOW + timedelta(hours=hours))
     core.pass_deadlines(database, NOW + LIFETIME - REPLY)
-    assert core.get(database, order_id).due_at == NOW + LIFETIME
+    due_at = core.get(database, order_id).due_at
+    assert due_at
+    assert NOW + LIFETIME - REPLY < due_at <= NOW + LIFETIME
     *_, unsent = core.unsent_events(database)
     assert datetime.fromisoformat(unsent["data"].get("reply_by") or unsent["data"]["pay_by"]) == NOW + LIFETIME
 
@@ -231,7 +269,11 @@ def test_payment_deadline_of_a_late_reservation_is_the_end_of_the_lifetime(datab
 
     [requested] = core.unsent_events(database)
     assert datetime.fromisoformat(requested["data"]["pay_by"]) == NOW + LIFETIME
-    assert core.get(database, order_id).due_at == NOW + LIFETIME
+    assert core.get(database, order_id).due_at == NOW + LIFETIME - REPLY / 2
+    core.clear_outbox(database)
+    [reminder] = pass_at(database, NOW + LIFETIME - REPLY / 2)
+    assert reminder["data"] == requested["data"]
+    assert types(pass_at(database, NOW + LIFETIME)) == ["OrderFailed", "StockReleaseRequested"]
 
 
 # Compensations.

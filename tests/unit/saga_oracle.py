@@ -151,7 +151,8 @@ class Oracle:
 
     @property
     def due_at(self) -> datetime | None:
-        return NOW + (POLICY.payment if self.reserved else POLICY.menu_reply) if self.is_armed else None
+        # The first deadline is that of a reminder, the payment's halfway to its last one.
+        return NOW + (POLICY.payment / 2 if self.reserved else POLICY.menu_reply) if self.is_armed else None
 
 
 @dataclass

@@ -21,7 +21,7 @@ from order_service.domain.messages import (
     ReportPending,
     StockReleased,
 )
-from order_service.domain.order import InvalidMessage, Order, Payment, State, TooMany
+from order_service.domain.order import Announcement, InvalidMessage, Order, Payment, State, TooMany
 from order_service.domain.saga import DECISIONS, Policy, Rule, decide
 from tests.builders import (
     ES_TEH,
@@ -443,6 +443,16 @@ def test_a_rule_that_changes_only_one_field_is_a_change(
 
     assert (first.changed, repeat.changed) == (True, False)
     assert order.version == 2
+
+
+def test_payment_is_always_requested_first_at_the_same_version() -> None:
+    versions = set()
+
+    for steps in itertools.product(MESSAGES.values(), repeat=3):
+        order = new_order()
+        versions |= {order.version for step in steps if "PaymentRequested" in result(order, step)}
+
+    assert versions == {saga.FIRST_SEQUENCE[Announcement.PAYMENT_REQUESTED]}
 
 
 def test_every_field_of_an_order_is_classified() -> None:
