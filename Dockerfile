@@ -1,6 +1,13 @@
 # One image for all processes: the API by default, the others by their command (see docker-compose.yml).
+#
+#   docker run -e DATABASE_URL=postgresql://... -e RABBITMQ_URL=amqp://... order-service python -m order_service migrate
+#   docker run -e DATABASE_URL=postgresql://... -e RABBITMQ_URL=amqp://... -p 5003:5003 order-service
+#
+# It also runs with --read-only --tmpfs /tmp.
 FROM python:3.13-slim
 
+# The container's own loopback address could not be reached from outside.
+ENV HOST=0.0.0.0
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /app
 
@@ -15,6 +22,8 @@ RUN useradd --uid 10001 --home-dir /nonexistent --no-create-home order \
 COPY . .
 RUN python -m compileall -q .
 
-USER order
+# By number, so that Kubernetes can see that it is not root (runAsNonRoot).
+USER 10001
 EXPOSE 5003
+HEALTHCHECK --interval=10s --timeout=5s --start-period=20s CMD ["python", "deploy/healthcheck.py"]
 CMD ["gunicorn", "--config", "deploy/gunicorn.conf.py", "api:create_app()"]

@@ -6,9 +6,10 @@ import shutil
 import signal
 import tempfile
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from order_service import process
+from order_service import process, vendor
 from order_service.storage.database import Database
 from order_service.storage.migrate import wait_for_database
 
@@ -43,6 +44,8 @@ timeout = 60
 graceful_timeout = 8
 keepalive = 75
 worker_connections, sendfile = _connections(threads), False  # the worker sends from memory
+# For the workers' heartbeat files. A container with a read-only root file system may have no /tmp.
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - the files have random names
 # gunicorn would create it below $HOME, which a container may not have.
 control_socket_disable = True
 # A reload (SIGHUP) keeps the existing one.
@@ -74,11 +77,12 @@ def on_starting(_server: Any) -> None:
 
 
 def child_exit(_server: Any, worker: Any) -> None:
-    """Remove the gauges of a worker that has ended; its counters stay."""
+    """Remove the gauges of a worker that has ended; its counters stay, in the files of all such workers."""
     if METRICS_DIR in os.environ:
         from prometheus_client import multiprocess
 
         multiprocess.mark_process_dead(worker.pid)
+        vendor.merge_metrics_of_ended_worker(Path(os.environ[METRICS_DIR]), worker.pid)
 
 
 def on_exit(_server: Any) -> None:

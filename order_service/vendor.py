@@ -4,11 +4,13 @@ tests/integration/test_vendor.py fails when one of them stops working, or is no 
 """
 
 import os
+import shutil
 import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pika
@@ -153,6 +155,30 @@ def commit_then_notify(connection: psycopg.Connection[Any], channel: str) -> Non
     # The transaction is over even if the NOTIFY failed; if it had failed before, the result is ROLLBACK.
     if committed.command_status != b"COMMIT":
         raise psycopg.errors.error_from_result(committed)
+
+
+def merge_metrics_of_ended_worker(directory: Path, pid: int) -> None:
+    """Add what a worker counted to the files of all ended workers, and remove its own.
+
+    Works around: prometheus_client keeps the files of each process that ever ran, and reads all of them at a scrape.
+    Upstream: https://github.com/prometheus/client_python/issues/443. Remove when mark_process_dead() merges counters.
+    """
+    # Imported late, as in prometheus_metrics().
+    from prometheus_client.mmap_dict import MmapedDict
+
+    for kind in ("counter", "histogram"):
+        own, total, merged = (directory / f"{kind}_{name}" for name in (f"{pid}.db", "ended.db", "ended.new"))
+        with suppress(FileNotFoundError):
+            shutil.copyfile(total, merged)
+        with suppress(FileNotFoundError, struct.error):  # a worker that was killed first may have an empty file
+            counted = list(MmapedDict.read_all_values_from_file(str(own)))  # type: ignore[no-untyped-call]
+            values = MmapedDict(str(merged))  # type: ignore[no-untyped-call]
+            for key, value, timestamp, _ in counted:
+                values.write_value(key, values.read_value(key)[0] + value, timestamp)  # type: ignore[no-untyped-call]
+            values.close()  # type: ignore[no-untyped-call]
+            merged.replace(total)
+        own.unlink(missing_ok=True)
+        merged.unlink(missing_ok=True)
 
 
 def prometheus_metrics() -> bytes:

@@ -9,6 +9,8 @@ import importlib.util
 import math
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +22,7 @@ import psycopg
 import pytest
 from pika.channel import Channel
 from pika.exceptions import AMQPConnectionError, UnsupportedAMQPFieldException
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest, multiprocess
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from order_service import vendor
@@ -340,3 +342,43 @@ def test_metrics_are_read_again_until_the_file_of_a_new_worker_is_ready(empty_me
 def test_metrics_file_that_stays_unreadable_is_an_error(empty_metrics_file: Path) -> None:
     with pytest.raises(struct.error):
         vendor.prometheus_metrics()
+
+
+# merge_metrics_of_ended_worker
+
+#: A worker that counts one request of each kind and is then killed.
+COUNTING_WORKER = """
+import os, signal
+from prometheus_client import Counter, Histogram
+Counter("requests", "Requests.", ["route"]).labels("/orders").inc()
+Histogram("seconds", "Seconds.", buckets=[1, 2]).observe(1.5)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_ended_workers_keep_their_counts_in_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # when
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    for _ in range(3):
+        with subprocess.Popen([sys.executable, "-c", COUNTING_WORKER]) as worker:
+            worker.wait()
+        vendor.merge_metrics_of_ended_worker(tmp_path, worker.pid)
+    (tmp_path / "counter_999.db").touch()
+    vendor.merge_metrics_of_ended_worker(tmp_path, 999)
+
+    # then
+    assert {path.name for path in tmp_path.iterdir()} == {"counter_ended.db", "histogram_ended.db"}
+    metrics = vendor.prometheus_metrics().decode()
+    for line in ('requests_total{route="/orders"} 3.0', 'seconds_bucket{le="1.0"} 0.0', 'seconds_bucket{le="2.0"} 3.0'):
+        assert line in metrics
+    assert "seconds_sum 4.5" in metrics
+
+
+def test_library_alone_keeps_the_files_of_every_ended_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", COUNTING_WORKER]) as worker:
+        worker.wait()
+
+    multiprocess.mark_process_dead(worker.pid)
+
+    assert len(list(tmp_path.iterdir())) == 2

@@ -1,11 +1,17 @@
-"""docker-compose.yml has no default password; deploy/make-env creates random ones that only the owner can read."""
+"""The files around the code that a checkout, an image and docker-compose.yml depend on."""
 
+import os
 import re
 import shutil
+import socket
 import subprocess
+import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,3 +55,83 @@ def test_only_missing_passwords_are_added_to_an_existing_file(tmp_path: Path) ->
 
     assert (completed["RABBITMQ_PORT"], completed["POSTGRES_PASSWORD"]) == ("5673", "mine")
     assert completed["RABBITMQ_PASSWORD"]
+
+
+def test_compose_file_builds_the_image_once_and_limits_every_container() -> None:
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    services = compose["services"]
+
+    assert [name for name, service in services.items() if "build" in service] == ["image"]
+    for name, service in services.items():
+        assert service.keys() >= {"ulimits", "logging", "stop_grace_period"}, name
+        assert (service["cap_drop"], service["security_opt"]) == (["ALL"], ["no-new-privileges:true"]), name
+        assert "healthcheck" in service, name
+        if service["image"] == services["image"]["image"] and name != "image":
+            assert service["read_only"], name
+            assert "image" in _dependencies(services, name), name
+
+
+def _dependencies(services: dict[str, Any], name: str) -> set[str]:
+    own = set(services[name].get("depends_on", ()))
+    return own.union(*(_dependencies(services, each) for each in own))
+
+
+def run_healthcheck(*arguments: str, **env: str) -> int:
+    command = [sys.executable, ROOT / "deploy" / "healthcheck.py", *arguments]
+    return subprocess.run(command, env=os.environ | env, capture_output=True, check=False).returncode
+
+
+def test_the_health_check_of_a_container_needs_an_answer_with_200() -> None:
+    with socket.create_server(("localhost", 0)) as server:
+        answers = iter([b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 503 Service Unavailable\r\n\r\n"])
+
+        def answer() -> None:
+            for each in answers:
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(each)
+
+        threading.Thread(target=answer, daemon=True).start()
+        port = server.getsockname()[1]
+        assert run_healthcheck(str(port), "/readyz", http_proxy="http://127.0.0.1:1") == 0
+        assert run_healthcheck(str(port), "/readyz") == 1
+    assert run_healthcheck(str(port), "/readyz") == 1
+
+
+def test_scripts_have_no_crlf_in_a_checkout_of_windows(tmp_path: Path) -> None:
+    # given
+    source, checkout = tmp_path / "source", tmp_path / "checkout"
+    source.mkdir()
+    for name in (".gitattributes", "Makefile"):
+        shutil.copy(ROOT / name, source)
+
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", *identity, *arguments], cwd=source, check=True, capture_output=True)
+
+    # when
+    for arguments in (["init"], ["add", "."], ["commit", "--message", "a"]):
+        git(*arguments)
+    git("clone", "--config", "core.autocrlf=true", ".", str(checkout))
+
+    # then
+    assert b"\r" not in (checkout / "Makefile").read_bytes()
+
+
+def test_a_python_that_is_only_called_by_its_version_is_found(tmp_path: Path) -> None:
+    # given
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("dirname", "grep", "rm", "sh"):
+        (programs / name).symlink_to(shutil.which(name) or name)
+    python = programs / "python3.14"
+    python.write_text('#!/bin/sh\necho "$@" >>"$LOG"\n')
+    python.chmod(0o755)
+
+    # when
+    environment = {"PATH": str(programs), "LOG": str(tmp_path / "log")}
+    subprocess.run([ROOT / "deploy" / "make-venv", "none.txt"], cwd=tmp_path, env=environment, capture_output=True)
+
+    # then
+    assert "-m venv .venv" in (tmp_path / "log").read_text().splitlines()
