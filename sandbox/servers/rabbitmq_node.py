@@ -96,6 +96,7 @@ def _environment(data_dir: Path, node_ports: Ports) -> dict[str, str]:
         "RABBITMQ_CONF_ENV_FILE": "/dev/null",
         "RABBITMQ_NODENAME": "order-service@localhost",
         "RABBITMQ_DIST_PORT": str(node_ports.distribution),
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
         "RABBITMQ_CONFIG_FILE": str(data_dir / "rabbitmq.conf"),
         "RABBITMQ_ADVANCED_CONFIG_FILE": str(data_dir / "advanced.config"),
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(data_dir / "enabled_plugins"),

@@ -1,8 +1,10 @@
 """Finding a broker, and starting a private one, as a fresh machine needs it."""
 
 import contextlib
+import ipaddress
 import os
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -74,7 +76,9 @@ def test_private_node_accepts_connections_and_is_gone_afterwards(
         with broker.fresh_vhost(found, "test") as vhost_url:
             assert broker.refusal(vhost_url) is None
         assert broker.refusal(vhost_url) is not None
-        assert processes_below(tmp_path)
+        addresses = listening_addresses(processes_below(tmp_path))
+        assert len(addresses) >= 4  # AMQP, management, Erlang distribution, epmd
+        assert {address for address, _ in addresses} <= {"127.0.0.1", "::1"}
 
     assert refuses(urlsplit(found.amqp_url).port)
     assert refuses(urlsplit(found.management_url).port)
@@ -112,6 +116,22 @@ def test_private_node_ends_after_its_parent_is_killed(tmp_path: Path, eventually
 
     eventually(lambda: refuses(port), "the node to stop listening")
     eventually(lambda: not processes_below(tmp_path), "its processes to be gone")
+
+
+def listening_addresses(processes: list[str]) -> set[tuple[str, int]]:
+    """Where these processes listen: addresses and ports."""
+    sockets = {
+        os.readlink(link) for pid in processes for link in Path("/proc", pid, "fd").iterdir() if link.is_symlink()
+    }
+    found = set()
+    for table, order in (("tcp", "<I"), ("tcp6", "<4I")):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and f"socket:[{inode}]" in sockets:
+                address, port = local.split(":")
+                packed = struct.pack(order.replace("<", ">"), *struct.unpack(order, bytes.fromhex(address)))
+                found.add((str(ipaddress.ip_address(packed)), int(port, 16)))
+    return found
 
 
 def processes_below(directory: Path) -> list[str]:
