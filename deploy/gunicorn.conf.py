@@ -23,7 +23,10 @@ OTHER_FILES = 200
 
 
 def _connections(threads: int) -> int:
-    """The number of connections of a process, for which the limit of open files is raised where possible."""
+    """The number of connections of a process, for which the limit of open files is raised where possible.
+
+    Exits with 2 if streams and waiting POSTs could take all of them.
+    """
     wanted = threads + IDLE_CONNECTIONS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if not 0 <= soft < wanted + OTHER_FILES:
@@ -31,6 +34,11 @@ def _connections(threads: int) -> int:
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted + OTHER_FILES, hard))
         return wanted
+    if soft - OTHER_FILES <= threads:
+        process.refuse(
+            f"ORDER_STREAMS and ORDER_WAITERS need at least {threads + OTHER_FILES + 1} open files, and the limit is "
+            f"{soft}: raise it (ulimit -n) or lower them"
+        )
     return soft - OTHER_FILES
 
 
@@ -43,6 +51,8 @@ threads = _settings.api_threads
 timeout = 60
 graceful_timeout = 8
 keepalive = 75
+# Only ORDER_TRUSTED_PROXIES decides which headers of a proxy are believed; gunicorn believes those of 127.0.0.1.
+forwarded_allow_ips = ""
 worker_connections, sendfile = _connections(threads), False  # the worker sends from memory
 # For the workers' heartbeat files. A container with a read-only root file system may have no /tmp.
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - the files have random names

@@ -51,6 +51,7 @@ def app(environ, start_response):
     return [answer]
 """
 THREADS, CONNECTIONS = 4, 12
+PROJECT = Path(__file__).parents[2]
 #: Shorter than in production, for short tests.
 CONFIG = """
 from order_service import gunicorn_worker
@@ -270,3 +271,14 @@ def test_connection_stays_on_its_thread(tmp_path: Path, worker_class: str, is_ke
         changes = changes_of_thread(port, 100)
 
     assert (changes < 30) == is_kept, changes
+
+
+def test_more_streams_than_the_process_may_have_open_files_are_refused() -> None:
+    command = "ulimit -n 1024; exec python -m gunicorn --config deploy/gunicorn.conf.py 'api:create_app()'"
+    directory = os.path.dirname(sys.executable)
+    env = os.environ | {"ORDER_STREAMS": "1100", "PATH": f"{directory}:{os.environ['PATH']}"}
+
+    done = subprocess.run(["bash", "-c", command], cwd=PROJECT, env=env, capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == 2, done.stderr
+    assert "ORDER_STREAMS and ORDER_WAITERS need at least 1397 open files, and the limit is 1024" in done.stderr
