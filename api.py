@@ -5,6 +5,7 @@ from functools import cache
 
 import structlog
 from flask import Flask
+from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import IntegerConverter
 from werkzeug.serving import make_server
 
@@ -43,6 +44,9 @@ def create_app(settings: Settings | None = None, stopping: StopFlag | None = Non
     observability.install(app)
     access.install(app, api.settings.accepted_hosts, api.settings.allowed_origins)
     problems.install(app)
+    if proxies := api.settings.trusted_proxies:
+        fix = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies, x_host=proxies, x_prefix=proxies)
+        app.wsgi_app = fix  # type: ignore[method-assign]
     return app
 
 

@@ -58,6 +58,9 @@ class Settings(BaseSettings):
     cors_origins: str = ""
     """The origins whose pages may call the API from a browser, such as https://shop.example, separated by commas;
     * allows every origin. When unset, none."""
+    trusted_proxies: int = Field(0, ge=0, le=10)
+    """How many proxies in front of the API are believed: the last values of X-Forwarded-For, -Proto, -Host and
+    -Prefix."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", validation_alias="LOG_LEVEL")
     """The minimum severity of logged lines."""
 

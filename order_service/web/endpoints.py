@@ -79,7 +79,8 @@ class Api:
         if order.state in (State.FAILED, State.CANCELLED):
             raise _ended(order, applied)
         response = _order_response(order, 202 if order.state in AWAITING_MENU else 201)
-        response.headers.update({"Location": f"/orders/{order.id}"} | applied)
+        # Relative to /orders, because a proxy may have put a prefix before it that this process does not know.
+        response.headers.update({"Location": f"orders/{order.id}"} | applied)
         return response
 
     def get_order(self, order_id: int) -> Response:

@@ -50,7 +50,8 @@ def document() -> Json:
             "license": {"name": "MIT", "identifier": "MIT"},
             "contact": {"name": "The maintainers of the Order Service"},
         },
-        "servers": [{"url": "/"}],
+        # Relative to the document, also behind a proxy that puts a prefix before all paths.
+        "servers": [{"url": "."}],
         "tags": [{"name": name, "description": description} for name, description in _TAGS.items()],
         # Required by linters to say that no operation needs credentials.
         "security": [],

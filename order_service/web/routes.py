@@ -74,7 +74,7 @@ HEADERS = {
     "Idempotency-Key": "A repeated key returns the order placed before; with another body, 422.",
     "If-None-Match": "An ETag received before; 304 if the order has not changed since.",
     "Last-Event-ID": "The id of the last event received; the stream resumes after it.",
-    "Location": "The address of the order.",
+    "Location": "The address of the order, relative to that of the request (RFC 9110).",
     "Prefer": "RFC 7240: `respond-async`, or `wait=N` to wait up to N seconds"
     f" (at most {MAX_WAIT_SECONDS}) for the menu.",
     "Preference-Applied": "The preferences that were applied.",
@@ -86,7 +86,7 @@ HEADERS = {
 #: The schemas of headers that are not arbitrary strings.
 HEADER_SCHEMAS: Mapping[str, Json] = {
     "Idempotency-Key": {"type": "string", "pattern": requests.IDEMPOTENCY_KEY},
-    "Location": {"type": "string", "pattern": "^/orders/[0-9]+$"},
+    "Location": {"type": "string", "format": "uri-reference", "pattern": "^orders/[0-9]+$"},
     "Retry-After": {"type": "integer", "minimum": 0},
 }
 _OBJECT: Json = {"type": "object"}

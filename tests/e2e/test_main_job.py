@@ -59,7 +59,7 @@ def test_order_of_the_example_is_placed_reserved_and_paid(deployment: Deployment
 
     # then: the response has the agreed fields
     order_id = posted.body["id"]
-    assert (posted.status, posted.headers["Location"]) == (201, f"/orders/{order_id}")
+    assert (posted.status, posted.headers["Location"]) == (201, f"orders/{order_id}")
     assert posted.body == {
         "id": order_id,
         "user_id": 1,
