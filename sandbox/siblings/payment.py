@@ -3,7 +3,8 @@
 With PAYMENT_MODE=auto it charges every request, once per order. With PAYMENT_MODE=manual only POST /payments pays. Each
 POST is a payment, also a second one for the same order: the Order Service requests its refund. It ignores `pay_by`: the
 Order Service decides whether a payment is late. After a refund of everything, a PaymentRequested for the order is
-neither charged nor replied to: the order has ended, so no reply is expected.
+neither charged nor replied to: the order has ended, so no reply is expected. A PaymentFailed is final: a repeated
+request gets the same reply.
 """
 
 import os
@@ -21,7 +22,8 @@ from sandbox.siblings.faults import Faults, FaultyService, add_routes, from_envi
 from sandbox.siblings.http import Amount, Id, OwnId, Reference, db_path, found, json_app, json_number, read_body, serve
 from sandbox.siblings.kit import Event, Handler, connect, transaction
 
-#: `closed_orders`: orders that were refunded completely and are not charged again.
+#: `closed_orders`: orders that were refunded completely and are not charged again. `declined_orders`: orders whose
+#: payment has failed.
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS payments (
     id INTEGER PRIMARY KEY AUTOINCREMENT, order_id INTEGER NOT NULL, user_id INTEGER NOT NULL,
@@ -30,6 +32,7 @@ CREATE TABLE IF NOT EXISTS payments (
 );
 CREATE INDEX IF NOT EXISTS payments_by_order ON payments (order_id);
 CREATE TABLE IF NOT EXISTS closed_orders (order_id INTEGER PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS declined_orders (order_id INTEGER PRIMARY KEY);
 """
 #: The service's own faults, in automatic mode. In manual mode, the user decides.
 DECIDING = ("reject", "wrong_amount")
@@ -72,7 +75,9 @@ def payment_requested(faults: Faults, mode: str, db: sqlite3.Connection, data: d
     is_closed = db.execute("SELECT 1 FROM closed_orders WHERE order_id = ?", [wanted.order_id]).fetchone()
     if known or is_closed or mode == "manual":
         return None
-    if "reject" in faults.active:
+    declined = db.execute("SELECT 1 FROM declined_orders WHERE order_id = ?", [wanted.order_id]).fetchone()
+    if declined or "reject" in faults.active:
+        db.execute("INSERT OR IGNORE INTO declined_orders VALUES (?)", [wanted.order_id])
         return "PaymentFailed", {"order_id": wanted.order_id, "reason": "the fault `reject` is on"}
     if "wrong_amount" in faults.active:
         wanted = wanted.model_copy(update={"amount": wanted.amount + 1})

@@ -35,6 +35,18 @@ def test_payment_is_made_once_and_a_repeated_request_gets_the_same_reply_in_a_ne
     assert states(payment) == [(5, "paid")]
 
 
+def test_failed_payment_stays_failed_when_its_request_is_repeated(payment: Direct) -> None:
+    payment.client.put("/faults", json={"reject": True})
+    [failed] = payment.tell(request(5))
+    payment.client.put("/faults", json={})
+
+    [again, completed] = payment.tell(request(5), request(6))
+
+    assert types([failed, again, completed]) == ["PaymentFailed", "PaymentFailed", "PaymentCompleted"]
+    assert again["data"] == failed["data"]
+    assert states(payment) == [(6, "paid")]
+
+
 def test_fractional_amount_stays_exact(payment: Direct) -> None:
     [completed] = payment.tell(request(5).replace(b"38000", b"9999999999999.90"))
     assert json.dumps(completed["data"]["amount"]) == "9999999999999.9"
