@@ -84,7 +84,8 @@ def test_order_is_read_from_the_database_as_it_was_written(database: Database) -
 
     found = core.get(database, order_id)
     assert (found.state, found.items, found.total_price) == (State.AWAITING_PAYMENT, message.items, Decimal(10**9))
-    assert (found.reservations, found.due_at) == (("réservation",), NOW + timedelta(seconds=900))
+    # The reminder is halfway to `pay_by`.
+    assert (found.reservations, found.due_at) == (("réservation",), NOW + timedelta(seconds=450))
 
     core.apply(database, completed(order_id, amount=Decimal(10**9)), now=core.LATER)
 
