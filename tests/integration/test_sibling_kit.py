@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from order_service.contract import asyncapi, samples
+from order_service.contract import asyncapi, samples, topology
 from order_service.domain.order import State
 from order_service.storage.database import Database
 from publishers.relay import Relay
@@ -135,6 +135,40 @@ def test_an_order_gets_paid_by_the_documented_siblings(
 ):
     with our_processes(amqp_url, database):
         check_orders_and_compensations(database, wire, eventually)
+
+
+def check(name: str, directory: Path, amqp_url: str) -> None:
+    """Assert that a running sibling passes `siblings check`."""
+    checked = run(["python", "-m", "order_service", "siblings", "check", name], directory, amqp_url)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_the_documented_siblings_pass_every_rule(documented_siblings: None, tmp_path: Path, amqp_url: str):
+    for name in ("menu", "payment"):
+        check(name, tmp_path, amqp_url)
+
+
+@pytest.mark.contract
+@pytest.mark.skipif(not (JAVASCRIPT / "node_modules" / "rascal").is_dir(), reason="needs Rascal: make test-contract")
+def test_a_payment_service_with_rascal_passes_every_rule_and_an_order_gets_paid(
+    tmp_path: Path, amqp_url: str, database: Database, wire: Wire, eventually: Eventually
+):
+    write_files("python", tmp_path)
+    write_files("javascript", tmp_path)
+    with ExitStack() as stack:
+        stack.enter_context(started([sys.executable, "menu.py"], tmp_path, amqp_url, eventually))
+        stack.enter_context(started(["node", "rascal_payment.mjs"], tmp_path, amqp_url, eventually))
+        wire.send_raw("payment.requested", b"{")
+        check("payment", tmp_path, amqp_url)
+        clear_our_queues(wire)
+        with our_processes(amqp_url, database):
+            check_orders_and_compensations(database, wire, eventually)
+
+
+def clear_our_queues(wire: Wire) -> None:
+    """Discard the replies about the orders of a check."""
+    for queue in topology.QUEUES:
+        wire.take(queue.name)
 
 
 class Conversation:
