@@ -168,7 +168,8 @@ class Api:
             try:
                 order, decision = self._apply(order_id, message)
             except OutcomeUnknown as unknown:
-                # The lock on the order waits for the earlier transaction; a repeated request changes nothing.
+                # The lock on the order waits for the earlier transaction; a repeated request changes nothing,
+                # and is answered as the first, also if the order has ended in between.
                 order, decision = settle(lambda: self._apply(order_id, message), unknown)
         except UnknownOrder:
             raise Problem("order_not_found") from None
