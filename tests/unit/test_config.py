@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from order_service import process
 from order_service.cli.main import main
@@ -25,6 +26,14 @@ UNUSABLE = [
     ("DATABASE_URL", "postgresql://[::1/orders", DATABASE),
     ("DATABASE_URL", "postgresql://host/orders?no_option=1", DATABASE),
     ("DATABASE_URL", "sqlite:///", DATABASE),
+    ("DATABASE_URL", "sqlite:///:memory:", DATABASE),
+    ("DATABASE_URL", "sqlite:///file::memory:?uri=true", DATABASE),
+    ("DATABASE_URL", "sqlite:////x.db?timeout=abc", DATABASE),
+    ("DATABASE_URL", "postgresql://host/orders?sslmode=bogus", DATABASE),
+    ("DATABASE_URL", "postgresql://host/orders?target_session_attrs=bogus", DATABASE),
+    ("DATABASE_URL", "postgresql://host:99999/orders", DATABASE),
+    ("DATABASE_URL", "postgresql:///orders?host=a:5432&host=b:99999", DATABASE),
+    ("RABBITMQ_URL", "amqp://host:99999/", BROKER),
     ("RABBITMQ_URL", "http://host/", BROKER),
     ("RABBITMQ_URL", "amqp://host:port/", BROKER),
     ("RABBITMQ_URL", "amqp://[::1/", BROKER),
@@ -55,6 +64,16 @@ def test_a_setting_that_cannot_be_used_is_named(
 
     assert explain(refused.value).startswith(message)
     assert len(explain(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("field", Settings.model_fields.values(), ids=Settings.model_fields)
+def test_no_value_of_a_setting_is_shown(field: FieldInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(str(field.validation_alias), f"/{CANARY}")
+
+    with pytest.raises(ValidationError) as refused:
+        Settings()
+
+    assert CANARY.lower() not in explain(refused.value).lower()
 
 
 @pytest.mark.parametrize(
