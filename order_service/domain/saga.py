@@ -219,8 +219,6 @@ REPORT_FAILED = Rule("failed", _payment_failed, _FAILED, _DONE)
 CANCEL = Rule("cancelled", _cancel, _CANCELLED, _DONE)
 ALREADY = Rule("ignore", outcome=_DONE)
 CONFLICT = Rule("ignore", outcome=_REFUSED)
-#: The caller of a refused report returns the money, which must not happen if this order requested its refund.
-REPORT_LATE = Rule("a repeat: ignore (remembered); otherwise ignore", outcome=_REFUSED)
 EXPIRE_MENU = Rule("failed (expired) + null release", _expire_menu, _FAILED)
 NULL_RELEASE = Rule("null release if armed", _null_release)
 EXPIRE_PAYMENT = Rule("failed (expired)", _expire_payment, _FAILED)
@@ -234,7 +232,7 @@ DECISIONS: Mapping[type[Message], tuple[Rule, Rule, Rule, Rule, Rule, Rule]] = {
     MenuRejected:     (REJECT,          REJECT,          REJECT,           IGNORE,         DISARM,        DISARM),
     PaymentCompleted: (REMEMBER,        REMEMBER,        JUDGE,            REFUND_SECOND,  REFUND_LATE,   REFUND_LATE),
     PaymentFailed:    (PAYMENT_FAILED,  IGNORE,          PAYMENT_FAILED,   IGNORE,         IGNORE,        IGNORE),
-    ReportPaid:       (REPORT_REMEMBER, REPORT_REMEMBER, REPORT_PAID,      ALREADY,        REPORT_LATE,   REPORT_LATE),
+    ReportPaid:       (REPORT_REMEMBER, REPORT_REMEMBER, REPORT_PAID,      ALREADY,        CONFLICT,      CONFLICT),
     ReportFailed:     (REPORT_FAILED,   CONFLICT,        REPORT_FAILED,    CONFLICT,       ALREADY,       CONFLICT),
     ReportPending:    (ALREADY,         ALREADY,         ALREADY,          CONFLICT,       CONFLICT,      CONFLICT),
     Cancel:           (CANCEL,          CANCEL,          CANCEL,           CONFLICT,       CONFLICT,      ALREADY),
@@ -272,8 +270,7 @@ def decide(order: Order, message: Message, *, policy: Policy, now: datetime) -> 
     if changed:
         order.version += 1
     effects, order.effects = tuple(order.effects), []
-    outcome = Outcome.REMEMBERED if rule is REPORT_LATE and None in order.refunded else rule.outcome
-    return Decision(before, order.state, changed, effects, outcome)
+    return Decision(before, order.state, changed, effects, rule.outcome)
 
 
 def is_sent(effect: Effect, policy: Policy) -> bool:

@@ -164,15 +164,20 @@ class Api:
 
     def _change(self, order_id: int, message: Message) -> Response:
         _check_id(order_id)
+        is_repeat = False
         try:
             try:
                 order, decision = self._apply(order_id, message)
             except OutcomeUnknown as unknown:
-                # The lock on the order waits for the earlier transaction; a repeated request changes nothing,
-                # and is answered as the first, also if the order has ended in between.
+                # The lock on the order waits for the earlier transaction; a repeated request changes nothing.
                 order, decision = settle(lambda: self._apply(order_id, message), unknown)
+                is_repeat = True
         except UnknownOrder:
             raise Problem("order_not_found") from None
+        if is_repeat and isinstance(message, ReportPaid) and None in order.refunded:
+            # The first attempt was recorded, and the order ended before the repeat: it refunds the payment. After a
+            # 409 the caller would give the money back a second time.
+            return _order_response(order, 202)
         if decision.outcome is Outcome.REFUSED:
             if isinstance(message, ReportPaid):
                 log.warning("a reported payment was refused, its caller must return the money", order_id=order.id,

@@ -1,7 +1,6 @@
 """PUT /orders/{id}/payment: its answers in every state, and requests about orders that do not exist."""
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from structlog.testing import capture_logs
 
 from order_service.domain.order import State
 from order_service.storage.history import MAX_ENTRIES
-from tests.builders import menu_rejected, payment_failed
+from tests.builders import payment_failed
 from tests.http_service import JSON_HEADERS, ORDER_KEYS, Service, body_of, problem
 from tests.integration import core
 
@@ -73,27 +72,6 @@ def test_refused_report_of_a_payment_is_in_the_history_and_in_the_log(service: S
     assert "refused" in warning["event"]
     assert (warning["order_id"], warning["state"], warning["reason"]) == (order_id, state, reason)
     assert service.get(f"/orders/{order_id}").headers["ETag"] == etag
-
-
-@pytest.mark.parametrize("end", [Service.cancel, lambda service, order_id: service.receive(order_id, menu_rejected())])
-def test_repeated_report_of_a_payment_that_the_order_refunds_is_not_refused(
-    service: Service, end: Callable[[Service, int], Any]
-) -> None:
-    # given
-    order_id = service.order_in(State.AWAITING_MENU)
-    service.put_payment(order_id)
-    end(service, order_id)
-    ended, rows = service.get_order(order_id), service.rows()
-
-    # when
-    with capture_logs() as lines:
-        answer = service.put_payment(order_id)
-
-    # then: its caller must not return the money as well
-    assert (answer.status_code, body_of(answer)) == (202, ended)
-    assert len(core.unsent_events(service.database, "RefundRequested")) == 1
-    assert service.rows() == rows
-    assert [line for line in lines if line["log_level"] == "warning"] == []
 
 
 def test_refused_report_is_not_added_to_a_full_history(service: Service) -> None:

@@ -138,8 +138,7 @@ class Oracle:
         requested = REQUESTED_STATUS.get(type(message))
         if requested is None:
             return None
-        is_remembered = self.status != "paid" and None in {id for id, _ in self.payments}
-        if requested == "paid" and is_remembered:
+        if requested == "paid" and was_pending and self.status == "pending":
             return "remembered"
         return "done" if self.status == requested else "refused"
 
