@@ -126,6 +126,28 @@ def test_change_is_answered_as_recorded(proxied: Service, proxy: TcpProxy, datab
 
 
 @core.POSTGRESQL_ONLY
+def test_report_that_was_recorded_before_the_order_ended_is_not_refused(
+    proxied: Service, proxy: TcpProxy, database: Database, eventually: Eventually
+) -> None:
+    # given
+    order_id = proxied.order_in(State.AWAITING_MENU)
+    proxy.cut_commits(hold=True)
+    with ThreadPoolExecutor(2) as pool:
+        answering = pool.submit(proxied.put_payment, order_id)
+        eventually(lambda: waits_for_lock(database), "the API to wait for the transaction")
+
+        # when: the cancellation waits for the same lock, so either may be next
+        cancelling = pool.submit(core.cancel, database, order_id)
+        proxy.forward_commits()
+        cancelling.result(ANSWER_SECONDS)
+        answer = answering.result(ANSWER_SECONDS)
+
+    # then
+    assert answer.status_code == 202, answer.text
+    assert len(core.unsent_events(database, "RefundRequested")) == 1
+
+
+@core.POSTGRESQL_ONLY
 def test_outcome_is_unknown_while_the_database_stays_unavailable(
     proxied: Service, proxy: TcpProxy, database: Database, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
