@@ -14,16 +14,18 @@ gthread passes tests/integration/test_gunicorn_worker.py.
 
 import errno
 import io
+import math
+import re
 import select
 import selectors
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from gunicorn.http.body import Body  # type: ignore[import-untyped]
+from gunicorn.http.body import Body, ChunkedReader  # type: ignore[import-untyped]
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker  # type: ignore[import-untyped]
 
 #: How long a client may send nothing in the middle of a request, or take nothing of its response, in seconds.
@@ -39,6 +41,11 @@ CHECK_SECONDS = 0.5
 NEXT_REQUEST_MS = 5
 #: The bytes of a body that are received before a thread gets the request; the API refuses bodies of half this size.
 BODY_BYTES = 128 * 1024
+#: The bytes of a request, with its head and its chunk sizes, after which it counts as ended.
+REQUEST_BYTES = 4 * BODY_BYTES
+
+#: The end of a head, and the line with the size of a chunk, which follows the end of a line.
+HEAD_END, CHUNK_SIZE = b"\r\n\r\n", re.compile(rb"\r\n([0-9A-Fa-f]+)")
 
 #: What `handle` returns for a request whose rest has not arrived.
 _PARTIAL = object()
@@ -56,8 +63,12 @@ class _Socket(socket.socket):
         super().settimeout(0)
         self.unsent = memoryview(b"")
         #: The data received for the present request; None while no request is being received.
-        self.received: list[bytes] | None = None
-        #: Whether the client has taken too long, and its request counts as ended.
+        self.received: bytearray | None = None
+        #: How many bytes of it the parser has read.
+        self.read_bytes = 0
+        #: Ends when the rest of the present request has arrived, see `_rest`.
+        self.rest: Iterator[None] = iter(())
+        #: Whether the client has taken too long or sent too much, and its request counts as ended.
         self.is_expired = False
         self.has_continued = False
 
@@ -70,14 +81,23 @@ class _Socket(socket.socket):
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
         if self.received is None:
             return super().recv(bufsize, flags)
-        try:
-            data = super().recv(bufsize, flags)
-        except BlockingIOError:
-            if self.is_expired:
-                return b""
-            raise _PartialRequest from None
-        self.received.append(data)
+        if self.read_bytes == len(self.received):
+            self.receive(self.received, bufsize)
+        data = bytes(self.received[self.read_bytes : self.read_bytes + bufsize])
+        self.read_bytes += len(data)
         return data
+
+    def receive(self, received: bytearray, bufsize: int) -> bool:
+        """Add a piece from the client to the data received, and tell whether there is one."""
+        if self.is_expired or len(received) > REQUEST_BYTES:
+            self.is_expired = True
+            return False
+        try:
+            data = super().recv(bufsize)
+        except BlockingIOError:
+            raise _PartialRequest from None
+        received += data
+        return bool(data)
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         """Send what the kernel takes now; the rest becomes `unsent`."""
@@ -115,6 +135,43 @@ class _FailingReader:
         raise self._error
 
 
+def _rest(data: bytearray, req: Any) -> Iterator[None]:
+    """Yield until `data`, which grows, may be a complete request; `req` is its head if this is complete.
+
+    gunicorn's parser starts again from the beginning of a request, so it must not run for each piece that arrives.
+    The work here is linear in the bytes of the request.
+    """
+    if req is None:
+        # The parser refuses a head that is too long, so it also runs when the data has doubled.
+        yield from _until_found(data, HEAD_END, 0, 2 * len(data))
+        return
+    body = data.index(HEAD_END) + len(HEAD_END)
+    if not isinstance(req.body.reader, ChunkedReader):
+        end = body + min(req.body.reader.length, BODY_BYTES + 1)
+        while len(data) < end:
+            yield
+        return
+    line = body - 2
+    while True:
+        yield from _until_found(data, b"\r\n", line + 2)
+        size = CHUNK_SIZE.match(data, line)
+        if size is None:  # The parser refuses it.
+            return
+        line = data.index(b"\r\n", line + 2)
+        if not int(size[1], 16):
+            yield from _until_found(data, HEAD_END, line)
+            return
+        line += 2 + int(size[1], 16)
+        while len(data) < line + 2:
+            yield
+
+
+def _until_found(data: bytearray, end: bytes, start: int, max_bytes: float = math.inf) -> Iterator[None]:
+    while data.find(end, start) < 0 and len(data) < max_bytes:
+        start = max(start, len(data) - len(end) + 1)
+        yield
+
+
 class Worker(ThreadWorker):  # type: ignore[misc]
     """Methods named as in gthread override it. All run in the main thread, except those for `handle`."""
 
@@ -132,7 +189,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         conn.data_ready, conn.sock = True, _Socket(conn.sock)
         if self.nr_conns >= self.worker_connections:
             self._close_longest_waiting()
-        self._wait_for_request(conn)
+        self._wait_for_request(conn, self.enqueue_req)
 
     def finish_request(self, conn: Any, fs: Any) -> None:
         """Decide what a connection waits for that comes back from its thread."""
@@ -140,7 +197,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         if conn.sock.unsent:
             self._wait(conn, selectors.EVENT_WRITE, partial(self._send, fs=fs), self._close, SEND_SECONDS)
         elif result is _PARTIAL:
-            self._wait_for_request(conn)
+            self._wait_for_request(conn, self._receive)
         elif result is True:
             super().finish_request(conn, fs)
         else:
@@ -188,8 +245,21 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         elif self.keepalived_conns:
             self.keepalived_conns[0].timeout = 0  # gthread closes it at the end of this turn
 
-    def _wait_for_request(self, conn: Any) -> None:
-        self._wait(conn, selectors.EVENT_READ, self.enqueue_req, self._expire_request, READ_SECONDS)
+    def _wait_for_request(self, conn: Any, proceed: Callable[[Any], None]) -> None:
+        self._wait(conn, selectors.EVENT_READ, proceed, self._expire_request, READ_SECONDS)
+
+    def _receive(self, conn: Any) -> None:
+        """Receive a piece of a request, and pass the connection to a thread if the request may be complete."""
+        try:
+            is_partial = conn.sock.receive(conn.sock.received, BODY_BYTES) and next(conn.sock.rest, True) is None
+        except _PartialRequest:
+            is_partial = True
+        except OSError:
+            is_partial = False  # The thread ends the connection.
+        if is_partial:
+            self._wait_for_request(conn, self._receive)
+        else:
+            self.enqueue_req(conn)
 
     def _expire_request(self, conn: Any) -> None:
         """Treat the request as if the client had closed its side: a thread then answers what there is."""
@@ -206,7 +276,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def _end(self, conn: Any) -> None:
         """Send the end, and close when the client has: closing before resets the connection if it still sends."""
-        conn.timeout = time.monotonic() + CLOSE_SECONDS
+        conn.timeout, conn.sock.received = time.monotonic() + CLOSE_SECONDS, None
         try:
             conn.sock.shutdown(socket.SHUT_WR)
         except OSError:
@@ -249,23 +319,28 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def _handle_one(self, conn: Any) -> Any:
         conn.init()
         sock, parser = conn.sock, conn.parser
-        sock.received = [parser.unreader.buf.getvalue()]
+        buffered = parser.unreader.take_buffered()
+        if sock.received is None:
+            sock.received = bytearray(buffered)
+        # gunicorn's parser copies the data that it has got for each chunk, so it gets all by recv in small pieces.
+        sock.read_bytes, parser.mesg = 0, None
         try:
             result = super().handle(conn)
         except _PartialRequest:
             # The next attempt parses the request from its start.
-            parser.unreader.take_buffered()
-            parser.unreader.unread(b"".join(sock.received))
-            parser.mesg, parser.req_count = None, parser.req_count - 1
+            parser.req_count -= 1
+            sock.rest = _rest(sock.received, parser.mesg)
+            next(sock.rest, None)  # It begins with the data that was parsed.
             return _PARTIAL
-        finally:
-            sock.received = None
         sock.has_continued = False
         return result
 
     def handle_request(self, req: Any, conn: Any) -> Any:
         """Answer a request whose body has arrived, in a thread."""
         self._receive_body(req, conn.sock)
+        # What follows the request.
+        unreader = conn.parser.unreader
+        unreader.unread(unreader.take_buffered() + bytes(conn.sock.received[conn.sock.read_bytes :]))
         conn.sock.received = None
         return super().handle_request(req, conn)
 

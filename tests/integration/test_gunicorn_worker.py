@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-#: Answers with the thread that handles the request, with the request's body, with a response that no socket buffer takes
-#: at once, or with one of two streams: /busy sends until it fails, and /idle waits for this.
+#: Answers with the thread that handles the request, with the CPU time of the process, with the request's body, with a
+#: response that no socket buffer takes at once, or with one of two streams: /busy sends until it fails, and /idle waits
+#: for this.
 APP = """
 import threading, time
 
@@ -47,6 +48,8 @@ def app(environ, start_response):
         return busy() if path == "/busy" else idle()
     time.sleep(0.002)
     answer = body if path == "/echo" else b"%d" % threading.get_ident()
+    if path == "/cpu":
+        answer = b"%f" % time.process_time()
     start_response("200 OK", [("Content-Length", str(len(answer)))])
     return [answer]
 """
@@ -174,6 +177,53 @@ def test_request_that_arrives_one_byte_at_a_time_is_answered(request_bytes: byte
 
         # then
         assert received(client).count(BODY) == 2
+
+
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+MANY_HEADERS = b"".join(b"x%d: %b\r\n" % (number, 4000 * b"y") for number in range(90))
+CHUNK = b"2\r\n\r\n\r\n"
+#: Large beginnings of requests, the pieces that then arrive, and the end.
+DRIBBLED = {
+    "headers": (POST + MANY_HEADERS + b"x: ", b"y", b"\r\nContent-Length: 0\r\n\r\n"),
+    "length": (POST + MANY_HEADERS + b"Content-Length: 60100\r\n\r\n" + 60_000 * b" ", b" ", b""),
+    "chunks": (CHUNKED + 20_000 * CHUNK, CHUNK, b"0\r\n\r\n"),
+    "a chunk": (CHUNKED + 20_000 * CHUNK + b"64\r\n", b" ", b"\r\n0\r\n\r\n"),
+    "trailers": (CHUNKED + 20_000 * CHUNK + b"0\r\nx: ", b"y", b"\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize(("begin", "piece", "end"), DRIBBLED.values(), ids=DRIBBLED)
+def test_pieces_of_a_large_request_cost_as_much_as_their_bytes(
+    begin: bytes, piece: bytes, end: bytes, tmp_path: Path
+) -> None:
+    with (
+        gunicorn(tmp_path) as port,
+        connected(port, begin) as client,
+        contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as other,
+    ):
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+        def cpu_seconds() -> float:
+            other.request("GET", "/cpu")
+            return float(other.getresponse().read())
+
+        # when: each piece is received before the next is sent
+        seconds = [cpu_seconds()]
+        for _ in range(100):
+            client.sendall(piece)
+            seconds.append(cpu_seconds())
+        client.sendall(end + CLOSE)
+
+        # then
+        assert received(client).count(b" 200 OK") == 2
+        assert cpu_seconds() - seconds[0] < 0.8
+
+
+def test_request_of_large_chunk_extensions_is_ended(tmp_path: Path) -> None:
+    chunk = b"1;" + 8000 * b"x" + b"\r\n \r\n"
+    with gunicorn(tmp_path) as port:
+        # then: sooner than after a time in which the client sends nothing
+        assert exchange(port, CHUNKED + 130 * chunk, seconds=5) == b""
 
 
 def test_client_is_told_once_to_continue_and_its_body_is_awaited(tmp_path: Path) -> None:
