@@ -12,6 +12,7 @@ from order_service.web.problems import Problem
 
 #: A name or address with an optional port (RFC 9110, section 7.2). A server joins repeated headers with commas.
 _HOST = re.compile(r"\[([0-9a-f:.]+)\](?::[0-9]*)?|([a-z0-9._-]+)(?::[0-9]*)?", re.IGNORECASE)
+_ABSOLUTE = re.compile("[a-z][a-z0-9+.-]*://([^/?#]*)", re.IGNORECASE)
 #: Accept every name: probes and load balancers send any, and the responses reveal nothing.
 _PROBES = ("/healthz", "/readyz")
 #: Set unless the endpoint set the header itself. Orders are private, so nothing is cached by default.
@@ -58,9 +59,15 @@ def _check_host(accepted_hosts: Set[str] | None) -> None:
     A page of another site can have its own name resolve to the address of this service, and then read the responses:
     https://en.wikipedia.org/wiki/DNS_rebinding. An address in the Host header excludes that.
     """
+    # The authority of a target in absolute form replaces Host (RFC 9112, section 3.2.2), which must be sent as well.
+    if target := _ABSOLUTE.match(request.environ.get("RAW_URI", "")):
+        _check_name(accepted_hosts, target[1])
     host = request.environ.get("HTTP_HOST")
-    if host is None and request.environ.get("SERVER_PROTOCOL") == "HTTP/1.0":
-        return
+    if host is not None or request.environ.get("SERVER_PROTOCOL") != "HTTP/1.0":
+        _check_name(accepted_hosts, host)
+
+
+def _check_name(accepted_hosts: Set[str] | None, host: str | None) -> None:
     found = _HOST.fullmatch(host or "")
     if not found:
         raise Problem("bad_request")

@@ -96,6 +96,16 @@ def test_missing_repeated_malformed_or_foreign_host_is_400(api: Deployment, host
     assert newest_order(api) == placed
 
 
+@pytest.mark.parametrize(("target", "expected"), [
+    (b"http://evil.example/orders", 400), (b"HTTP://evil.example:80/orders", 400), (b"http://a@localhost/orders", 400),
+    (b"http://localhost/orders", 200),
+])  # fmt: skip
+def test_authority_of_the_target_is_checked_as_the_host_is(api: Deployment, target: bytes, expected: int) -> None:
+    request = b"GET " + target + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+    assert exchange(api, request)[0] == expected
+
+
 def test_http_1_0_needs_no_host(api: Deployment) -> None:
     assert exchange(api, b"GET /readyz HTTP/1.0\r\n\r\n")[0] == 200
 
