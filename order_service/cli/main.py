@@ -4,6 +4,7 @@ import click
 
 from order_service.cli import documents, events, setup
 from order_service.cli.compensations import compensations
+from order_service.cli.ids import ids
 from order_service.cli.siblings import siblings
 
 
@@ -21,6 +22,7 @@ for command in (
     documents.schemas,
     events.events,
     compensations,
+    ids,
     siblings,
 ):
     main.add_command(command)
