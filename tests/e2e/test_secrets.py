@@ -3,6 +3,7 @@
 tests/unit/test_config.py does the same with the commands.
 """
 
+import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -49,7 +50,8 @@ def test_no_process_logs_a_credential(
         deployment.wait_until_healthy("api")
         posted = deployment.client.post_order()
         deployment.wait_until(
-            lambda: all("is unreachable" in each.log or "trying again" in each.log for each in waiting), "all to wait"
+            lambda: all(re.search("is unreachable|is refused|trying again", each.log) for each in waiting),
+            "all to wait",
         )
         commands = [
             deployment.run("env", *(f"{name}={value}" for name, value in settings.items()),

@@ -14,6 +14,7 @@ from order_service import unit_of_work as service
 from order_service.cli.main import main
 from order_service.domain.messages import ReportPaid
 from order_service.domain.order import State
+from order_service.storage.bulk import Take
 from order_service.storage.database import Database
 from tests import builders
 from tests.integration import core
@@ -50,7 +51,7 @@ def test_no_payment_is_requested_of_a_payment_service_without_events_and_the_ord
     assert core.states(database, [order_id]) == {State.AWAITING_PAYMENT}
     assert core.unsent_events(database) == []
     with core.unit_of_work(database, now=LATER, policy=HTTP_ONLY) as work:
-        handlers.pass_deadlines(work, limit=10)
+        handlers.pass_deadlines(work, Take(10))
     order = core.get(database, order_id)
     assert (order.state, order.reason) == (State.FAILED, "expired")
 
@@ -68,7 +69,7 @@ def test_refund_of_a_payment_reported_over_http_is_left_to_the_operator_and_logg
     # when
     apply(database, rejected(order_id))
     with core.unit_of_work(database, now=LATER, policy=HTTP_ONLY) as work:
-        assert handlers.repeat_compensations(work, limit=10) == []
+        assert handlers.repeat_compensations(work, Take(10)) == []
 
     # then
     assert core.unsent_events(database, "RefundRequested") == []
@@ -91,7 +92,7 @@ def test_refund_that_was_requested_before_the_events_were_turned_off_is_left_to_
 
     for _ in range(2):
         with core.unit_of_work(database, now=LATER, policy=HTTP_ONLY) as work:
-            handlers.repeat_compensations(work, limit=10)
+            handlers.repeat_compensations(work, Take(10))
 
     assert core.unsent_events(database, "RefundRequested") == []
     assert [(each["state"], each["attempts"]) for each in listed(command)] == [("manual", 1)]
@@ -130,7 +131,7 @@ def test_release_by_hand_is_confirmed_with_an_http_only_menu(
     assert done.exit_code == 0, done.output
     assert listed(command) == []
     with core.unit_of_work(database, now=LATER) as work:
-        assert handlers.repeat_compensations(work, limit=10) == []
+        assert handlers.repeat_compensations(work, Take(10)) == []
 
 
 def test_unknown_id_and_unusable_database_are_named(database: Database, command: Command, monkeypatch: Any) -> None:
@@ -151,7 +152,7 @@ def test_release_that_stays_unconfirmed_is_listed_as_such(database: Database, co
     for _ in range(9):
         [row] = core.compensation_rows(database)
         with core.unit_of_work(database, now=row.due_at) as work:
-            handlers.repeat_compensations(work, limit=10)
+            handlers.repeat_compensations(work, Take(10))
         core.clear_outbox(database)
 
     assert [(each["state"], each["attempts"]) for each in listed(command)] == [("unconfirmed", 10)]
