@@ -270,7 +270,7 @@ def oversized(draw: st.DrawFn) -> Sent:
 
 
 WHAT = {
-    valid: 25, of_unknown_orders: 8, with_a_wrong_field: 15, with_anything_as_data: 15, with_an_odd_envelope: 10,
+    valid: 35, of_unknown_orders: 8, with_a_wrong_field: 15, with_anything_as_data: 15, with_an_odd_envelope: 10,
     of_unknown_types: 6, of_newer_versions: 4, not_json: 13, in_other_encodings: 3, oversized: 1,
     compressed: 1,
 }  # fmt: skip
