@@ -25,6 +25,9 @@ from order_service.contract.headers import decoded
 from order_service.storage.outbox import Claim, Outcomes, Route, is_mandatory
 from order_service.vendor import GatheringConnection
 
+#: The columns that are also headers.
+_TRACE = ("traceparent", "tracestate")
+
 
 @dataclass(eq=False)
 class Batch:
@@ -38,8 +41,6 @@ class Batch:
     outcomes: Outcomes = field(default_factory=Outcomes)
 
 
-#: The columns that are also headers.
-_TRACE = ("traceparent", "tracestate")
 Entry = tuple[Batch, sa.Row[Any]]
 
 
@@ -145,8 +146,11 @@ class ConfirmChannel:
         if isinstance(frame.method, Basic.Nack):
             self._answer(entries, Answer.NACKED)
         elif self._returned:
-            returned = [entry for entry in entries if self._take_return(entry[1])]
-            self._answer([entry for entry in entries if entry not in returned], Answer.ACCEPTED)
+            accepted: list[Entry] = []
+            returned: list[Entry] = []
+            for entry in entries:
+                (returned if self._take_return(entry[1]) else accepted).append(entry)
+            self._answer(accepted, Answer.ACCEPTED)
             self._answer(returned, Answer.RETURNED)
         else:
             self._answer(entries, Answer.ACCEPTED)

@@ -324,12 +324,17 @@ class Pipeline:
 
     def _finish(self, entries: list[Entry], *, is_attempt: bool = True) -> None:
         """Settle the batches whose rows all have an outcome now, and go on."""
+        routes: set[Route] = set()
         for batch, row in entries:
-            batch.waiting[route_of(row)] -= 1
-        if is_attempt:
-            failing = {r for r in map(route_of, (row for _, row in entries)) if not self._memory.health[r].is_good}
-            for route in failing - (+self._waiting()).keys():
-                self._memory.health[route].note_idle()
+            route = route_of(row)
+            routes.add(route)
+            batch.waiting[route] -= 1
+        failing = {route for route in routes if is_attempt and not self._memory.health[route].is_good}
+        if failing:
+            waiting = self._waiting()
+            for route in failing:
+                if not waiting[route]:
+                    self._memory.health[route].note_idle()
         complete = {batch for batch, _ in entries if not batch.waiting.total()}
         self._batches -= complete
         for batch in complete:

@@ -203,7 +203,7 @@ class Reply:
 
     @property
     def digest(self) -> str:
-        """The same for messages of the same meaning, whatever their envelope, JSON formatting and unknown fields.
+        """The same for messages of the same meaning: it ignores envelope, JSON formatting and unknown fields.
 
         A menu that repeats its answer may report a new stock.
         """

@@ -95,7 +95,6 @@ order_history = sa.Table(
     # Of the message's content, because a sender may use an id twice. Null in rows from before it was stored.
     sa.Column("digest", sa.String(32)),
     sa.UniqueConstraint("order_id", "type", "message_id"),
-    # For a page of the history of one order.
 )
 
 outbox = sa.Table(

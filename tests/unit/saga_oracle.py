@@ -311,7 +311,7 @@ class Comparison:
         if isinstance(step, ReportPaid) and (outcome == "remembered" or (outcome == "done" and not self.payment.known)):
             self.payment.take(None, None)
         if self.oracle.status == "paid" and not self.payment.known:
-            # A free order, for which nobody pays: a payment without an id is kept.
+            # A free order needs no payment: one without an id is kept.
             self.payment.take(None, None)
 
     def _check_effects(self, step: Step, decision: Decision, oracle_before: Oracle) -> None:
