@@ -15,7 +15,7 @@ import pytest
 
 from order_service.storage import migrate
 from order_service.storage.database import Database
-from order_service.storage.outbox import Claim
+from order_service.storage.outbox import Claim, Outcomes
 from publishers.relay import Relay
 from sandbox.servers import ports
 from sandbox.servers.postgres import SERVER_USER
@@ -113,9 +113,9 @@ def test_settings_of_the_relay_do_not_reach_other_clients_of_the_pooler(pooled_u
 
     # when: every connection of the pooler has had a transaction of the relay
     core.place(database, POOL_SIZE)
-    claims = [Claim(relay_database, 1, core.LATER) for _ in range(POOL_SIZE)]
+    claims = [Claim(relay_database, 1) for _ in range(POOL_SIZE)]
     for claim in claims:
-        claim.settle(sent=[], failed=[], now=core.LATER)
+        claim.settle(Outcomes())
 
     # then
     assert all(claim.rows for claim in claims)
