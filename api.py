@@ -1,7 +1,9 @@
 """Create the HTTP application, whose routes are in order_service/web/routes.py."""
 
 import threading
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import structlog
 from flask import Flask
@@ -27,12 +29,18 @@ class _CanonicalInteger(IntegerConverter):
     regex = "0|[1-9][0-9]*"
 
 
+class _App(Flask):
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """All functions are synchronous. Flask would inspect each one at each call: 3 % of a POST's CPU time."""
+        return func
+
+
 def create_app(settings: Settings | None = None, stopping: StopFlag | None = None) -> Flask:
     """Create the WSGI application, which connects to nothing until the first request.
 
     Set `stopping`, or the `stopping` of `app.extensions["api"]`, when the process is to stop.
     """
-    app = Flask(__name__, static_folder=None, template_folder="order_service/web/templates")
+    app = _App(__name__, static_folder=None, template_folder="order_service/web/templates")
     # Flask truncates a longer chunked body without an error; the additional byte lets json_body() refuse it.
     app.config["MAX_CONTENT_LENGTH"] = MAX_REQUEST_BYTES + 1
     app.url_map.converters["int"] = _CanonicalInteger

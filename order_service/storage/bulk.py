@@ -107,8 +107,13 @@ def among(connection: sa.Connection, column: sa.ColumnElement[Any], values: Sequ
 
 def _columns(part: Insert | Update) -> Columns:
     """The columns of a part in the order of its statement: an update binds its key last."""
-    names = [name for name in part.rows[0] if isinstance(part, Insert) or name != KEY]
-    return tuple(part.table.c[name] for name in (names if isinstance(part, Insert) else [*names, KEY]))
+    names = tuple(part.rows[0])
+    return _named(part.table, names if isinstance(part, Insert) else (*(name for name in names if name != KEY), KEY))
+
+
+@cache
+def _named(table: sa.Table, names: tuple[str, ...]) -> Columns:
+    return tuple(table.c[name] for name in names)
 
 
 def _as_json(rows: Sequence[Row]) -> str:

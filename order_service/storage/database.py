@@ -5,7 +5,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -25,9 +25,9 @@ DEAD_SERVER_MS = 15_000
 #: Set once per connection. PostgreSQL closes the connection of an unreachable client after about 25 s and releases its
 #: locks.
 #: https://www.postgresql.org/docs/current/runtime-config-connection.html
-DEAD_CLIENT: LiteralString = (
-    "SET tcp_keepalives_idle TO 10; SET tcp_keepalives_interval TO 5; SET tcp_keepalives_count TO 3"
-)
+DEAD_CLIENT: tuple[LiteralString, ...] = (
+    "tcp_keepalives_idle TO 10", "tcp_keepalives_interval TO 5", "tcp_keepalives_count TO 3",
+)  # fmt: skip
 #: PostgreSQL ends a transaction that has been idle for this long, in milliseconds, because its locks block others.
 #: The relay's transactions wait for broker confirms; one that is ended too early publishes its rows twice.
 IDLE_TRANSACTION_MS, IDLE_RELAY_TRANSACTION_MS = 10_000, 60_000
@@ -94,17 +94,14 @@ class Database:
                 url, pool_size=pool_size, max_overflow=0, pool_pre_ping=pre_ping, connect_args=arguments
             )
             idle_ms = IDLE_TRANSACTION_MS if durable else IDLE_RELAY_TRANSACTION_MS
-            settings = [*PLANS, f"idle_in_transaction_session_timeout TO {idle_ms}"]
-            if not durable:
-                settings.append("synchronous_commit TO off")
+            settings: list[LiteralString] = [*PLANS, f"idle_in_transaction_session_timeout TO {idle_ms}"]
             if lock_seconds is not None:
                 settings.append(f"lock_timeout TO '{lock_seconds}s'")
-            # For the transaction only: a pooler such as pgbouncer gives the server's connection, with the settings of
-            # its session, to another client's next transaction.
-            local = "".join(f"SET LOCAL {setting}; " for setting in settings).encode()
             event.listen(self.engine, "do_connect", lambda *parts: _name_connection(role, parts[-1]))
-            event.listen(self.engine, "connect", lambda connection, _: _configure_postgresql(connection))
-            event.listen(self.engine, "begin", lambda connection: _begin_postgresql(connection, local))
+            event.listen(self.engine, "connect", lambda connection, _: _configure_postgresql(connection, settings))
+            # Never for a session: a pooler that is not recognized would give it to the API.
+            local = [] if durable else ["synchronous_commit TO off"]
+            event.listen(self.engine, "begin", lambda connection: _begin_postgresql(connection, settings, local))
             event.listen(self.engine, "handle_error", _recognize_lost_connection)
         self._lock: TextIO | None = None
         # SQLite allows one writer at a time; the threads of one process are serialized by a lock.
@@ -143,7 +140,7 @@ class Database:
         """
         pooled = self.engine.raw_connection()
         connection: psycopg.Connection[Any] = pooled.driver_connection  # type: ignore[assignment]
-        if connection.prepare_threshold is None:
+        if not _is_direct(connection):
             pooled.close()
             return None
         pooled.detach()
@@ -200,10 +197,14 @@ def _recognize_lost_connection(context: sa.engine.ExceptionContext) -> None:
         context.is_disconnect = True
 
 
-def _begin_postgresql(connection: sa.Connection, settings: bytes) -> None:
+def _begin_postgresql(connection: sa.Connection, settings: Sequence[str], local: Sequence[str]) -> None:
     driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
+    if not _is_direct(driver):
+        # A pooler gives the server's connection, with the settings of its session, to another client's transaction.
+        local = [*settings, *local]
+    statements = "".join(f"SET LOCAL {setting}; " for setting in local)
     try:
-        connection.info[SERVER_TIME] = vendor.begin_with_time(driver, settings), time.monotonic()
+        connection.info[SERVER_TIME] = vendor.begin_with_time(driver, statements.encode()), time.monotonic()
     except psycopg.Error as error:
         if driver.closed:
             connection.invalidate(error)
@@ -280,7 +281,7 @@ def _name_connection(role: str, parameters: dict[str, Any]) -> None:
     parameters.setdefault("fallback_application_name", client_name(role))
 
 
-def _configure_postgresql(connection: psycopg.Connection[Any]) -> None:
+def _configure_postgresql(connection: psycopg.Connection[Any], settings: Sequence[LiteralString]) -> None:
     # The driver's own BEGIN would be a round trip beside that of the event "begin".
     connection.autocommit = True
     # A pooler announces a process id of its own. It may pass each transaction to another server connection, which does
@@ -289,7 +290,12 @@ def _configure_postgresql(connection: psycopg.Connection[Any]) -> None:
     if connection.execute("SELECT pg_backend_pid()").fetchone() != (connection.info.backend_pid,):
         connection.prepare_threshold = None
     else:
-        connection.execute(DEAD_CLIENT)
+        connection.execute("; ".join(f"SET {setting}" for setting in (*DEAD_CLIENT, *settings)))
+
+
+def _is_direct(connection: psycopg.Connection[Any]) -> bool:
+    """Whether there is no pooler before the server, as `_configure_postgresql` has found out."""
+    return connection.prepare_threshold is not None
 
 
 def _create_private_file(path: Path) -> None:

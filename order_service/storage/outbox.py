@@ -205,6 +205,8 @@ class Claim:
             connection.close()
 
     def _reschedule(self, connection: sa.Connection, outcomes: Outcomes) -> None:
+        if not outcomes.failed and not outcomes.postponed:
+            return
         if undelivered := set(outcomes.failed).difference(outcomes.nacked):
             connection.execute(sa.delete(outbox).where(outbox.c.id.in_(undelivered), _no_longer_needed()))
         later, now = [], current_time(connection)

@@ -8,6 +8,7 @@ from functools import partial
 
 from flask import Flask, Response, request
 
+from order_service.web.headers import header
 from order_service.web.problems import Problem
 
 #: A name or address with an optional port (RFC 9110, section 7.2). A server joins repeated headers with commas.
@@ -37,11 +38,15 @@ def install(app: Flask, accepted_hosts: Set[str] | None, allowed_origins: Set[st
 
     `accepted_hosts`: None accepts every name. `allowed_origins`: "*" in it allows every origin.
     """
-    app.before_request(_check_transfer_encoding)
-    app.before_request(partial(_check_host, accepted_hosts))
+    app.before_request(partial(_check, accepted_hosts))
     app.after_request(_add_headers)
     if allowed_origins:
         app.after_request(partial(_allow_origin, allowed_origins))
+
+
+def _check(accepted_hosts: Set[str] | None) -> None:
+    _check_transfer_encoding()
+    _check_host(accepted_hosts)
 
 
 def _check_transfer_encoding() -> None:
@@ -49,7 +54,7 @@ def _check_transfer_encoding() -> None:
 
     gunicorn removes the chunks and passes the rest on as if it were the body.
     """
-    if request.headers.get("Transfer-Encoding", "chunked").strip().lower() != "chunked":
+    if header("Transfer-Encoding", "chunked").strip().lower() != "chunked":
         raise Problem("unsupported_transfer_encoding")
 
 
@@ -81,8 +86,8 @@ def _check_name(accepted_hosts: Set[str] | None, host: str | None) -> None:
 
 
 def _add_headers(response: Response) -> Response:
-    for name, value in _HEADERS.items():
-        response.headers.setdefault(name, value)
+    present = {name.lower() for name in response.headers.keys()}  # noqa: SIM118 - iterating yields pairs
+    response.headers.extend([(name, value) for name, value in _HEADERS.items() if name.lower() not in present])
     return response
 
 
@@ -92,7 +97,7 @@ def _allow_origin(allowed: Set[str], response: Response) -> Response:
     Flask answers OPTIONS for every path, and `Allow` lists its methods.
     """
     response.vary.add("Origin")
-    origin = "*" if "*" in allowed else request.headers.get("Origin", "")
+    origin = "*" if "*" in allowed else header("Origin")
     if origin in allowed:
         response.headers["Access-Control-Allow-Origin"] = origin
         response.headers["Access-Control-Expose-Headers"] = _EXPOSED

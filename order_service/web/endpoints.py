@@ -20,6 +20,7 @@ from order_service.storage import history, migrate, orders
 from order_service.storage.database import Database, OutcomeUnknown, settle
 from order_service.unit_of_work import unit_of_work
 from order_service.web import failures, requests, responses
+from order_service.web.headers import header
 from order_service.web.observability import trace_context
 from order_service.web.placing import MenuWait, Recorder, UnreadableOrders, Watcher
 from order_service.web.problems import Problem, prefers_english
@@ -66,7 +67,7 @@ class Api:
         """Record the order, then wait for the menu for as long as the client prefers."""
         body, key = requests.parse(OrderRequest, requests.json_body()), requests.idempotency_key()
         # The server has already joined repeated headers, so get() is sufficient.
-        wait_seconds, applied = requests.preferred_wait(request.headers.get("Prefer", ""), self.settings.wait_seconds)
+        wait_seconds, applied = requests.preferred_wait(header("Prefer"), self.settings.wait_seconds)
         order = self._find_repeated(body, key) if key else None
         if order is None:
             self._check_user(body.user_id)
@@ -103,7 +104,7 @@ class Api:
         english = prefers_english()
         bodies = [responses.Order.of(order, english=english) for order in page.orders]
         response = json_response(responses.OrderPage.model_construct(orders=bodies, next_cursor=next_cursor))
-        response.vary.add("Accept-Language")
+        response.headers.add("Vary", "Accept-Language")
         return response
 
     def cancel_order(self, order_id: int) -> Response:
@@ -213,7 +214,7 @@ def _order_response(order: Order, status: int = 200) -> Response:
     # The key makes the ETag unique across databases, whose order ids all begin at 1.
     language = "-en" if english and order.state is State.FAILED else ""
     response.set_etag(f"{order.key.hex[:12]}-{order.version}{language}")
-    response.vary.add("Accept-Language")
+    response.headers.add("Vary", "Accept-Language")
     return response
 
 

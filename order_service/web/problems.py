@@ -19,6 +19,7 @@ from order_service.contract.events import Id
 from order_service.process import first_line
 from order_service.storage.database import OutcomeUnknown
 from order_service.storage.migrate import NotMigrated
+from order_service.web.headers import header
 
 log = structlog.get_logger(__name__)
 #: A text in Indonesian and in English.
@@ -150,6 +151,8 @@ class Problem(Exception):
 
 def prefers_english() -> bool:
     """Whether the client prefers English to Indonesian, the default."""
+    if not header("Accept-Language"):
+        return False
     # q=0 means "not acceptable".
     languages = (tag.lower().split("-")[0] for tag, quality in request.accept_languages if quality > 0)
     return next((language for language in languages if language in ("id", "en")), "id") == "en"
@@ -175,7 +178,7 @@ def respond(problem: Problem) -> Response:
 
 
 def _is_event_source() -> bool:
-    return request.endpoint == "streamOrder" and request.headers.get("Accept", "").strip() == "text/event-stream"
+    return request.endpoint == "streamOrder" and header("Accept").strip() == "text/event-stream"
 
 
 def install(app: Flask) -> None:

@@ -17,6 +17,7 @@ from werkzeug.exceptions import HTTPException
 from order_service.config import MAX_WAIT_SECONDS
 from order_service.contract.events import Amount, Id, exact_json
 from order_service.process import first_line
+from order_service.web.headers import header
 from order_service.web.problems import FieldError, Problem, Texts, in_language
 from order_service.web.responses import Status
 
@@ -127,7 +128,7 @@ def json_body() -> dict[str, Any]:
     """The request's JSON object. Raises Problem: 415, 413, 400 or 422."""
     if request.mimetype != "application/json":
         raise Problem("unsupported_media_type")
-    if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
+    if header("Content-Encoding", "identity").strip().lower() != "identity":
         raise Problem("unsupported_content_encoding", headers={"Accept-Encoding": "identity"})
     data = received_body()
     if len(data) > MAX_REQUEST_BYTES:
@@ -208,9 +209,9 @@ def idempotency_key() -> str | None:
 
     https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/ makes it a structured field's string.
     """
-    key = request.headers.get("Idempotency-Key")
-    if key is None:
+    if "HTTP_IDEMPOTENCY_KEY" not in request.environ:
         return None
+    key = header("Idempotency-Key")
     if not re.fullmatch(IDEMPOTENCY_KEY, key):
         raise _invalid({"Idempotency-Key": _REMEDIES["Idempotency-Key"]})
     return re.sub(r"\\(.)", r"\1", key[1:-1]) if key.startswith('"') else key

@@ -50,7 +50,7 @@ class Streams:
             raise Problem("too_many_streams")
         events = self._events(order, last_event_id, _leaving(request.environ), english=prefers_english())
         response = Response(events, content_type="text/event-stream", headers=_HEADERS)
-        response.vary.add("Accept-Language")
+        response.headers.add("Vary", "Accept-Language")
         # Called even if the client disconnects before the first event is produced.
         response.call_on_close(self._slots.release)
         return response
