@@ -14,19 +14,24 @@ gthread passes tests/integration/test_gunicorn_worker.py.
 
 import errno
 import io
-import math
 import re
 import select
 import selectors
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from gunicorn.http.body import Body, ChunkedReader  # type: ignore[import-untyped]
+import structlog
+from gunicorn.http import errors  # type: ignore[import-untyped]
+from gunicorn.http.body import ChunkedReader  # type: ignore[import-untyped]
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, ThreadWorker  # type: ignore[import-untyped]
+
+from order_service.web import access
+
+log = structlog.get_logger(__name__)
 
 #: How long a client may send nothing in the middle of a request, or take nothing of its response, in seconds.
 READ_SECONDS, SEND_SECONDS = 10, 30
@@ -41,11 +46,23 @@ CHECK_SECONDS = 0.5
 NEXT_REQUEST_MS = 5
 #: The bytes of a body that are received before a thread gets the request; the API refuses bodies of half this size.
 BODY_BYTES = 128 * 1024
-#: The bytes of a request, with its head and its chunk sizes, after which it counts as ended.
+#: The most bytes of a chunked body beside its data. gunicorn parses a few hundred thousand chunks per second, and a
+#: body of 64 KiB in chunks of one byte would occupy it for as long as a hundred requests.
+FRAMING_BYTES = 16 * 1024
+#: The bytes of a request, with its head, after which it is refused.
 REQUEST_BYTES = 4 * BODY_BYTES
 
 #: The end of a head, and the line with the size of a chunk, which follows the end of a line.
 HEAD_END, CHUNK_SIZE = b"\r\n\r\n", re.compile(rb"\r\n([0-9A-Fa-f]+)")
+#: The problems of requests that cannot be read; that of all others is bad_request.
+REFUSALS = {
+    errors.LimitRequestLine: "uri_too_long",
+    errors.LimitRequestHeaders: "header_fields_too_large",
+    errors.UnsupportedTransferCoding: "unsupported_transfer_encoding",
+    errors.ExpectationFailed: "expectation_failed",
+}
+#: gunicorn's errors of the application or the configuration that look like those of a request.
+OWN_ERRORS = (errors.InvalidResponseHeader, errors.InvalidResponseHeaderName, errors.ConfigurationProblem)
 
 #: What `handle` returns for a request whose rest has not arrived.
 _PARTIAL = object()
@@ -68,7 +85,7 @@ class _Socket(socket.socket):
         self.read_bytes = 0
         #: Ends when the rest of the present request has arrived, see `_rest`.
         self.rest: Iterator[None] = iter(())
-        #: Whether the client has taken too long or sent too much, and its request counts as ended.
+        #: Whether the client has taken too long, and its request counts as ended.
         self.is_expired = False
         self.has_continued = False
 
@@ -89,9 +106,10 @@ class _Socket(socket.socket):
 
     def receive(self, received: bytearray, bufsize: int) -> bool:
         """Add a piece from the client to the data received, and tell whether there is one."""
-        if self.is_expired or len(received) > REQUEST_BYTES:
-            self.is_expired = True
+        if self.is_expired:
             return False
+        if len(received) > REQUEST_BYTES:
+            raise errors.LimitRequestHeaders("the request is too large")
         try:
             data = super().recv(bufsize)
         except BlockingIOError:
@@ -127,14 +145,6 @@ class _Socket(socket.socket):
             self.send_unsent()
 
 
-class _FailingReader:
-    def __init__(self, error: Exception) -> None:
-        self._error = error
-
-    def read(self, _size: int) -> bytes:
-        raise self._error
-
-
 def _rest(data: bytearray, req: Any) -> Iterator[None]:
     """Yield until `data`, which grows, may be a complete request; `req` is its head if this is complete.
 
@@ -145,31 +155,48 @@ def _rest(data: bytearray, req: Any) -> Iterator[None]:
         # The parser refuses a head that is too long, so it also runs when the data has doubled.
         yield from _until_found(data, HEAD_END, 0, 2 * len(data))
         return
-    body = data.index(HEAD_END) + len(HEAD_END)
-    if not isinstance(req.body.reader, ChunkedReader):
-        end = body + min(req.body.reader.length, BODY_BYTES + 1)
-        while len(data) < end:
-            yield
-        return
-    line = body - 2
-    while True:
-        yield from _until_found(data, b"\r\n", line + 2)
-        size = CHUNK_SIZE.match(data, line)
-        if size is None:  # The parser refuses it.
-            return
-        line = data.index(b"\r\n", line + 2)
-        if not int(size[1], 16):
-            yield from _until_found(data, HEAD_END, line)
-            return
-        line += 2 + int(size[1], 16)
-        while len(data) < line + 2:
-            yield
+    start = data.index(HEAD_END) + len(HEAD_END)
+    if isinstance(req.body.reader, ChunkedReader):
+        yield from _chunks(data, start)
+    else:
+        yield from _until_long(data, start + min(req.body.reader.length, BODY_BYTES + 1))
 
 
-def _until_found(data: bytearray, end: bytes, start: int, max_bytes: float = math.inf) -> Iterator[None]:
-    while data.find(end, start) < 0 and len(data) < max_bytes:
+def _chunks(data: bytearray, start: int) -> Iterator[None]:
+    """Yield until all chunks from `start` have arrived, or more than BODY_BYTES of their data.
+
+    Raises InvalidChunkSize if their sizes, extensions and trailers have more than FRAMING_BYTES.
+    """
+    content, line = 0, start - 2
+    while content <= BODY_BYTES:
+        limit = start + content + FRAMING_BYTES
+        end = yield from _until_found(data, b"\r\n", line + 2, limit)
+        if end >= 0:
+            found = CHUNK_SIZE.match(data, line)
+            if found is None:  # The parser refuses it.
+                return
+            size = int(found[1], 16)
+            if not size:
+                end = yield from _until_found(data, HEAD_END, end, limit)
+        if end < 0:
+            raise errors.InvalidChunkSize(b"more sizes, extensions and trailers than are accepted")
+        if not size:
+            return
+        yield from _until_long(data, end + 2 + min(size + 2, BODY_BYTES + 1 - content))
+        content, line = content + size, end + 2 + size
+
+
+def _until_long(data: bytearray, length: int) -> Iterator[None]:
+    while len(data) < length:
+        yield
+
+
+def _until_found(data: bytearray, end: bytes, start: int, limit: int) -> Generator[None, None, int]:
+    """Yield until `end` or `limit` bytes have arrived; return the position of `end` before that limit, or -1."""
+    while (found := data.find(end, start, limit)) < 0 and len(data) < limit:
         start = max(start, len(data) - len(end) + 1)
         yield
+    return found
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
@@ -254,8 +281,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             is_partial = conn.sock.receive(conn.sock.received, BODY_BYTES) and next(conn.sock.rest, True) is None
         except _PartialRequest:
             is_partial = True
-        except OSError:
-            is_partial = False  # The thread ends the connection.
+        except (OSError, errors.ParseException):
+            is_partial = False  # The thread ends the connection, or refuses the request.
         if is_partial:
             self._wait_for_request(conn, self._receive)
         else:
@@ -344,20 +371,37 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         conn.sock.received = None
         return super().handle_request(req, conn)
 
-    def _receive_body(self, req: Any, sock: _Socket) -> None:
+    def _receive_body(self, req: Any, sock: Any) -> None:
         if req._expected_100_continue and not sock.has_continued:
             sock.has_continued = True
             sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         req._expected_100_continue = False
+        # Before the parser, which takes long for many chunks.
+        data = sock.received
+        for _ in _rest(data, req):
+            if not sock.receive(data, BODY_BYTES):
+                break
         try:
             body = req.body.read(BODY_BYTES + 1)
-        except Exception as error:
-            req.body = Body(_FailingReader(error))
-            req.force_close()
-            return
+        except errors.NoMoreData:  # gthread would close the connection without a response
+            raise errors.ChunkMissingTerminator(b"") from None
         req.body = io.BytesIO(body)
         if len(body) > BODY_BYTES or sock.is_expired:
             req.force_close()
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
+        """Respond to a request that cannot be read, or whose handling failed, in a thread.
+
+        gthread's response is a page with a part of the request; its log, too, might show a token.
+        """
+        is_refused = isinstance(exc, errors.ParseException) and not isinstance(exc, OWN_ERRORS)
+        code = REFUSALS.get(type(exc), "bad_request") if is_refused else "internal_error"
+        if is_refused:
+            log.warning("a request cannot be read", client=addr and addr[0], code=code, error=type(exc).__name__)
+        else:
+            log.error("unexpected error while handling a request", exc_info=exc)
+        with suppress(OSError):
+            client.sendall(access.refusal(code))
 
     def _keepalive_after(self, _conn: Any, keepalive: bool) -> bool:
         """Whether the connection remains open; gthread would first receive the rest of the body here."""

@@ -1,12 +1,15 @@
 """Which requests are refused for their Host or framing, and the headers that tell browsers what pages may do."""
 
 import ipaddress
+import json
 import re
 from collections.abc import Set
 from contextlib import suppress
 from functools import partial
+from http import HTTPStatus
 
 from flask import Flask, Response, request
+from werkzeug.http import http_date
 
 from order_service.web.headers import header
 from order_service.web.problems import Problem
@@ -47,6 +50,24 @@ def install(app: Flask, accepted_hosts: Set[str] | None, allowed_origins: Set[st
 def _check(accepted_hosts: Set[str] | None) -> None:
     _check_transfer_encoding()
     _check_host(accepted_hosts)
+
+
+def refusal(code: str) -> bytes:
+    """A whole HTTP response with a problem, for a request that cannot be read and so does not reach the application.
+
+    The message is in Indonesian, because the request's language is unknown, and the connection is to be closed.
+    """
+    problem = Problem(code).details(english=False)
+    body = json.dumps(problem).encode()
+    headers = _HEADERS | {
+        "Connection": "close",
+        "Content-Length": str(len(body)),
+        "Content-Type": "application/problem+json",
+        "Date": http_date(),
+    }
+    lines = [f"HTTP/1.1 {problem['status']} {HTTPStatus(problem['status']).phrase}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def _check_transfer_encoding() -> None:

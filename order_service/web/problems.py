@@ -85,6 +85,9 @@ KINDS = {
     "unsupported_transfer_encoding": Kind(
         501, "Transfer-Encoding hanya boleh chunked.", "The only supported Transfer-Encoding is chunked."
     ),
+    "uri_too_long": Kind(414, "Alamat permintaan terlalu panjang.", "The request target is too long."),
+    "header_fields_too_large": Kind(431, "Header permintaan terlalu besar.", "The header fields are too large."),
+    "expectation_failed": Kind(417, "Expect hanya boleh 100-continue.", "The only supported Expect is 100-continue."),
     "bad_request": Kind(400, "Permintaan tidak dapat dibaca.", "The request cannot be read."),
     "internal_error": Kind(500, "Terjadi kesalahan di pihak kami; coba lagi.", "An internal error occurred; retry."),
 }

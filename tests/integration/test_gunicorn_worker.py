@@ -5,6 +5,7 @@ When the test of gthread alone fails for every kind of client, order_service/gun
 
 import contextlib
 import http.client
+import json
 import os
 import socket
 import subprocess
@@ -46,6 +47,8 @@ def app(environ, start_response):
     if path in ("/busy", "/idle"):
         start_response("200 OK", [])
         return busy() if path == "/busy" else idle()
+    if path == "/invalid":
+        start_response("200 OK", [("X-Invalid", "a\\nb")])
     time.sleep(0.002)
     answer = body if path == "/echo" else b"%d" % threading.get_ident()
     if path == "/cpu":
@@ -73,14 +76,19 @@ POST = b"POST /echo HTTP/1.1\r\nHost: here\r\n"
 
 @contextlib.contextmanager
 def gunicorn(
-    directory: Path, worker_class: str = OURS, *, read_seconds: float = 10, close_seconds: float = 2
+    directory: Path,
+    worker_class: str = OURS,
+    *,
+    connections: int = CONNECTIONS,
+    read_seconds: float = 10,
+    close_seconds: float = 2,
 ) -> Iterator[int]:
     """gunicorn with few threads and connections, and its port; its worker must not fail."""
     (directory / "slow_app.py").write_text(APP)
     config = CONFIG.format(
         worker_class=worker_class,
         threads=THREADS,
-        connections=CONNECTIONS,
+        connections=connections,
         read_seconds=read_seconds,
         close_seconds=close_seconds,
     )
@@ -104,6 +112,18 @@ def gunicorn(
         text = log.read_text()
         assert text.count("Booting worker") == 1, text
         assert "Traceback" not in text, text
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="module")
+def server(directory: Path) -> Iterator[int]:
+    """The port of one gunicorn for all tests that need no settings of their own."""
+    with gunicorn(directory) as port:
+        yield port
 
 
 def connected(port: int, request: bytes = b"", *, seconds: float = 30) -> socket.socket:
@@ -181,14 +201,14 @@ def test_request_that_arrives_one_byte_at_a_time_is_answered(request_bytes: byte
 
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 MANY_HEADERS = b"".join(b"x%d: %b\r\n" % (number, 4000 * b"y") for number in range(90))
-CHUNK = b"2\r\n\r\n\r\n"
+CHUNK, CHUNKS = b"2\r\n\r\n\r\n", 2_900
 #: Large beginnings of requests, the pieces that then arrive, and the end.
 DRIBBLED = {
     "headers": (POST + MANY_HEADERS + b"x: ", b"y", b"\r\nContent-Length: 0\r\n\r\n"),
     "length": (POST + MANY_HEADERS + b"Content-Length: 60300\r\n\r\n" + 60_000 * b" ", b" ", b""),
-    "chunks": (CHUNKED + 20_000 * CHUNK, CHUNK, b"0\r\n\r\n"),
-    "a chunk": (CHUNKED + 20_000 * CHUNK + b"12c\r\n", b" ", b"\r\n0\r\n\r\n"),
-    "trailers": (CHUNKED + 20_000 * CHUNK + b"0\r\nx: ", b"y", b"\r\n\r\n"),
+    "chunks": (CHUNKED + CHUNKS * CHUNK, CHUNK, b"0\r\n\r\n"),
+    "a chunk": (CHUNKED + CHUNKS * CHUNK + b"12c\r\n", b" ", b"\r\n0\r\n\r\n"),
+    "trailers": (CHUNKED + CHUNKS * CHUNK + b"0\r\nx: ", b"y", b"\r\n\r\n"),
 }
 
 
@@ -219,11 +239,95 @@ def test_pieces_of_a_large_request_cost_as_much_as_their_bytes(
         assert cpu_seconds() - seconds[0] < 0.6
 
 
-def test_request_of_large_chunk_extensions_is_ended(tmp_path: Path) -> None:
-    chunk = b"1;" + 8000 * b"x" + b"\r\n \r\n"
-    with gunicorn(tmp_path) as port:
-        # then: sooner than after a time in which the client sends nothing
-        assert exchange(port, CHUNKED + 130 * chunk, seconds=5) == b""
+#: More chunks, extensions and trailers than are accepted.
+FRAMINGS = {
+    "chunks": 20_000 * b"1\r\n \r\n",
+    "extensions": 130 * (b"1;" + 8000 * b"x" + b"\r\n \r\n"),
+    "an extension that does not end": b"1;" + 20_000 * b"x",
+    "a size that does not end": 20_000 * b"0",
+    "trailers": b"0\r\n" + 20_000 * b"x: y\r\n",
+    "a trailer that does not end": b"0\r\nx: " + 20_000 * b"y",
+}
+
+
+@pytest.mark.parametrize("framing", FRAMINGS.values(), ids=FRAMINGS)
+def test_body_with_more_framing_than_is_accepted_is_refused_and_the_connection_closed(
+    framing: bytes, server: int
+) -> None:
+    # sooner than after a time in which the client sends nothing
+    answer = exchange(server, CHUNKED + framing, seconds=5)
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+def test_others_are_answered_while_many_clients_send_tiny_chunks(tmp_path: Path) -> None:
+    with gunicorn(tmp_path, connections=40) as port, ThreadPoolExecutor(30) as pool:
+        refused = [pool.submit(exchange, port, CHUNKED + FRAMINGS["chunks"]) for _ in range(30)]
+        slowest = 0.0
+        while not all(each.done() for each in refused):
+            began = time.monotonic()
+            assert b" 200 OK" in exchange(port, CLOSE)
+            slowest = max(slowest, time.monotonic() - began)
+
+        assert slowest < 0.5
+        assert all(each.result().startswith(b"HTTP/1.1 400 ") for each in refused)
+
+
+@pytest.mark.parametrize("size", [1000, 65536, 200_000])
+def test_chunks_of_any_size_are_received(size: int, server: int) -> None:
+    body = bytes(range(256)) * 240
+    pieces = (body[start : start + size] for start in range(0, len(body), size))
+    chunks = b"".join(b"%x;a=b\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+    answer = exchange(server, CHUNKED + chunks + b"0\r\nx: y\r\n\r\n" + CLOSE)
+
+    assert answer.partition(b"\r\n\r\n")[2].startswith(body)
+    assert answer.count(b"HTTP/1.1 200 OK") == 2
+
+
+#: Requests that gunicorn cannot read, with the status and the code of the response.
+UNREADABLE = {
+    "request line": (b"GET /<script> HTTP/x\r\n\r\n", 400, "bad_request"),
+    "method": (b"<script> / HTTP/1.1\r\n\r\n", 400, "bad_request"),
+    "header name": (GET[:-2] + b"<script>: x\r\n\r\n", 400, "bad_request"),
+    "chunk size": (CHUNKED + b"<script>\r\n", 400, "bad_request"),
+    "chunk end": (CHUNKED + b"1\r\n<script>\r\n", 400, "bad_request"),
+    "long target": (b"GET /<script>" + 9000 * b"x" + b" HTTP/1.1\r\n\r\n", 414, "uri_too_long"),
+    "endless target": (b"GET /<script>" + 9000 * b"x", 414, "uri_too_long"),
+    "long header": (GET[:-2] + b"x: <script>" + 9000 * b"x" + b"\r\n\r\n", 431, "header_fields_too_large"),
+    "many headers": (GET[:-2] + 101 * b"x: <script>\r\n" + b"\r\n", 431, "header_fields_too_large"),
+    "endless headers": (GET[:-2] + 60_000 * b"x: <script>\r\n", 431, "header_fields_too_large"),
+    "coding": (POST + b"Transfer-Encoding: <script>\r\n\r\n", 501, "unsupported_transfer_encoding"),
+    "expectation": (POST + b"Expect: <script>\r\n\r\n", 417, "expectation_failed"),
+}
+
+
+@pytest.mark.parametrize(("request_bytes", "status", "code"), UNREADABLE.values(), ids=UNREADABLE)
+def test_unreadable_request_is_answered_with_a_problem_and_the_end_of_the_connection(
+    request_bytes: bytes, status: int, code: str, server: int, directory: Path
+) -> None:
+    answer = exchange(server, request_bytes, seconds=5)
+
+    head, _, body = answer.partition(b"\r\n\r\n")
+    first, *lines = head.decode().split("\r\n")
+    headers = dict(line.split(": ", 1) for line in lines)
+    assert first.startswith(f"HTTP/1.1 {status} ")
+    assert headers["Content-Type"] == "application/problem+json"
+    assert (headers["Cache-Control"], headers["X-Content-Type-Options"]) == ("no-store", "nosniff")
+    assert headers["Content-Security-Policy"] == "default-src 'none'; frame-ancestors 'none'"
+    assert (headers["Connection"], headers["Content-Length"]) == ("close", str(len(body)))
+    problem = json.loads(body)
+    assert (problem["status"], problem["code"]) == (status, code)
+    assert problem["message"]
+    assert b"script" not in answer
+    assert "script" not in (directory / "gunicorn.log").read_text()
+
+
+def test_failure_outside_the_application_is_a_problem_too(server: int) -> None:
+    answer = exchange(server, b"GET /invalid HTTP/1.1\r\nHost: here\r\n\r\n")
+
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "internal_error"
 
 
 def test_client_is_told_once_to_continue_and_its_body_is_awaited(tmp_path: Path) -> None:

@@ -18,7 +18,10 @@ from tests.http_service import application
 
 DOCUMENT = openapi.document()
 #: Answered outside of all operations, so no operation documents them.
-UNDOCUMENTED = {"method_not_allowed", "host_not_accepted", "unsupported_transfer_encoding"}
+UNDOCUMENTED = {
+    "method_not_allowed", "host_not_accepted", "unsupported_transfer_encoding", "uri_too_long",
+    "header_fields_too_large", "expectation_failed",
+}  # fmt: skip
 OPERATIONS = [
     (f"{method.upper()} {path}", operation)
     for path, methods in DOCUMENT["paths"].items()
