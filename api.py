@@ -61,6 +61,7 @@ def create_app(settings: Settings | None = None, stopping: StopFlag | None = Non
 def main() -> None:
     """Serve with Flask's own server, for development; `make run` serves with gunicorn."""
     settings = process.begin(is_api=True)
+    process.check_address(settings.host, settings.port)
     stop = process.stop_on_signal()
     database = Database(settings.database_url)
     wait_for_database(database, stop)

@@ -20,6 +20,8 @@ METRICS_DIR, METRICS_PREFIX = "PROMETHEUS_MULTIPROC_DIR", "order-service-metrics
 IDLE_CONNECTIONS = 1000
 #: Descriptors for everything but connections: the database, logs, metrics.
 OTHER_FILES = 200
+#: Set if sockets are inherited that already listen: from systemd, or from the process that this one replaces (SIGUSR2).
+INHERITED = {"LISTEN_FDS", "GUNICORN_FD"}
 
 
 def _connections(threads: int) -> int:
@@ -75,8 +77,12 @@ def post_worker_init(worker: Any) -> None:
     signal.signal(signal.SIGTERM, stop)
 
 
-def on_starting(_server: Any) -> None:
-    """Before any worker starts, wait for the database, and exit if it is not migrated."""
+def on_starting(server: Any) -> None:
+    """Before any worker starts, check the address, wait for the database, and exit if it is not migrated."""
+    if not INHERITED & os.environ.keys():
+        for address in server.cfg.address:
+            if isinstance(address, tuple):  # and not a socket file or a descriptor
+                process.check_address(*address)
     stop = process.stop_on_signal()
     database = Database(_settings.database_url)
     wait_for_database(database, stop)

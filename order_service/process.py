@@ -1,5 +1,6 @@
 """Code that all processes share: logging, signals, the retry loop and the threads."""
 
+import errno
 import logging
 import os
 import select
@@ -77,6 +78,21 @@ def refuse(problem: str) -> NoReturn:
     """Print a problem that a retry cannot solve, and exit with 2."""
     print(problem, file=sys.stderr)
     raise SystemExit(2)
+
+
+def check_address(host: str, port: int) -> None:
+    """Exit with 2, and name HOST or PORT, if this process cannot listen there. A server would retry, or say less."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            # As servers do: connections that have ended may still use the port.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            refuse(f"PORT: another program listens on {port} of {host}; stop it or set another PORT")
+        if error.errno == errno.EACCES:
+            refuse(f"PORT: this user may not listen on {port}; set a PORT above 1023")
+        refuse(f"HOST: cannot listen on {host}: {error.strerror}; set it to an address of this machine")
 
 
 class AccessRefused(Exception):

@@ -3,7 +3,9 @@
 import contextlib
 import http.client
 import json
+import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -55,6 +57,23 @@ def test_processes_refuse_to_start_before_migrate_and_topology_and_name_the_comm
 
     undeclared = deployment.start("consumers", "publishers")
     assert_refuse_to_start(undeclared, naming="python -m order_service topology")
+
+
+@pytest.mark.parametrize("command_line", [PROCFILE["api"], "python api.py"])
+def test_api_exits_with_2_and_names_the_address_where_it_cannot_listen(command_line: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        in_use = f"PORT: another program listens on {port} of 127.0.0.1; stop it or set another PORT"
+        foreign = (
+            "HOST: cannot listen on 192.0.2.1: Cannot assign requested address; set it to an address of this machine"
+        )
+        for host, problem in (("127.0.0.1", in_use), ("192.0.2.1", foreign)):
+            path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+            env = os.environ | {"HOST": host, "PORT": port, "PATH": path}
+            process = Process("api", command_line, env, tmp_path / f"{host}.log")
+            with contextlib.closing(process):
+                assert process.exit_status() == 2
+            assert [line for line in process.log.splitlines() if "[INFO]" not in line] == [problem]
 
 
 @ON_SQLITE
