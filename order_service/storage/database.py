@@ -267,11 +267,14 @@ def is_rolled_back(error: sa.exc.DBAPIError) -> bool:
     return isinstance(error, sa.exc.IntegrityError) or getattr(error.orig, "sqlstate", None) in ("40P01", "55P03")
 
 
+def is_damaged(error: Exception) -> bool:
+    """Whether PostgreSQL cannot read a row from its disk; the transaction has ended."""
+    return isinstance(error, sa.exc.DBAPIError) and getattr(error.orig, "sqlstate", None) == DAMAGED
+
+
 def is_transient(error: Exception) -> bool:
     """Whether the same transaction may succeed later; False for invalid data, violated constraints and damaged rows."""
-    if isinstance(error, sa.exc.DataError | sa.exc.IntegrityError):
-        return False
-    if isinstance(error, sa.exc.DBAPIError) and getattr(error.orig, "sqlstate", None) == DAMAGED:
+    if isinstance(error, sa.exc.DataError | sa.exc.IntegrityError) or is_damaged(error):
         return False
     return isinstance(error, sa.exc.DBAPIError | sa.exc.TimeoutError | MemoryError | OSError)
 

@@ -14,6 +14,7 @@ from order_service.domain.messages import Item
 from order_service.domain.order import FINAL, Order, Payment, State
 from order_service.process import first_line
 from order_service.storage import bulk
+from order_service.storage.database import is_damaged
 from order_service.storage.tables import BigId, orders
 
 #: The columns that are written once, and those that a decision may change; named like the fields of Order.
@@ -67,7 +68,11 @@ def lock_orders(connection: sa.Connection, ids: Sequence[int]) -> dict[int, Orde
 def read_orders(
     connection: sa.Connection, ids: Sequence[int], *, unreadable: list[UnreadableOrder] | None = None
 ) -> dict[int, Order]:
-    """The orders that exist among these ids, without a lock. An unreadable one is added to `unreadable`, if given."""
+    """The orders that exist among these ids, without a lock.
+
+    An unreadable one is added to `unreadable`, if given; `connection` must then be one of `Database.reading`, whose
+    transaction may end.
+    """
     wanted = _SELECT.where(bulk.among(connection, orders.c.id, ids))
     return {order.id: order for order in _read(connection, wanted, unreadable)}
 
@@ -122,7 +127,10 @@ class Page:
 def list_orders(
     connection: sa.Connection, *, user_id: int | None, states: Collection[State], before: int | None, limit: int
 ) -> Page:
-    """A page of orders, newest first: of one user, in some states, older than the order `before`."""
+    """A page of orders, newest first: of one user, in some states, older than the order `before`.
+
+    `connection` must be one of `Database.reading`, whose transaction may end.
+    """
     # One more than a page shows whether there is a next page.
     wanted = _SELECT.order_by(orders.c.id.desc()).limit(limit + 1)
     if user_id is not None:
@@ -161,14 +169,23 @@ def _changing(order: Order) -> dict[str, Any]:
 def _read(
     connection: sa.Connection, wanted: sa.Select[Any], unreadable: list[UnreadableOrder] | None = None
 ) -> list[Order]:
-    """Read orders. One that cannot be decoded is added to `unreadable`; without it, UnreadableOrder is raised."""
+    """Read orders. One that cannot be read is added to `unreadable`.
+
+    Without it, UnreadableOrder is raised, or the driver's error if PostgreSQL cannot read a row from its disk: that
+    ends the transaction, so a new one would be needed to find the row.
+    """
     try:
         # All rows before the first is decoded: after an error in between, SQLite's open cursor would keep its
         # connection at an old snapshot, which cannot write.
         return [_order(row) for row in connection.execute(wanted).all()]
     except _UNDECODABLE:
-        # The driver decodes all rows together, so each is read again alone.
-        ids = connection.execute(wanted.with_only_columns(orders.c.id)).scalars().all()
+        pass
+    except sa.exc.DBAPIError as error:
+        if unreadable is None or not is_damaged(error):
+            raise
+        connection.rollback()
+    # The driver decodes all rows together, so each is read again alone.
+    ids = connection.execute(wanted.with_only_columns(orders.c.id)).scalars().all()
     found: list[Order] = []
     for id in ids:
         try:
@@ -176,6 +193,11 @@ def _read(
         except _UNDECODABLE as error:
             if unreadable is None:
                 raise UnreadableOrder(id, error) from error
+            unreadable.append(UnreadableOrder(id, error))
+        except sa.exc.DBAPIError as error:
+            if unreadable is None or not is_damaged(error):
+                raise
+            connection.rollback()
             unreadable.append(UnreadableOrder(id, error))
     return found
 

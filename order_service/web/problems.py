@@ -17,7 +17,7 @@ from werkzeug.exceptions import HTTPException
 
 from order_service.contract.events import Id
 from order_service.process import first_line
-from order_service.storage.database import OutcomeUnknown
+from order_service.storage.database import OutcomeUnknown, is_damaged
 from order_service.storage.migrate import NotMigrated
 from order_service.web.headers import header
 
@@ -206,6 +206,8 @@ def _http_error(error: HTTPException) -> Response:
 
 
 def _database_unavailable(error: Exception) -> Response:
+    if is_damaged(error):  # A retry would not help.
+        return _internal_error(error)
     log.warning("the database is unavailable", path=request.path, error=first_line(error))
     return respond(Problem("database_unavailable"))
 

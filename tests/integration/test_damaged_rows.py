@@ -3,6 +3,8 @@
 test_worker.py has the same for messages.
 """
 
+import json
+import secrets
 from datetime import timedelta
 from typing import Any
 
@@ -146,6 +148,52 @@ def test_list_leaves_out_a_damaged_order_on_any_page_and_logs_it_once(
 
     assert service.get(f"/orders/{ids[2]}").status_code == 500
     assert [error["order_id"] for error in log.errors()] == [ids[2]]
+
+
+@core.POSTGRESQL_ONLY
+def test_order_that_postgresql_cannot_read_delays_only_itself(
+    service: Service, passing: core.Start, log: Log, eventually: Eventually
+) -> None:
+    # given
+    bad, waiting = (service.post_waiting(headers={"Prefer": "wait=10"}) for _ in range(2))
+    ids = [bad[0], waiting[0]]
+    damage_on_disk(service.database, ids[0])
+
+    # then: the list leaves it out on any page and names it
+    for limit in (1, 2):
+        page = body_of(service.get(f"/orders?limit={limit}"))
+        assert [order["id"] for order in page["orders"]] == ids[1:]
+    page = body_of(service.get(f"/orders?limit=1&cursor={body_of(service.get('/orders?limit=1'))['next_cursor']}"))
+    assert (page["orders"], page["next_cursor"]) == ([], None)
+    assert [(error["order_id"], error["event"]) for error in log.errors()] == [
+        (ids[0], "an order cannot be read and is left out")
+    ]
+
+    # and: a waiting request is answered beside it, and a request for it is not told to retry
+    with service.database.writing() as connection:
+        connection.execute(sa.update(orders).where(orders.c.id == ids[0]).values(version=2))
+    service.receive(ids[1], reserved(ids[1]).message)
+    assert waiting[1].result(5).status_code == 201
+    for path in (f"/orders/{ids[0]}", f"/orders/{ids[0]}/history"):
+        assert service.get(path).status_code == 500
+
+    # and: its deadline delays no other
+    with service.database.writing() as connection:
+        connection.execute(sa.update(orders).values(due_at=utc_now()))
+    with passing(service.database):
+        eventually(lambda: core.get(service.database, ids[1]).due_at > utc_now(), "the other order to be postponed")
+        eventually(lambda: log.count(PROBLEM) > 0, "the damaged order to be named")
+
+
+def damage_on_disk(database: Database, order_id: int) -> None:
+    """Have PostgreSQL lose the part of a row that it keeps elsewhere, because it is long."""
+    ledger = json.dumps({"payments": [], "reservations": [], "refunded": [], "released": [secrets.token_hex(9000)]})
+    change(database, orders, order_id, ledger=ledger)
+    toast = "(SELECT reltoastrelid::regclass FROM pg_class WHERE oid = 'orders'::regclass)"
+    with database.writing() as connection:
+        connection.exec_driver_sql("CREATE EXTENSION IF NOT EXISTS pg_surgery")
+        [table] = connection.exec_driver_sql(f"SELECT {toast}::text").scalars()
+        connection.exec_driver_sql(f"SELECT heap_force_kill('{table}'::regclass, ARRAY(SELECT ctid FROM {table}))")
 
 
 def test_waiting_request_is_answered_beside_one_whose_order_is_damaged(service: Service, log: Log) -> None:
