@@ -2,16 +2,18 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import jsoncompat
 import pytest
 from click.testing import CliRunner
 
 from order_service.cli.main import main
 from order_service.contract.compatibility import breaking_changes
-from order_service.contract.events import INCOMING
+from order_service.contract.events import EVENTS, INCOMING
 from order_service.contract.schemas import data_schema
 
 Schema = dict[str, Any]
@@ -63,6 +65,8 @@ def inside(edit: Edit) -> Edit:
     return lambda schema: edit(fields(schema)["items"]["items"])
 
 
+#: Keywords without meaning for validity, and those that hold the others together.
+ANNOTATIONS = {"$schema", "$id", "title", "description", "default", "properties"}
 #: Breaking edits, each with the path of the field.
 BREAKING: dict[str, tuple[str, str, Edit]] = {
     "input: a field is removed": ("PaymentFailed", "data.payment_id", lambda s: fields(s).pop("payment_id")),
@@ -170,6 +174,81 @@ def test_harmless_change_is_accepted(case: str) -> None:
     old, new = changed(event_type, edit)
 
     assert breaking_changes(old, new, incoming=event_type in INCOMING) == []
+
+
+# jsoncompat, an independent implementation of the comparison, has the same opinion.
+
+#: What jsoncompat 0.3, for Python 3.11, or 0.5 accepts. A removed input field is valid as an unknown one, but ignored.
+NOT_SEEN = {
+    "input: a field is removed",
+    "input: a field in a list is removed",
+    "input: a pattern",
+    "input: a lower exclusive maximum",
+    "input: only multiples",
+    "input: a format",
+    "input: no unknown fields in a list",
+    "input: the unknown keyword if",
+    "input: the unknown keyword patternProperties",
+    "input: the unknown keyword unevaluatedProperties",
+    "input: the unknown keyword $ref",
+    "output: no time",
+}
+#: What jsoncompat 0.3 refuses: before the change, any value of the unknown field was valid.
+NOT_ACCEPTED = {"input: a new field that may be absent"}
+#: Keywords without which jsoncompat sees no difference, or whose loss is not judged by the values alone.
+JUDGED_OTHERWISE = {"format", "pattern", "items", "type"}
+
+
+def is_compatible(old: Schema, new: Schema, *, incoming: bool) -> bool:
+    """Whether jsoncompat accepts the change. It takes `$id` for a reference, which it cannot resolve."""
+    texts = [json.dumps({name: value for name, value in each.items() if name != "$id"}) for each in (old, new)]
+    return jsoncompat.check_compat(*texts, "deserializer" if incoming else "serializer")
+
+
+@pytest.mark.parametrize("case", [case for case in BREAKING if case not in NOT_SEEN])
+def test_jsoncompat_finds_the_breaking_change(case: str) -> None:
+    event_type, _, edit = BREAKING[case]
+
+    assert not is_compatible(*changed(event_type, edit), incoming=event_type in INCOMING)
+
+
+@pytest.mark.parametrize("case", [case for case in HARMLESS if case not in NOT_ACCEPTED | {"another version"}])
+def test_jsoncompat_accepts_the_harmless_change(case: str) -> None:
+    event_type, edit = HARMLESS[case]
+
+    assert is_compatible(*changed(event_type, edit), incoming=event_type in INCOMING)
+
+
+def nested(schema: Schema) -> Iterator[Schema]:
+    """The schema and all schemas in it."""
+    yield schema
+    inner = [*schema.get("properties", {}).values(), *schema.get("anyOf", []), schema.get("items")]
+    yield from chain.from_iterable(nested(each) for each in inner if each is not None)
+
+
+def without_one_keyword(event_type: str) -> Iterator[tuple[str, Schema]]:
+    """Each keyword that a schema of the event contains, and the whole schema without it."""
+    schema = copy.deepcopy(data_schema(event_type))
+    for part in nested(schema):
+        for keyword in part.keys() - ANNOTATIONS:
+            value = part.pop(keyword)
+            yield keyword, schema
+            part[keyword] = value
+
+
+@pytest.mark.parametrize("event_type", EVENTS)
+def test_jsoncompat_has_the_same_opinion_on_each_keyword_of_a_schema(event_type: str) -> None:
+    schema, compared = data_schema(event_type), 0
+    for keyword, wider in without_one_keyword(event_type):
+        for old, new in ((schema, wider), (wider, schema)):
+            for incoming in (True, False):
+                found = breaking_changes(old, new, incoming=incoming)
+                accepted = is_compatible(old, new, incoming=incoming)
+
+                compared += 1
+                assert accepted or found, f"{keyword}: not found"
+                assert accepted == (not found) or keyword in JUDGED_OTHERWISE, (keyword, found)
+    assert compared > 15
 
 
 def test_command_writes_every_schema_and_may_be_repeated(tmp_path: Path) -> None:
