@@ -82,7 +82,7 @@ class FaultyService(Service):
         super().__init__(*service)
         self.faults = faults
 
-    def enqueue(self, db: sqlite3.Connection, reply: Event, trace: str | None = None, *_: Any) -> None:
+    def enqueue(self, db: sqlite3.Connection, reply: Event, trace: Mapping[str, str] | None = None, *_: Any) -> None:
         for message_id, due_at in self.faults.copies():
             super().enqueue(db, reply, trace, message_id, due_at)
 

@@ -34,9 +34,11 @@ ROUTING_KEYS = {
 OUTBOX = """
 CREATE TABLE IF NOT EXISTS outbox (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, message_id TEXT NOT NULL, type TEXT NOT NULL, order_id INTEGER NOT NULL,
-    body TEXT NOT NULL, traceparent TEXT, attempts INTEGER NOT NULL DEFAULT 0, due_at REAL NOT NULL DEFAULT 0
+    body TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, due_at REAL NOT NULL DEFAULT 0
 );
 """
+#: The headers of a message that its reply repeats: https://www.w3.org/TR/trace-context/
+TRACE_HEADERS = ("traceparent", "tracestate")
 #: Unacknowledged messages, and so the most in one transaction.
 PREFETCH = 100
 #: Seconds between two polls of the outbox. A delivery ends the wait at once.
@@ -122,8 +124,7 @@ class Service:
                 try:
                     event = json.loads(body)
                     if reply := self.handlers[event["type"]](db, event["data"]):
-                        trace = (properties.headers or {}).get("traceparent")
-                        self.enqueue(db, reply, trace if isinstance(trace, str) else None)
+                        self.enqueue(db, reply, trace_context(properties.headers or {}))
                 except sqlite3.Error:
                     raise
                 except Exception as error:
@@ -132,7 +133,12 @@ class Service:
                 db.execute("RELEASE message")
 
     def enqueue(
-        self, db: sqlite3.Connection, reply: Event, trace: str | None = None, message_id: str = "", due_at: float = 0
+        self,
+        db: sqlite3.Connection,
+        reply: Event,
+        trace: Mapping[str, str] | None = None,
+        message_id: str = "",
+        due_at: float = 0,
     ) -> None:
         """Put an event into the outbox, in the caller's transaction. It is published at `due_at` (Unix time)."""
         event_type, data = reply
@@ -146,11 +152,12 @@ class Service:
             "time": datetime.now(UTC).isoformat(),
             "datacontenttype": "application/json",
             "correlationid": str(order_id),
+            **(trace or {}),
             "data": data,
         }
         db.execute(
-            "INSERT INTO outbox (message_id, type, order_id, body, traceparent, due_at) VALUES (?, ?, ?, ?, ?, ?)",
-            [message_id, event_type, order_id, json.dumps(event), trace, due_at],
+            "INSERT INTO outbox (message_id, type, order_id, body, due_at) VALUES (?, ?, ?, ?, ?)",
+            [message_id, event_type, order_id, json.dumps(event), due_at],
         )
 
     def _publish_outbox(self, db: sqlite3.Connection, channel: BlockingChannel) -> None:
@@ -166,7 +173,7 @@ class Service:
                 timestamp=int(now),
                 content_type="application/cloudevents+json",
                 delivery_mode=2,
-                headers={"traceparent": row["traceparent"]} if row["traceparent"] else None,
+                headers=trace_context(json.loads(row["body"])),
             )
             key = ROUTING_KEYS[row["type"]]
             try:
@@ -181,6 +188,11 @@ class Service:
             with transaction(db):
                 for statement, values in changes:
                     db.execute(statement, values)
+
+
+def trace_context(headers: Mapping[str, Any]) -> dict[str, str]:
+    """The trace context among the headers of a message or the attributes of an event."""
+    return {name: headers[name] for name in TRACE_HEADERS if isinstance(headers.get(name), str)}
 
 
 def backoff_seconds(attempts: int) -> float:

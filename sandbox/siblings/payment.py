@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from sandbox.siblings.faults import Faults, FaultyService, add_routes, from_environment
 from sandbox.siblings.http import Amount, Id, OwnId, Reference, db_path, found, json_app, json_number, read_body, serve
-from sandbox.siblings.kit import Event, Handler, connect, transaction
+from sandbox.siblings.kit import Event, Handler, connect, trace_context, transaction
 
 #: `closed_orders`: orders that were refunded completely and are not charged again. `declined_orders`: orders whose
 #: payment has failed.
@@ -122,7 +122,7 @@ def create_app(service: FaultyService) -> Flask:
         new = read_body(NewPayment)
         with closing(connect(service.database)) as db, transaction(db):
             event = pay(db, new)
-            service.enqueue(db, event, request.headers.get("traceparent"))
+            service.enqueue(db, event, trace_context({name.lower(): value for name, value in request.headers}))
         return {"message": "Pembayaran diproses", "payment_id": event[1]["payment_id"]}, 201
 
     @app.get("/payments")

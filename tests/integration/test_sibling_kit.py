@@ -18,7 +18,7 @@ from order_service.domain.order import State
 from order_service.storage.database import Database
 from publishers.relay import Relay
 from tests.integration import core
-from tests.integration.core import Eventually, Wire, completed
+from tests.integration.core import Eventually, Message, Wire, completed
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "siblings.md").read_text(encoding="utf-8")
@@ -260,6 +260,25 @@ def test_a_documented_sibling_reconnects(conversation: Conversation, management:
     eventually(lambda: management.close_connections() >= 2, "the siblings' connections in the console")
 
     assert conversation.ask("OrderCreated", order_id=1, lines=lines(menu_1=1))[0] == "MenuReserved"
+
+
+def test_a_service_with_the_kit_replies_with_the_trace_context_of_the_request(
+    tmp_path: Path, amqp_url: str, wire: Wire, eventually: Eventually
+):
+    trace = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-00", "tracestate": "congo=t61rcWkgMzE, t@v=a b,"}
+    write_files("python", tmp_path)
+    wire.listen("payment.completed")
+
+    with started([sys.executable, "payment.py"], tmp_path, amqp_url, eventually):
+        body = json.dumps(samples.event("PaymentRequested")).encode()
+        for headers in (trace, {"traceparent": 1}):
+            wire.send_raw("payment.requested", body, headers=headers | {"other": "header"})
+        taken: list[Message] = []
+        eventually(lambda: taken.extend(wire.take()) or len(taken) == 2, "the replies")
+    traced, untraced = taken
+
+    assert traced.properties.headers == {name: traced.event[name] for name in trace} == trace
+    assert not untraced.properties.headers
 
 
 @javascript
