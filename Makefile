@@ -43,7 +43,7 @@ test-generated: .venv/dev.stamp ## run the generated tests in full: 10,000 messa
 	ORDER_TEST_MESSAGES=10000 ORDER_TEST_CASES=2000 $(tests) \
 		tests/integration/test_generated_messages.py tests/integration/test_schemathesis.py
 
-test-contract: .venv/dev.stamp $(javascript)/node_modules/.stamp $(clients)/node_modules/.stamp var/clients-venv/run.stamp ## run the tests that need Node.js: AsyncAPI's parser, consumers in JavaScript, OpenAPI's linters, generated clients
+test-contract: .venv/dev.stamp $(javascript)/node_modules/.stamp $(clients)/node_modules/.stamp var/clients-venv/run.stamp ## run the tests that need Node.js or a venv of their own: AsyncAPI's parser, services with other libraries, OpenAPI's linters, generated clients and models
 	$(python) -m pytest -m contract $(PYTEST)
 
 test-field: .venv/dev.stamp ## run the tests that take minutes or need special packages, such as pgbouncer

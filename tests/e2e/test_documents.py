@@ -152,7 +152,7 @@ TESTS: dict[tuple[str, str], list[object]] = {
     ("docs/saga.md", "mermaid"): ["tests/unit/test_pages.py"],
     ("docs/siblings.md", "json"): [SIBLING_KIT] * 2,
     ("docs/siblings.md", "sh"): [SIBLING_KIT, test_faults_of_the_sandbox_are_set_by_the_commands_shown],
-    ("docs/siblings.md", "python"): [SIBLING_KIT] * 3,
+    ("docs/siblings.md", "python"): [SIBLING_KIT] * 4,
     ("docs/siblings.md", "javascript"): [SIBLING_KIT] * 4,
 }
 

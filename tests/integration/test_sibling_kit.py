@@ -23,6 +23,7 @@ from tests.integration.core import Eventually, Message, Wire, completed
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "siblings.md").read_text(encoding="utf-8")
 JAVASCRIPT = ROOT / "tests" / "contract-js"
+CLIENTS_VENV = ROOT / "var" / "clients-venv"
 GOLDEN = sorted((ROOT / "tests" / "contracts").glob("*.json"))
 REPLIES = ("menu.reserved", "menu.rejected", "menu.released", "payment.completed", "payment.failed", "payment.refunded")
 #: Seconds for a process to start, on a machine that is busy with other tests.
@@ -138,9 +139,11 @@ def test_an_order_gets_paid_by_the_documented_siblings(
 
 
 def check(name: str, directory: Path, amqp_url: str) -> None:
-    """Assert that a running sibling passes `siblings check`."""
-    checked = run(["python", "-m", "order_service", "siblings", "check", name], directory, amqp_url)
+    """Assert that a running sibling passes each rule of `siblings check`, except that it is not killed."""
+    checked = run(["python", "-m", "order_service", "siblings", "check", name, "--json"], directory, amqp_url)
     assert checked.returncode == 0, checked.stdout + checked.stderr
+    rules = json.loads(checked.stdout)["rules"]
+    assert [rule["rule"] for rule in rules if rule["outcome"] != "passed"] == ["kill"], checked.stderr
 
 
 def test_the_documented_siblings_pass_every_rule(documented_siblings: None, tmp_path: Path, amqp_url: str):
@@ -148,21 +151,71 @@ def test_the_documented_siblings_pass_every_rule(documented_siblings: None, tmp_
         check(name, tmp_path, amqp_url)
 
 
-@pytest.mark.contract
-@pytest.mark.skipif(not (JAVASCRIPT / "node_modules" / "rascal").is_dir(), reason="needs Rascal: make test-contract")
-def test_a_payment_service_with_rascal_passes_every_rule_and_an_order_gets_paid(
-    tmp_path: Path, amqp_url: str, database: Database, wire: Wire, eventually: Eventually
-):
+NEEDS_RASCAL = [
+    pytest.mark.contract,
+    pytest.mark.skipif(
+        not (JAVASCRIPT / "node_modules" / "rascal").is_dir(), reason="needs Rascal: make test-contract"
+    ),
+]
+NEEDS_FASTSTREAM = [
+    pytest.mark.contract,
+    pytest.mark.skipif(
+        not [*CLIENTS_VENV.glob("lib/python3*/site-packages/faststream")], reason="needs FastStream: make test-contract"
+    ),
+]
+WITH_LIBRARIES = [
+    pytest.param(["node", "rascal_payment.mjs"], id="rascal", marks=NEEDS_RASCAL),
+    pytest.param(
+        [str(CLIENTS_VENV / "bin" / "python"), "faststream_payment.py"], id="faststream", marks=NEEDS_FASTSTREAM
+    ),
+]
+
+
+@pytest.mark.parametrize("command", WITH_LIBRARIES)
+def test_a_payment_service_with_a_library_passes_every_rule_and_an_order_gets_paid(
+    command: list[str], tmp_path: Path, amqp_url: str, database: Database, wire: Wire, management: Any,
+    eventually: Eventually,
+):  # fmt: skip
     write_files("python", tmp_path)
     write_files("javascript", tmp_path)
     with ExitStack() as stack:
         stack.enter_context(started([sys.executable, "menu.py"], tmp_path, amqp_url, eventually))
-        stack.enter_context(started(["node", "rascal_payment.mjs"], tmp_path, amqp_url, eventually))
-        wire.send_raw("payment.requested", b"{")
+        stack.enter_context(started(command, tmp_path, amqp_url, eventually))
+        for body, properties in UNREADABLE:
+            wire.send_raw("payment.requested", body, **properties)
         check("payment", tmp_path, amqp_url)
         clear_our_queues(wire)
+        eventually(lambda: management.close_connections() >= 2, "the siblings' connections in the console")
         with our_processes(amqp_url, database):
             check_orders_and_compensations(database, wire, eventually)
+
+
+#: Messages that are no requests.
+UNREADABLE: list[tuple[bytes, dict[str, Any]]] = [
+    *((body, {}) for body in (b"{", b"[]", b"1", b"{}", b"\xff", b'{"type": "PaymentRequested"}')),
+    *((body, {"content_type": "application/json"}) for body in (b"{", b"{}")),
+    (b'{"type": "PaymentRequested", "data": 1}', {"content_type": "application/cloudevents+json"}),
+]
+
+
+@pytest.mark.parametrize("command", WITH_LIBRARIES)
+def test_a_reply_that_no_queue_takes_is_published_later(
+    command: list[str], tmp_path: Path, amqp_url: str, wire: Wire, eventually: Eventually
+):
+    write_files("python", tmp_path)
+    write_files("javascript", tmp_path)
+    with wire.channel() as channel:
+        channel.queue_unbind("order-service.payment", topology.EXCHANGE, "payment.completed")
+    with started(command, tmp_path, amqp_url, eventually):
+        wire.send_raw("payment.requested", json.dumps(samples.event("PaymentRequested")).encode())
+        wire.listen("payment.refunded", queue="refunds")
+        wire.send_raw("payment.refund_requested", json.dumps(samples.event("RefundRequested")).encode())
+
+        wire.listen("payment.completed")
+
+        [reply] = eventually(wire.take, "the reply")
+        [later] = eventually(lambda: wire.take("refunds"), "the reply to the later request")
+    assert [reply.event["type"], later.event["type"]] == ["PaymentCompleted", "PaymentRefunded"]
 
 
 def clear_our_queues(wire: Wire) -> None:
