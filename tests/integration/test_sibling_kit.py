@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from order_service.contract import asyncapi, samples, topology
+from order_service.contract.events import OUTGOING
 from order_service.domain.order import State
 from order_service.storage.database import Database
 from publishers.relay import Relay
@@ -332,6 +333,17 @@ def test_a_service_with_the_kit_replies_with_the_trace_context_of_the_request(
 
     assert traced.properties.headers == {name: traced.event[name] for name in trace} == trace
     assert not untraced.properties.headers
+
+
+@javascript
+@pytest.mark.parametrize("mode", ["structured", "binary", "colons"])
+def test_an_order_gets_paid_by_a_service_with_the_cloudevents_sdk_for_javascript(
+    mode: str, tmp_path: Path, amqp_url: str, database: Database, wire: Wire, eventually: Eventually
+):
+    ours = [str(path) for path in GOLDEN if path.stem in OUTGOING]
+    command = ["node", str(JAVASCRIPT / "cloudevents.mjs"), mode, *ours]
+    with started(command, tmp_path, amqp_url, eventually), our_processes(amqp_url, database):
+        check_orders_and_compensations(database, wire, eventually)
 
 
 @javascript
