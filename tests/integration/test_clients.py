@@ -1,13 +1,19 @@
-"""Clients generated from the OpenAPI document work against the running service, and linters find no fault in it."""
+"""Clients generated from the OpenAPI document work against the running service, and linters find no fault in it.
+
+Models generated from the AsyncAPI document read the samples of all events.
+"""
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from order_service.contract import asyncapi, samples
+from order_service.contract.events import EVENTS
 from order_service.domain.order import State
 from order_service.web import openapi
 from tests.http_service import ServiceWith, served
@@ -27,8 +33,9 @@ on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """A directory with the document and the packages of Node.js."""
-    (tmp_path / "openapi.json").write_text(json.dumps(openapi.document()), encoding="utf-8")
+    """A directory with both documents and the packages of Node.js."""
+    for name, document in (("openapi", openapi.document()), ("asyncapi", asyncapi.document())):
+        (tmp_path / f"{name}.json").write_text(json.dumps(document), encoding="utf-8")
     (tmp_path / "node_modules").symlink_to(NODE_MODULES)
     return tmp_path
 
@@ -84,3 +91,47 @@ def test_generated_typescript_client_places_follows_cancels_and_handles_a_proble
 
     with served(service.app) as (host, port):
         run(directory, "node", "use.mjs", f"http://{host}:{port}", paid_id)
+
+
+#: Names that a generator makes up for a schema without a name of its own.
+MADE_UP = re.compile(r"(anonymous\w*|(data|item|model|payload|root|schema)s?)\d*", re.IGNORECASE)
+NAMES = {name + part for name in EVENTS for part in ("", "Data")}
+#: Those of docs/siblings.md. Without the last two, its models of lists with a title cannot be used.
+DATAMODEL_OPTIONS = (
+    "--input-file-type=asyncapi", "--use-title-as-name", "--collapse-root-models", "--use-annotated",
+)  # fmt: skip
+
+
+def test_generated_python_models_have_the_names_of_the_events_and_read_every_sample(directory: Path) -> None:
+    generator = ("datamodel-codegen", "--input=asyncapi.json", "--output=models.py", "--formatters=builtin")
+    run(directory, *generator, "--output-model-type=pydantic_v2.BaseModel", *DATAMODEL_OPTIONS)
+    (directory / "use_models.py").write_bytes((CLIENTS / "use_models.py").read_bytes())
+    (directory / "samples.json").write_text(json.dumps([samples.event(name) for name in EVENTS]), encoding="utf-8")
+
+    run(directory, PYTHON_BIN / "python", "use_models.py", "samples.json")
+
+    generated = set(re.findall(r"^class (\w+)", (directory / "models.py").read_text(encoding="utf-8"), re.MULTILINE))
+    assert generated >= NAMES
+    assert not [name for name in generated if MADE_UP.fullmatch(name)]
+
+
+def typescript(name: str) -> str:
+    """The sample of an event as a constant of the generated type, and one without data, which is an error."""
+    sample = samples.event(name)
+    return f"""import type {{ {name} }} from './models/{name}';
+export const a{name}: {name} = {json.dumps(sample)};
+// @ts-expect-error: data is required
+export const an{name}: {name} = {json.dumps(sample | {"data": {}})};
+"""
+
+
+def test_generated_typescript_models_have_the_names_of_the_events_and_read_every_sample(directory: Path) -> None:
+    (directory / "models.mjs").write_bytes((CLIENTS / "models.mjs").read_bytes())
+    run(directory, "node", "models.mjs", "asyncapi.json", "models")
+    (directory / "samples.ts").write_text("\n".join(map(typescript, EVENTS)), encoding="utf-8")
+
+    run(directory, "tsc", "--strict", "--noEmit", "--target", "es2022", "--module", "nodenext", "samples.ts")
+
+    generated = {path.stem for path in (directory / "models").iterdir()}
+    assert generated >= NAMES
+    assert not [name for name in generated if MADE_UP.fullmatch(name)]
