@@ -48,6 +48,16 @@ class Run:
     def log(self) -> str:
         return self._log.read_text()
 
+    def pid_of(self, module: str) -> int:
+        """The process of this run, and of no other on the machine, that executes a Python module."""
+        listing = subprocess.run(["ps", "-axo", "pid=,ppid=,command="], capture_output=True, text=True, check=True)
+        rows = [line.split(None, 2) for line in listing.stdout.splitlines()]
+        pids = {str(self._process.pid)}
+        while children := {pid for pid, parent, _ in rows if parent in pids} - pids:
+            pids |= children
+        [found] = [pid for pid, _, command in rows if pid in pids and re.match(rf"\S*python\S* -m {module}$", command)]
+        return int(found)
+
     def wait_for(self, text: str) -> None:
         wait_until(
             lambda: text in self.log or self._process.poll() is not None, text, seconds=90, details=lambda: self.log
@@ -90,13 +100,7 @@ def test_another_menu_takes_the_place_of_the_one_left_out_and_a_killed_sibling_e
                 menu.kill()
 
         # and: a sibling of the sandbox dies
-        [pid] = re.findall(
-            r"\d+",
-            subprocess.run(
-                ["pgrep", "-f", "^[^ ]*python[^ ]* -m sandbox.payment"], capture_output=True, text=True
-            ).stdout,
-        )
-        os.kill(int(pid), signal.SIGKILL)
+        os.kill(run.pid_of("sandbox.payment"), signal.SIGKILL)
         run.wait_for("exited with status")
 
         # then
