@@ -5,6 +5,7 @@ import getpass
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -50,10 +51,19 @@ def direct_url(database_url: str) -> str:
 
 
 @pytest.fixture
-def pooled_url(direct_url: str, tmp_path: Path, eventually: Eventually) -> Iterator[str]:
+def directory() -> Iterator[Path]:
+    """A directory that the user of pgbouncer may read; `tmp_path` is closed to others."""
+    with tempfile.TemporaryDirectory(prefix="order-service-pgbouncer-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        yield directory
+
+
+@pytest.fixture
+def pooled_url(direct_url: str, directory: Path, eventually: Eventually) -> Iterator[str]:
     """The database through a pgbouncer of its own."""
     server, [port] = urlsplit(direct_url), ports.free_ports(0)
-    configuration = tmp_path / "pgbouncer.ini"
+    configuration = directory / "pgbouncer.ini"
     configuration.write_text(
         CONFIGURATION.format(
             host="127.0.0.1", port=server.port, user=server.username, password=server.password, listen_port=port,
@@ -63,10 +73,8 @@ def pooled_url(direct_url: str, tmp_path: Path, eventually: Eventually) -> Itera
     as_user = []
     if getpass.getuser() == "root":  # pgbouncer refuses to run as root
         as_user = ["setpriv", "--reuid", SERVER_USER, "--regid", SERVER_USER, "--clear-groups"]
-        for directory in (tmp_path, *tmp_path.parents[:3]):
-            directory.chmod(0o755)
     url = f"postgresql://{server.username}:{server.password}@127.0.0.1:{port}{server.path}"
-    with (tmp_path / "pgbouncer.log").open("w") as log:
+    with (directory / "pgbouncer.log").open("w") as log:
         process = subprocess.Popen([*as_user, str(PROGRAM), str(configuration)], stdout=log, stderr=log)
         try:
             eventually(lambda: accepts_connections(url), "pgbouncer to accept connections")
