@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 import pytest
 
+from order_service.domain.order import State
 from order_service.storage import migrate
 from order_service.storage.database import Database
 from order_service.storage.outbox import Claim, Outcomes
@@ -33,6 +35,9 @@ pytestmark = [
 ]
 #: Fewer than the connections of the service, so that its transactions alternate between those of the pooler.
 POOL_SIZE = 4
+#: Seconds within which a change is noticed: POLL_SECONDS of the watcher, on a busy machine. Far less than the wait of a
+#: POST and the interval of a stream's comments.
+NOTICED_SECONDS = 5
 CONFIGURATION = """[databases]
 * = host={host} port={port} user={user} password={password}
 [pgbouncer]
@@ -146,6 +151,37 @@ def test_there_are_no_notifications_to_wait_for_through_a_pooler(pooled_url: str
         core.place(pooled)
         assert list(listener.notifies(timeout=5, stop_after=1))
         listener.close()
+
+
+def test_waiting_post_sees_the_reply_through_a_pooler(pooled_url: str, eventually: Eventually) -> None:
+    with contextlib.closing(Service(pooled_url, eventually, wait_seconds=30)) as service:
+        start = time.monotonic()
+
+        answer = service.post_with_reply(menu_reserved())
+
+        assert (answer.status_code, time.monotonic() - start < NOTICED_SECONDS) == (201, True)
+
+
+def test_stream_sees_each_change_through_a_pooler(pooled_url: str, eventually: Eventually) -> None:
+    with contextlib.closing(Service(pooled_url, eventually)) as service:
+        order_id = service.order_in(State.AWAITING_MENU)
+        with contextlib.closing(service.client.get(f"/orders/{order_id}/events", buffered=False)) as stream:
+            # given: a stream that watches its order, and has seen all changes
+            pieces = stream.iter_encoded()
+            next(pieces)
+            service.receive(order_id, menu_reserved())
+            second = next(pieces)
+            assert (b'"pending"' in second, f'"total_price": {REQUEST_TOTAL}'.encode() in second) == (True, True), (
+                second
+            )
+
+            # when
+            start = time.monotonic()
+            service.receive(order_id, payment_completed("P1", REQUEST_TOTAL))
+            third = next(pieces)
+
+            # then
+            assert (b'"paid"' in third, time.monotonic() - start < NOTICED_SECONDS) == (True, True), third
 
 
 def test_migrations_run_through_a_pooler(pooled_url: str, postgres_url: str) -> None:
