@@ -21,7 +21,7 @@ ifneq ($(venv_works),yes)
 .PHONY: .venv/run.stamp .venv/dev.stamp
 endif
 
-.PHONY: help demo run test test-containers test-generated test-contract test-field bench lint types layering lock clean
+.PHONY: help demo run test test-containers test-generated test-contract test-browser test-field bench lint types layering lock clean
 .NOTPARALLEL:
 
 help: ## list the commands
@@ -45,6 +45,10 @@ test-generated: .venv/dev.stamp ## run the generated tests in full: 10,000 messa
 
 test-contract: .venv/dev.stamp $(javascript)/node_modules/.stamp $(clients)/node_modules/.stamp var/clients-venv/run.stamp ## run the tests that need Node.js or a venv of their own: AsyncAPI's parser, services with other libraries, OpenAPI's linters, generated clients and models
 	$(python) -m pytest -m contract $(PYTEST)
+
+test-browser: .venv/dev.stamp ## run the tests in a browser (Debian's chromium) behind nginx; both are installed where apt is available
+	@$(python) -m tests.e2e.browser
+	$(python) -m pytest -m browser $(PYTEST)
 
 test-field: .venv/dev.stamp ## run the tests that take minutes or need special packages, such as pgbouncer
 	$(python) -m pytest -m field $(PYTEST)

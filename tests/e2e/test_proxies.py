@@ -4,8 +4,6 @@ import contextlib
 import http.client
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
@@ -14,36 +12,8 @@ import pytest
 
 from tests.e2e.client import EXAMPLE, RESPOND_ASYNC
 from tests.e2e.deployment import ON_SQLITE, api_alone
-from tests.e2e.process import free_ports
+from tests.e2e.nginx import PROGRAM, nginx
 from tests.polling import wait_until
-
-NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin")
-CONFIGURATION = """
-daemon off; pid {directory}/nginx.pid; error_log {directory}/error.log;
-events {{}}
-http {{
-  access_log off; client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy;
-  fastcgi_temp_path {directory}/fastcgi; uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
-  server {{ listen 127.0.0.1:{port}; location {prefix} {{ proxy_pass http://127.0.0.1:{api_port}/; }} }}
-}}
-"""
-
-
-@contextlib.contextmanager
-def nginx(directory: Path, api_port: int, prefix: str) -> Iterator[str]:
-    """An nginx with nothing but proxy_pass; the address of the API behind it."""
-    [port] = free_ports(1)
-    directory.mkdir()
-    path = directory / "nginx.conf"
-    path.write_text(CONFIGURATION.format(directory=directory, port=port, prefix=prefix, api_port=api_port))
-    process = subprocess.Popen([str(NGINX), "-c", str(path), "-e", str(directory / "error.log")])
-    try:
-        address = f"http://127.0.0.1:{port}{prefix}"
-        wait_until(lambda: status(f"{address}healthz") == 200, "nginx to answer", seconds=20)
-        yield address
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 @contextlib.contextmanager
@@ -73,7 +43,7 @@ def post(address: str) -> str:
 
 
 @pytest.mark.field
-@pytest.mark.skipif(NGINX is None, reason="needs nginx (apt-get install nginx-light)")
+@pytest.mark.skipif(PROGRAM is None, reason="needs nginx (apt-get install nginx-light)")
 @ON_SQLITE
 @pytest.mark.parametrize("prefix", ["/", "/shop/"])
 def test_location_streams_and_pages_work_behind_nginx(database_url: str, tmp_path: Path, prefix: str) -> None:
