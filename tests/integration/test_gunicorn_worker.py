@@ -60,8 +60,8 @@ THREADS, CONNECTIONS = 4, 12
 PROJECT = Path(__file__).parents[2]
 #: Shorter than in production, for short tests.
 CONFIG = """
-from order_service import gunicorn_worker
-gunicorn_worker.READ_SECONDS, gunicorn_worker.PIECE_SECONDS = {read_seconds}, 0.3
+from order_service import client_socket, gunicorn_worker
+gunicorn_worker.READ_SECONDS, client_socket.PIECE_SECONDS = {read_seconds}, 0.3
 gunicorn_worker.CLOSE_SECONDS = gunicorn_worker.STOP_KEEPALIVE_LINGER = {close_seconds}
 worker_class, threads, worker_connections = "{worker_class}", {threads}, {connections}
 control_socket_disable, sendfile, keepalive, graceful_timeout = True, False, 75, 8
