@@ -63,8 +63,10 @@ def write_files(language: str, directory: Path) -> None:
 
 
 @contextmanager
-def started(command: list[str], directory: Path, amqp_url: str, eventually: Eventually) -> Iterator[None]:
-    """A sibling's process, consuming, for the length of the block."""
+def started(
+    command: list[str], directory: Path, amqp_url: str, eventually: Eventually
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A sibling's process, consuming, for the length of the block; only `siblings check` may kill it before."""
     log = directory / f"{Path(command[-1]).name}.log"
     environment = os.environ | {"RABBITMQ_URL": amqp_url, "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as output:
@@ -75,8 +77,8 @@ def started(command: list[str], directory: Path, amqp_url: str, eventually: Even
                 f"{command} to consume", seconds=START_SECONDS,
             )  # fmt: skip
             assert process.poll() is None, log.read_text()
-            yield
-            assert process.poll() is None, log.read_text()
+            yield process
+            assert process.poll() in (None, -signal.SIGKILL), log.read_text()
         finally:
             process.kill()
             process.wait()
@@ -139,9 +141,12 @@ def test_an_order_gets_paid_by_the_documented_siblings(
         check_orders_and_compensations(database, wire, eventually)
 
 
+CHECK = [sys.executable, "-m", "order_service", "siblings", "check"]
+
+
 def check(name: str, directory: Path, amqp_url: str) -> None:
     """Assert that a running sibling passes each rule of `siblings check`, except that it is not killed."""
-    checked = run(["python", "-m", "order_service", "siblings", "check", name, "--json"], directory, amqp_url)
+    checked = run([*CHECK, name, "--json"], directory, amqp_url)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     rules = json.loads(checked.stdout)["rules"]
     assert [rule["rule"] for rule in rules if rule["outcome"] != "passed"] == ["kill"], checked.stderr
@@ -189,6 +194,32 @@ def test_a_payment_service_with_a_library_passes_every_rule_and_an_order_gets_pa
         eventually(lambda: management.close_connections() >= 2, "the siblings' connections in the console")
         with our_processes(amqp_url, database):
             check_orders_and_compensations(database, wire, eventually)
+
+
+KILLED = [
+    pytest.param("menu", [sys.executable, "menu.py"], id="menu"),
+    pytest.param("payment", [sys.executable, "payment.py"], id="payment"),
+    pytest.param("payment", *WITH_LIBRARIES[0].values, id="rascal", marks=NEEDS_RASCAL),
+    pytest.param("payment", *WITH_LIBRARIES[1].values, id="faststream", marks=NEEDS_FASTSTREAM),
+]
+
+
+@pytest.mark.parametrize(("name", "command"), KILLED)
+def test_a_documented_service_that_is_killed_and_started_again_passes_every_rule(
+    name: str, command: list[str], tmp_path: Path, amqp_url: str, wire: Wire, eventually: Eventually
+):
+    write_files("python", tmp_path)
+    write_files("javascript", tmp_path)
+    with started(command, tmp_path, amqp_url, eventually) as first:
+        checking = [*CHECK, name, "--json", "--kill", str(first.pid)]
+        with subprocess.Popen(checking, env=environment(amqp_url), stdout=subprocess.PIPE, text=True) as checker:
+            try:
+                assert first.wait(START_SECONDS) == -signal.SIGKILL
+                with started(command, tmp_path, amqp_url, eventually):
+                    output, _ = checker.communicate(timeout=START_SECONDS)
+            finally:
+                checker.kill()
+    assert {rule["outcome"] for rule in json.loads(output)["rules"]} == {"passed"}, output
 
 
 #: Messages that are no requests.
@@ -401,9 +432,12 @@ def test_the_check_finds_events_that_do_not_match_the_document(tmp_path: Path):
 
 def run(command: list[str], directory: Path, amqp_url: str) -> subprocess.CompletedProcess[str]:
     """A command as a user types it, with our Python first in the path."""
+    return subprocess.run(command, cwd=directory, env=environment(amqp_url), capture_output=True, text=True, timeout=60)
+
+
+def environment(amqp_url: str) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = os.environ | {"RABBITMQ_URL": amqp_url, "PATH": path, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=60)
+    return os.environ | {"RABBITMQ_URL": amqp_url, "PATH": path, "PYTHONPATH": str(ROOT)}
 
 
 def events(arguments: str, directory: Path, amqp_url: str) -> subprocess.CompletedProcess[str]:
