@@ -1,7 +1,10 @@
 # One image for all processes: the API by default, the others by their command (see docker-compose.yml).
 #
 #   docker run -e DATABASE_URL=postgresql://... -e RABBITMQ_URL=amqp://... order-service python -m order_service migrate
-#   docker run -e DATABASE_URL=postgresql://... -e RABBITMQ_URL=amqp://... -p 5003:5003 order-service
+#   docker run -e DATABASE_URL=postgresql://... -e ORDER_AUTH=... -p 5003:5003 order-service
+#
+# ORDER_AUTH is jwt, with ORDER_JWT_ISSUER and ORDER_JWT_JWKS_URL, or none: the API listens on every address, and does
+# not start without this decision.
 #
 # It also runs with --read-only --tmpfs /tmp.
 FROM python:3.13-slim

@@ -8,6 +8,8 @@ PYTEST ?=
 BENCH ?=
 #: Siblings of the sandbox that are not started, to run others in their place: make run WITHOUT="menu payment"
 WITHOUT ?=
+#: Whether requests need an access token: make run AUTH=jwt
+AUTH ?= none
 export PYTHON
 
 python := .venv/bin/python
@@ -31,7 +33,7 @@ demo: .venv/run.stamp ## take one order from POST to paid with real processes an
 	@$(python) -m sandbox.demo
 
 run: .venv/run.stamp ## run everything, with one log per process, until Ctrl-C
-	@$(python) -m sandbox.run --without "$(WITHOUT)"
+	@$(python) -m sandbox.run --without "$(WITHOUT)" --auth "$(AUTH)"
 
 test: .venv/dev.stamp ## run all tests, on SQLite and PostgreSQL, with a real broker
 	$(tests)

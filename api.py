@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import structlog
@@ -16,7 +16,7 @@ from order_service.config import Settings
 from order_service.process import StopFlag
 from order_service.storage.database import Database
 from order_service.storage.migrate import wait_for_database
-from order_service.web import access, observability, openapi, problems, routes
+from order_service.web import access, authorization, observability, openapi, problems, routes
 from order_service.web.endpoints import Api
 from order_service.web.requests import MAX_REQUEST_BYTES
 
@@ -46,13 +46,16 @@ def create_app(settings: Settings | None = None, stopping: StopFlag | None = Non
     app.url_map.converters["int"] = _CanonicalInteger
     # A path with repeated slashes is not found; werkzeug would redirect it with an HTML answer.
     app.url_map.merge_slashes = False
-    api = Api(settings or process.begin(is_api=True), stopping or StopFlag(), cache(openapi.document))
+    settings = settings or process.begin(is_api=True)
+    document = cache(partial(openapi.document, needs_tokens=settings.needs_tokens))
+    api = Api(settings, stopping or StopFlag(), document)
     app.extensions["api"] = api
     routes.install(app, api)
     observability.install(app)
-    access.install(app, api.settings.accepted_hosts, api.settings.allowed_origins)
+    access.install(app, settings.accepted_hosts, settings.allowed_origins)
+    authorization.install(app, api.verifier, {route.operation_id: route.scopes for route in routes.ROUTES})
     problems.install(app)
-    if proxies := api.settings.trusted_proxies:
+    if proxies := settings.trusted_proxies:
         fix = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies, x_host=proxies, x_prefix=proxies)
         app.wsgi_app = fix  # type: ignore[method-assign]
     return app

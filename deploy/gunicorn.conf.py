@@ -12,6 +12,7 @@ from typing import Any
 from order_service import process, vendor
 from order_service.storage.database import Database
 from order_service.storage.migrate import wait_for_database
+from order_service.web import tokens
 
 #: The directory in which prometheus_client collects the metrics of several workers. The library reads the variable
 #: when it is imported, which is in the workers. https://prometheus.github.io/client_python/multiprocess/
@@ -78,11 +79,13 @@ def post_worker_init(worker: Any) -> None:
 
 
 def on_starting(server: Any) -> None:
-    """Before any worker starts, check the address, wait for the database, and exit if it is not migrated."""
+    """Before any worker starts, check the address and the key file, wait for the database, and exit if it is not
+    migrated."""
     if not INHERITED & os.environ.keys():
         for address in server.cfg.address:
             if isinstance(address, tuple):  # and not a socket file or a descriptor
                 process.check_address(*address)
+    tokens.verifier(_settings)
     stop = process.stop_on_signal()
     database = Database(_settings.database_url)
     wait_for_database(database, stop)

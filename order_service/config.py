@@ -6,12 +6,12 @@ import re
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pika
 import psycopg.conninfo
 import sqlalchemy as sa
-from pydantic import AliasGenerator, AnyHttpUrl, AnyUrl, Field, ValidationError, field_validator
+from pydantic import AliasGenerator, AnyHttpUrl, AnyUrl, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
 
 from order_service.domain.saga import Policy
@@ -30,6 +30,8 @@ LIBPQ_VALUES = {
     "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
     "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
 }
+#: The signatures that a public key verifies (RFC 7518, RFC 8037).
+JWT_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 
 
 class Settings(BaseSettings):
@@ -68,6 +70,19 @@ class Settings(BaseSettings):
     trusted_proxies: int = Field(0, ge=0, le=10)
     """How many proxies in front of the API are believed: the last values of X-Forwarded-For, -Proto, -Host and
     -Prefix."""
+    auth: Literal["jwt", "none"] | None = None
+    """jwt: requests need an access token (docs/rest.md); none: everyone may do everything. When unset, none if HOST is
+    a loopback address; otherwise the API does not start."""
+    jwt_issuer: str = ""
+    """The issuer of the tokens, exactly as in their claim `iss`; required with ORDER_AUTH=jwt."""
+    jwt_audience: str = "order-service"
+    """The value that the claim `aud` of a token must have or contain."""
+    jwt_jwks_url: AnyHttpUrl | None = None
+    """The https address of the issuer's public keys (JWKS); http on a loopback address."""
+    jwt_key_file: str = ""
+    """Instead of ORDER_JWT_JWKS_URL, a file with a public key (PEM) or with several (JWKS), read at start."""
+    jwt_algorithms: str = "RS256,ES256,EdDSA"
+    """The accepted signature algorithms, separated by commas; never a symmetric one or none."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", validation_alias="LOG_LEVEL")
     """The minimum severity of logged lines."""
 
@@ -129,6 +144,44 @@ class Settings(BaseSettings):
         if self.host in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
             return None
         return frozenset({"localhost", self.host.lower()})
+
+    @property
+    def needs_tokens(self) -> bool:
+        return self.auth == "jwt"
+
+    @model_validator(mode="after")
+    def _is_access_decided(self) -> Self:
+        """Refuse what would leave the API open by mistake. The other processes set auth=none, having no callers."""
+        given = sorted(f"ORDER_{name.upper()}" for name in self.model_fields_set if name.startswith("jwt_"))
+        if self.auth is None and given:
+            raise ValueError(f"ORDER_AUTH: must be jwt, because {given[0]} is set, or none to accept every request")
+        if self.auth is None and not _is_loopback(self.host):
+            raise ValueError(
+                "ORDER_AUTH: must be jwt (requests need a token) or none (everyone may do everything), because HOST is "
+                "not a loopback address"
+            )
+        if self.needs_tokens and not self.jwt_issuer:
+            raise ValueError("ORDER_JWT_ISSUER: is required with ORDER_AUTH=jwt: the claim `iss` of the tokens")
+        if self.needs_tokens and bool(self.jwt_jwks_url) == bool(self.jwt_key_file):
+            raise ValueError(
+                "ORDER_JWT_JWKS_URL: with ORDER_AUTH=jwt, set either this or ORDER_JWT_KEY_FILE, and not both"
+            )
+        return self
+
+    @field_validator("jwt_jwks_url")
+    @classmethod
+    def _is_authentic(cls, value: AnyHttpUrl | None) -> AnyHttpUrl | None:
+        if value and value.scheme != "https" and not _is_loopback((value.host or "").strip("[]")):
+            raise ValueError("must be an https address, such as https://login.example/jwks; http on loopback only")
+        return value
+
+    @field_validator("jwt_algorithms")
+    @classmethod
+    def _are_asymmetric(cls, value: str) -> str:
+        names = [name.strip() for name in value.split(",")]
+        if not set(names) <= set(JWT_ALGORITHMS):
+            raise ValueError(f"must be of {', '.join(JWT_ALGORITHMS)}, separated by commas")
+        return ",".join(names)
 
     @field_validator("host")
     @classmethod
@@ -206,6 +259,10 @@ class Settings(BaseSettings):
         )
 
 
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or (bool(re.fullmatch("[0-9a-f:.]+", host)) and ipaddress.ip_address(host).is_loopback)
+
+
 def _check_postgresql(options: Mapping[str, Any]) -> None:
     """Raise an exception for options that libpq refuses, some of them only when it connects."""
     psycopg.conninfo.make_conninfo(**options)
@@ -274,7 +331,8 @@ def explain(error: ValidationError) -> str:
     """One line for each invalid environment variable."""
     lines = []
     for problem in error.errors(include_url=False):
-        name, message = problem["loc"][0], problem["msg"].removeprefix("Value error, ")
         # Without the value, which may be a password that was set under the wrong name: this text is printed.
-        lines.append(f"{name}: {message}")
+        message = problem["msg"].removeprefix("Value error, ")
+        # A problem of several settings has no location, and its message names them.
+        lines.append(": ".join([*map(str, problem["loc"][:1]), message]))
     return "\n".join(lines)

@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 RECONNECT = Backoff(first=0.1, longest=5)
 #: The intervals at which an outage that goes on is logged again, in seconds.
 REPORTS = Backoff(first=10, longest=600)
+#: The logger of refused requests and of those with more rights than a customer's (docs/rest.md).
+AUDIT = "order_service.audit"
 #: How long a process waits for its threads when it stops, in seconds.
 STOP_SECONDS = 8.0
 
@@ -57,17 +59,20 @@ def configure_logging(level: str) -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # pika logs every failed connection attempt with a traceback; supervise() logs it once.
     logging.getLogger("pika").setLevel(logging.CRITICAL)
-    for chatty in ("alembic", "httpx2", "httpcore2"):
+    # werkzeug, the development server, logs every address with its query, which may hold a token.
+    for chatty in ("alembic", "httpx2", "httpcore2", "werkzeug"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # Who did what is logged at every level.
+    logging.getLogger(AUDIT).setLevel(logging.INFO)
 
 
 def begin(*, is_api: bool = False) -> config.Settings:
     """Read the settings and configure logging. Exits with 2 and prints every invalid setting.
 
-    Only the API listens, so only it reads HOST and PORT, which other programs set too.
+    Only the API listens, so only it reads HOST and PORT, which other programs set too, and needs to know its callers.
     """
     try:
-        settings = config.Settings() if is_api else config.Settings(host="127.0.0.1", port=5003)
+        settings = config.Settings() if is_api else config.Settings(host="127.0.0.1", port=5003, auth="none")
     except ValidationError as error:
         refuse(config.explain(error))
     configure_logging(settings.log_level)

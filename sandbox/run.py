@@ -1,16 +1,18 @@
 """`make run`: all processes, with their output prefixed by their names, until Ctrl-C. Data is kept.
 
-`make run WITHOUT=menu` leaves out a sibling service, so that another one can take its place.
+`make run WITHOUT=menu` leaves out a sibling service, so that another one can take its place. `make run AUTH=jwt` has
+the API require access tokens, for which it creates a key.
 """
 
 import argparse
 import itertools
+import os
 import subprocess
 import sys
 import threading
 from collections.abc import Collection
 
-from sandbox import processes
+from sandbox import issuer, processes
 from sandbox.processes import PORTS, PROJECT_DIR, SIBLINGS
 from sandbox.servers import broker
 from sandbox.servers.management import console
@@ -36,12 +38,20 @@ READY = """
   RABBITMQ_URL      {amqp_url}
 """
 
+#: How to send requests that need a token; the key of `python -m order_service token` is the one that is created here.
+TOKENS = """  Requests need a token:
 
-def run(without: Collection[str] = ()) -> None:
+    TOKEN=$(.venv/bin/python -m order_service token --sub 1 --scope orders)
+    curl -H "authorization: Bearer $TOKEN" localhost:{api}/orders
+"""
+
+
+def run(without: Collection[str] = (), *, needs_tokens: bool = False) -> None:
     """Print the output of the processes until one of the Order Service's exits, which raises StartupError."""
     VAR.mkdir(mode=0o700, exist_ok=True)
     with broker.running(VAR / "run" / "broker", needs_management=False, keep=True) as found:
-        env, exited = processes.environment(found, found.amqp_url), threading.Event()
+        access = _token_settings() if needs_tokens else {}
+        env, exited = processes.environment(found, found.amqp_url, **access), threading.Event()
         processes.prepare(env)
         with processes.started(env, log_dir=None, without=without) as running:
             for (name, process), colour in zip(running.items(), itertools.cycle(COLOURS), strict=False):
@@ -49,6 +59,8 @@ def run(without: Collection[str] = ()) -> None:
             processes.wait_healthy(running)
             amqp_url = found.amqp_url if ":guest@" in found.amqp_url else broker.masked(found.amqp_url)
             print_line(READY.format(**PORTS, console=console(found.management_url), amqp_url=amqp_url))
+            if needs_tokens:
+                print_line(TOKENS.format(**PORTS))
             if without:
                 print_line(f"  Not started: {', '.join(without)}. Start your own with this RABBITMQ_URL.\n")
             try:
@@ -56,6 +68,12 @@ def run(without: Collection[str] = ()) -> None:
             finally:
                 exited.set()  # the siblings that exit from now on were stopped
             processes.require_alive({name: each for name, each in running.items() if name not in SIBLINGS})
+
+
+def _token_settings() -> dict[str, str]:
+    """Have the API accept the tokens that are signed with the development key, which is created if it is missing."""
+    key, name = issuer.development_key(VAR), os.environ.get("ORDER_JWT_ISSUER") or "development"
+    return {"ORDER_AUTH": "jwt", "ORDER_JWT_KEY_FILE": str(key), "ORDER_JWT_JWKS_URL": "", "ORDER_JWT_ISSUER": name}
 
 
 def _print_output(name: str, process: subprocess.Popen[bytes], colour: int, exited: threading.Event) -> None:
@@ -74,10 +92,13 @@ def _print_output(name: str, process: subprocess.Popen[bytes], colour: int, exit
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m sandbox.run", description="Run everything until Ctrl-C.")
     parser.add_argument("--without", default="", help=f"siblings to leave out, of {', '.join(SIBLINGS)}")
-    without = parser.parse_args().without.replace(",", " ").split()
+    parser.add_argument("--auth", default="none", choices=["none", "jwt"], help="jwt: requests need an access token")
+    arguments = parser.parse_args()
+    without = arguments.without.replace(",", " ").split()
     if unknown := set(without).difference(SIBLINGS):
         parser.error(f"{', '.join(sorted(unknown))}: only {', '.join(SIBLINGS)} can be left out")
-    return processes.exit_status(lambda: run(without), if_interrupted=0, without=without)
+    needs_tokens = arguments.auth == "jwt"
+    return processes.exit_status(lambda: run(without, needs_tokens=needs_tokens), if_interrupted=0, without=without)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from order_service.cli import documents, events, setup
 from order_service.cli.compensations import compensations
 from order_service.cli.ids import ids
 from order_service.cli.siblings import siblings
+from order_service.cli.tokens import token
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -24,6 +25,7 @@ for command in (
     compensations,
     ids,
     siblings,
+    token,
 ):
     main.add_command(command)
 events.events.add_command(documents.events_page)

@@ -66,14 +66,20 @@ def lock_orders(connection: sa.Connection, ids: Sequence[int]) -> dict[int, Orde
 
 
 def read_orders(
-    connection: sa.Connection, ids: Sequence[int], *, unreadable: list[UnreadableOrder] | None = None
+    connection: sa.Connection,
+    ids: Sequence[int],
+    *,
+    user_id: int | None = None,
+    unreadable: list[UnreadableOrder] | None = None,
 ) -> dict[int, Order]:
-    """The orders that exist among these ids, without a lock.
+    """The orders that exist among these ids, with a `user_id` only those of this user, without a lock.
 
     An unreadable one is added to `unreadable`, if given; `connection` must then be one of `Database.reading`, whose
     transaction may end.
     """
     wanted = _SELECT.where(bulk.among(connection, orders.c.id, ids))
+    if user_id is not None:
+        wanted = wanted.where(orders.c.user_id == user_id)
     return {order.id: order for order in _read(connection, wanted, unreadable)}
 
 

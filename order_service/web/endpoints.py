@@ -19,7 +19,8 @@ from order_service.process import StopFlag
 from order_service.storage import history, migrate, orders
 from order_service.storage.database import Database, OutcomeUnknown, settle
 from order_service.unit_of_work import unit_of_work
-from order_service.web import failures, requests, responses
+from order_service.web import failures, requests, responses, tokens
+from order_service.web.authorization import caller, refused
 from order_service.web.headers import header
 from order_service.web.observability import trace_context
 from order_service.web.placing import MenuWait, Recorder, UnreadableOrders, Watcher
@@ -52,6 +53,9 @@ class Api:
         self.menu_wait = MenuWait(self.watcher, stopping, limit=settings.waiters)
         self.streams = Streams(self.watcher, stopping, limit=settings.streams, seconds=settings.stream_seconds)
         self.users = Users(str(settings.user_service_url)) if settings.user_service_url else None
+        self.verifier = tokens.verifier(settings)
+        if self.verifier is None:
+            log.info("requests need no token: ORDER_AUTH is not jwt", host=settings.host)
         if self.users is None:
             log.info("users are not checked: USER_SERVICE_URL is not set")
 
@@ -61,11 +65,14 @@ class Api:
         self.watcher.close()
         if self.users:
             self.users.close()
+        if self.verifier:
+            self.verifier.close()
         self.database.dispose()
 
     def place_order(self) -> Response:
         """Record the order, then wait for the menu for as long as the client prefers."""
         body, key = requests.parse(OrderRequest, requests.json_body()), requests.idempotency_key()
+        _require_own(body.user_id)
         # The server has already joined repeated headers, so get() is sufficient.
         wait_seconds, applied = requests.preferred_wait(header("Prefer"), self.settings.wait_seconds)
         order = self._find_repeated(body, key) if key else None
@@ -93,11 +100,12 @@ class Api:
         return response
 
     def list_orders(self) -> Response:
-        query = requests.query(OrderQuery)
+        query, own_user_id = requests.query(OrderQuery), caller().own_user_id
+        _require_own(query.user_id or own_user_id)
         states = [state for state in State if state.status == query.status]
         with self.database.reading() as connection:
             page = orders.list_orders(
-                connection, user_id=query.user_id, states=states, before=query.cursor, limit=query.limit
+                connection, user_id=query.user_id or own_user_id, states=states, before=query.cursor, limit=query.limit
             )
         self.unreadable.report(page.unreadable)
         next_cursor = None if page.following is None else requests.cursor_after(page.following)
@@ -110,6 +118,8 @@ class Api:
     def cancel_order(self, order_id: int) -> Response:
         # A body has no meaning here, but an incomplete request must change nothing.
         requests.received_body()
+        if caller().own_user_id:
+            self._read(order_id)
         return self._change(order_id, Cancel())
 
     def get_history(self, order_id: int) -> Response:
@@ -121,7 +131,8 @@ class Api:
         return json_response(responses.History.of(order, [entry for _, entry in page], next_cursor))
 
     def stream_order(self, order_id: int) -> Response:
-        return self.streams.open(self._read(order_id), request.headers.get("Last-Event-ID"))
+        order, last_event_id = self._read(order_id), request.headers.get("Last-Event-ID")
+        return self.streams.open(order, last_event_id, expires_at=caller().expires_at)
 
     def update_payment(self, order_id: int) -> Response:
         """Apply a reported payment by the decision table."""
@@ -142,7 +153,7 @@ class Api:
     def _find_repeated(self, body: OrderRequest, key: str) -> Order | None:
         """Return the order that this request placed before. Raises Problem 422 if another request used its key."""
         with self.database.reading() as connection:
-            found = orders.find_request(connection, key)
+            found = orders.find_request(connection, _own_key(key))
         if found is None:
             return None
         order_id, request_hash = found
@@ -151,7 +162,7 @@ class Api:
         return self._read(order_id)
 
     def _record(self, body: OrderRequest, key: str | None) -> Order:
-        idempotency = {"idempotency_key": key, "request_hash": _hash(body)} if key else {}
+        idempotency = {"idempotency_key": _own_key(key), "request_hash": _hash(body)} if key else {}
         placement = handlers.Placement(
             body.user_id, tuple(body.menu_ids), body.expected_total, request=idempotency, **trace_context()
         )
@@ -191,9 +202,13 @@ class Api:
             return handlers.change_order(work, order_id, message)
 
     def _read(self, order_id: int) -> Order:
+        """The order. Raises Problem 404 if the caller may not see it, as if it did not exist."""
         _check_id(order_id)
+        own_user_id = caller().own_user_id
         with self.database.reading() as connection:
-            order = orders.read_orders(connection, [order_id]).get(order_id)
+            order = orders.read_orders(connection, [order_id], user_id=own_user_id).get(order_id)
+            if order is None and own_user_id and orders.versions(connection, [order_id]):
+                raise refused("order_not_found")
         if order is None:
             raise Problem("order_not_found")
         return order
@@ -225,6 +240,19 @@ def _ended(order: Order, headers: Mapping[str, str] | None = None) -> Problem:
     is_failed = order.state is State.FAILED
     values = {"why": failures.message(order, english=prefers_english())} if is_failed else {}
     return Problem(f"order_{order.state.value}", values, order.id, headers=headers or {}, reason=order.end_reason)
+
+
+def _require_own(user_id: int | None) -> None:
+    """Raise Problem 403 for a user other than the one whose orders the caller may see."""
+    if caller().own_user_id not in (None, user_id):
+        raise refused("not_your_user")
+
+
+def _own_key(key: str) -> str:
+    """The key as it is stored: different for each subject, so that none meets another's."""
+    subject = caller().subject
+    # A comma is in no key of a client, so this is neither the key of a caller without a subject nor of another one.
+    return key if subject is None else "," + sha256(f"{subject},{key}".encode()).hexdigest()
 
 
 def _check_id(order_id: int) -> None:

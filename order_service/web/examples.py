@@ -56,6 +56,8 @@ PROBLEMS = {
     "order_paid": Problem("order_paid", order_id=1),
     "order_failed": Problem("order_failed", {"why": "Pembayaran gagal."}, order_id=1, reason="payment_failed"),
     "order_cancelled": Problem("order_cancelled", order_id=1, reason="cancelled"),
+    "invalid_token": Problem("invalid_token", {"why": "sudah kedaluwarsa"}),
+    "insufficient_scope": Problem("insufficient_scope", {"scopes": "orders, orders:all"}),
     "invalid_request": _invalid("note", "tidak dikenal; hapus dari permintaan"),
     "malformed_json": Problem("malformed_json", {"detail": "salah pada baris 1 kolom 1"}),
     "idempotency_key_reused": Problem("idempotency_key_reused", order_id=1),

@@ -17,6 +17,16 @@ from order_service.web.routes import HEADER_SCHEMAS, HEADERS, PATH_PARAMETERS, R
 
 _SCHEMA = "#/components/schemas/{model}"
 _TAGS = {"Orders": "Orders, from placing to paying or cancelling.", "Service": "Probes, metrics and documentation."}
+_HEADERS_BY_STATUS = {401: ["WWW-Authenticate"], 503: ["Retry-After"]}
+_SCHEME_NAME = "accessToken"
+_TOKEN: Json = {
+    "type": "http",
+    "scheme": "bearer",
+    "bearerFormat": "JWT",
+    "description": "An access token (RFC 9068). Its scope `orders` allows to place orders for the user who is its "
+    "subject, and to read, follow, list and cancel them; `orders:all` the same for every user; `payments` to report "
+    "payments.",
+}
 
 
 class _Plain(UntitledFields):
@@ -27,9 +37,9 @@ class _Plain(UntitledFields):
         return {name: value for name, value in made.items() if (name, value) != ("default", None)}
 
 
-def document() -> Json:
-    """Build the document, which takes a few milliseconds."""
-    documented = [route for route in ROUTES if route.is_documented]
+def document(*, needs_tokens: bool) -> Json:
+    """Build the document, which takes a few milliseconds. `needs_tokens`: describe who may send which request."""
+    documented = [route if needs_tokens else route.without_tokens() for route in ROUTES if route.is_documented]
     paths: dict[str, Json] = {}
     for route in documented:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
@@ -38,6 +48,7 @@ def document() -> Json:
     _, schemas = models_json_schema(
         [(model, "validation") for model in models if model], schema_generator=_Plain, ref_template=_SCHEMA
     )
+    components: Json = {"securitySchemes": {_SCHEME_NAME: _TOKEN}} if needs_tokens else {}
     codes = sorted({code for route in documented for code in route.all_problems})
     examples = {code: {"value": PROBLEMS.get(code, Problem(code)).details(english=False)} for code in codes}
     return {
@@ -53,10 +64,10 @@ def document() -> Json:
         # Relative to the document, also behind a proxy that puts a prefix before all paths.
         "servers": [{"url": "."}],
         "tags": [{"name": name, "description": description} for name, description in _TAGS.items()],
-        # Required by linters to say that no operation needs credentials.
+        # Required by linters to say that an operation without its own list needs no credentials.
         "security": [],
         "paths": paths,
-        "components": {"schemas": schemas["$defs"], "examples": examples},
+        "components": {"schemas": schemas["$defs"], "examples": examples, **components},
     }
 
 
@@ -68,6 +79,8 @@ def _operation(route: Route) -> Json:
         "tags": ["Orders" if route.path.startswith("/orders") else "Service"],
         "parameters": [*_in_path(route.path), *_in_query(route.query), *_in_headers(route.headers)],
     }
+    if route.scopes:
+        described["security"] = [{_SCHEME_NAME: [scope]} for scope in route.scopes]
     if route.body:
         content = {"schema": _reference(route.body), "example": route.example}
         described["requestBody"] = {"required": True, "content": {"application/json": content}}
@@ -115,7 +128,7 @@ def _success(answer: Answer) -> Json:
 def _failure(status: int, codes: list[str]) -> Json:
     examples = {code: {"$ref": f"#/components/examples/{code}"} for code in codes}
     content = {"application/problem+json": {"schema": _reference(ProblemDetails), "examples": examples}}
-    headers = _required("Retry-After") if status == 503 else _required()
+    headers = _required(*_HEADERS_BY_STATUS.get(status, ()))
     return {"description": HTTPStatus(status).phrase, "headers": headers, "content": content}
 
 

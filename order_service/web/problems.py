@@ -75,6 +75,26 @@ KINDS = {
         "Idempotency-Key ini sudah dipakai untuk isi permintaan lain.",
         "This Idempotency-Key was already used with another body.",
     ),
+    "token_required": Kind(
+        401, "Kirim token sebagai Authorization: Bearer.", "Send an access token as Authorization: Bearer."
+    ),
+    "invalid_token": Kind(401, "Token tidak diterima: {why}.", "The token is not accepted: {why}."),
+    "insufficient_scope": Kind(
+        403,
+        "Token tidak memiliki cakupan (scope) yang diperlukan: {scopes}.",
+        "The token has not the scope that is needed: {scopes}.",
+    ),
+    "not_your_user": Kind(
+        403, "user_id harus pengguna pemilik token ini.", "user_id must be the user to whom the token belongs."
+    ),
+    "token_in_query": Kind(
+        400,
+        "Token di alamat tidak diterima; kirim token baru sebagai Authorization: Bearer.",
+        "A token in the address is not accepted; send a new one as Authorization: Bearer.",
+    ),
+    "keys_unavailable": Kind(
+        503, "Penerbit token tidak tersedia; coba lagi nanti.", "The issuer of tokens is unavailable; try again later."
+    ),
     "not_found": Kind(404, "Alamat tidak ditemukan.", "The address was not found."),
     "method_not_allowed": Kind(405, "Alamat ini tidak menerima {method}.", "This address does not support {method}."),
     "host_not_accepted": Kind(

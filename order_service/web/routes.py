@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Concatenate
 
@@ -11,7 +11,8 @@ from pydantic import BaseModel
 
 from order_service.config import MAX_WAIT_SECONDS
 from order_service.contract import events
-from order_service.web import docs_pages, examples, requests, responses
+from order_service.web import authorization, docs_pages, examples, requests, responses
+from order_service.web.authorization import CUSTOMERS, OPEN, PAYMENTS, STAFF, Scopes
 from order_service.web.endpoints import Api
 
 Json = dict[str, Any]
@@ -32,11 +33,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Route:
-    """One method of one path; `problems` are the codes it may answer, besides those of every route."""
+    """One method of one path; `problems` are the codes it may answer, besides those of every route.
+
+    `scopes`: a token with any of them may send it; OPEN, and so no default, lets everyone send it.
+    """
 
     operation_id: str
     method: str
     path: str
+    scopes: Scopes
     endpoint: Callable[Concatenate[Api, ...], Response]
     summary: str
     answers: Mapping[int, Answer]
@@ -50,7 +55,12 @@ class Route:
 
     @property
     def all_problems(self) -> Sequence[str]:
-        return (*self.problems, "bad_request", "internal_error")
+        return (*self.problems, *(authorization.PROBLEMS if self.scopes else ()), "bad_request", "internal_error")
+
+    def without_tokens(self) -> "Route":
+        """The route as it is where requests need no token."""
+        problems = [code for code in self.problems if code != "not_your_user"]
+        return replace(self, scopes=OPEN, problems=problems)
 
 
 #: The documentation of path parameters; `_RULES` maps them to Flask's converters.
@@ -81,6 +91,7 @@ HEADERS = {
     "Retry-After": "The number of seconds after which to try again.",
     "traceparent": "W3C Trace Context; the events of this order carry it unchanged.",
     "tracestate": "W3C Trace Context; the events of this order carry it unchanged.",
+    "WWW-Authenticate": "What is wrong with the token, if there is one (RFC 6750).",
     "X-Request-ID": "The id of this request in the service's log; generated if the request has none.",
 }
 #: The schemas of headers that are not arbitrary strings.
@@ -114,24 +125,25 @@ _PAGE = {200: Answer("A web page.", media_type="text/html")}
 
 ROUTES = (
     Route(
-        "placeOrder", "POST", "/orders", Api.place_order, "Place an order",
+        "placeOrder", "POST", "/orders", CUSTOMERS, Api.place_order, "Place an order",
         {
             201: _placed("The order is reserved and priced.", examples.PENDING),
             202: _placed("The order is recorded, but not priced yet.", examples.UNPRICED),
         },
-        (*_BODY, *_MENU, *_USER, *_ENDED, *_WRITE), ("Prefer", "Idempotency-Key", "traceparent", "tracestate"),
+        (*_BODY, *_MENU, *_USER, *_ENDED, *_WRITE, "not_your_user"),
+        ("Prefer", "Idempotency-Key", "traceparent", "tracestate"),
         body=requests.OrderRequest, example=examples.ORDER_REQUEST,
         description="Records the order, then waits for the menu. Send an Idempotency-Key to repeat the request "
         "safely.",
     ),
     Route(
-        "listOrders", "GET", "/orders", Api.list_orders, "List orders, newest first",
+        "listOrders", "GET", "/orders", CUSTOMERS, Api.list_orders, "List orders, newest first",
         {200: Answer("A page of orders.", responses.OrderPage, examples.PAGE)},
-        ("invalid_request", *_READ), query=requests.OrderQuery,
+        ("invalid_request", "not_your_user", *_READ), query=requests.OrderQuery,
         description="Returns one page; `next_cursor` leads to the next one.",
     ),
     Route(
-        "getOrder", "GET", "/orders/{id}", Api.get_order, "Read an order",
+        "getOrder", "GET", "/orders/{id}", CUSTOMERS, Api.get_order, "Read an order",
         {
             200: _order("The current version of the order.", examples.PENDING),
             304: Answer("The order has not changed since.", headers=("ETag",), media_type=""),
@@ -140,7 +152,7 @@ ROUTES = (
         description="Returns the order as it stands now. With If-None-Match, an unchanged order is not sent again.",
     ),
     Route(
-        "cancelOrder", "DELETE", "/orders/{id}", Api.cancel_order,
+        "cancelOrder", "DELETE", "/orders/{id}", CUSTOMERS, Api.cancel_order,
         "Cancel an order; its reserved stock and its payments are compensated",
         {200: _order("The order is cancelled, by this request or an earlier one.", examples.CANCELLED)},
         ("order_not_found", "order_paid", "order_failed", *_WRITE),
@@ -148,7 +160,7 @@ ROUTES = (
         "as it is.",
     ),
     Route(
-        "updatePayment", "PUT", "/orders/{id}/payment", Api.update_payment, "Report the payment of an order",
+        "updatePayment", "PUT", "/orders/{id}/payment", PAYMENTS, Api.update_payment, "Report the payment of an order",
         {
             200: _order("The order has the reported status.", examples.PAID),
             202: _order("The report is recorded; it takes effect once the menu answers.", examples.UNPRICED),
@@ -159,13 +171,13 @@ ROUTES = (
         "409 to `paid`, return the money.",
     ),
     Route(
-        "getHistory", "GET", "/orders/{id}/history", Api.get_history, "Read the history of an order",
+        "getHistory", "GET", "/orders/{id}/history", CUSTOMERS, Api.get_history, "Read the history of an order",
         {200: Answer("A page of the history, oldest entry first.", responses.History, examples.HISTORY)},
         ("invalid_request", *_ORDER), query=requests.PageQuery,
         description="Every message, request and deadline that concerned the order, and the transition it caused.",
     ),
     Route(
-        "streamOrder", "GET", "/orders/{id}/events", Api.stream_order,
+        "streamOrder", "GET", "/orders/{id}/events", CUSTOMERS, Api.stream_order,
         "Receive each change of an order as it happens (server-sent events)",
         {
             200: Answer(
@@ -179,48 +191,53 @@ ROUTES = (
         "order as JSON, and its id is the value for Last-Event-ID.",
     ),
     Route(
-        "health", "GET", "/healthz", Api.health, "Check that the process responds",
+        "health", "GET", "/healthz", OPEN, Api.health, "Check that the process responds",
         {200: Answer("The process responds.", responses.Health, {"status": "ok"})},
         description="For liveness probes: answered whether or not the database and the broker are reachable.",
     ),
     Route(
-        "readiness", "GET", "/readyz", Api.readiness, "Check that the database is reachable and migrated",
+        "readiness", "GET", "/readyz", OPEN, Api.readiness, "Check that the database is reachable and migrated",
         {200: Answer("The database is ready; the broker is not checked.", responses.Health, {"status": "ready"})},
         _READ,
         description="For readiness probes: 503 while the database cannot be used.",
     ),
     Route(
-        "metrics", "GET", "/metrics", Api.metrics, "Read the metrics, for Prometheus",
+        "metrics", "GET", "/metrics", STAFF, Api.metrics, "Read the metrics, for Prometheus",
         {200: Answer("Prometheus's text format.", media_type="text/plain")},
         description="With several API processes, the sum of all of them.",
     ),
     Route(
-        "docs", "GET", "/docs", docs_pages.openapi_page, "This document as a web page", _PAGE,
+        "docs", "GET", "/docs", OPEN, docs_pages.openapi_page, "This document as a web page", _PAGE,
         description="Swagger UI, without any file from another server.",
     ),
-    Route("index", "GET", "/", partial(docs_pages.redirect, to="docs"), "", {}, is_documented=False),
-    Route("docsSlash", "GET", "/docs/", partial(docs_pages.redirect, to="../docs"), "", {}, is_documented=False),
+    Route("index", "GET", "/", OPEN, partial(docs_pages.redirect, to="docs"), "", {}, is_documented=False),
+    Route("docsSlash", "GET", "/docs/", OPEN, partial(docs_pages.redirect, to="../docs"), "", {}, is_documented=False),
     Route(
-        "asyncapiSlash", "GET", "/asyncapi/", partial(docs_pages.redirect, to="../asyncapi"), "", {},
+        "asyncapiSlash", "GET", "/asyncapi/", OPEN, partial(docs_pages.redirect, to="../asyncapi"), "", {},
         is_documented=False,
     ),
-    Route("docsFile", "GET", "/docs/{file}", docs_pages.openapi_file, "A file of that page", {}, is_documented=False),
     Route(
-        "asyncapi", "GET", "/asyncapi", docs_pages.asyncapi_page, "The events as a web page", _PAGE,
+        "docsFile", "GET", "/docs/{file}", OPEN, docs_pages.openapi_file, "A file of that page", {},
+        is_documented=False,
+    ),
+    Route(
+        "asyncapi", "GET", "/asyncapi", OPEN, docs_pages.asyncapi_page, "The events as a web page", _PAGE,
         description="Each event with its fields and an example, and the queues.",
     ),
     Route(
-        "asyncapiDocument", "GET", "/asyncapi.json", docs_pages.asyncapi_json, "The events as an AsyncAPI document",
+        "asyncapiDocument", "GET", "/asyncapi.json", OPEN, docs_pages.asyncapi_json,
+        "The events as an AsyncAPI document",
         {200: Answer("An AsyncAPI 3 document.", schema=_OBJECT)},
         description="For generators of models and documentation.",
     ),
     Route(
-        "eventSchema", "GET", "/schemas/{event}.json", docs_pages.event_schema, "The JSON Schema of an event's data",
+        "eventSchema", "GET", "/schemas/{event}.json", OPEN, docs_pages.event_schema,
+        "The JSON Schema of an event's data",
         {200: Answer("A JSON Schema.", schema=_OBJECT, media_type="application/schema+json")}, ["not_found"],
         description="Of the current version.",
     ),
     Route(
-        "openapi", "GET", "/openapi.json", docs_pages.openapi_json, "This document",
+        "openapi", "GET", "/openapi.json", OPEN, docs_pages.openapi_json, "This document",
         {200: Answer("An OpenAPI 3.1.1 document.", schema=_OBJECT)},
         description="For generators of clients.",
     ),

@@ -39,8 +39,11 @@ class Streams:
         self._watcher, self._stopping, self._seconds = watcher, stopping, seconds
         self._slots = threading.Semaphore(limit)
 
-    def open(self, order: Order, last_event_id: str | None) -> Response:
-        """A stream of this order, or 204 if no change can follow. Raises Problem 503 when too many are open."""
+    def open(self, order: Order, last_event_id: str | None, *, expires_at: float | None) -> Response:
+        """A stream of this order, or 204 if no change can follow. Raises Problem 503 when too many are open.
+
+        `expires_at`: when the caller's token expires, in seconds since 1970; the stream then ends.
+        """
         if order.state in FINAL and last_event_id == str(order.version):
             # An EventSource reconnects after every stream that ends; only 204 stops it.
             nothing = Response(status=204)
@@ -48,7 +51,9 @@ class Streams:
             return nothing
         if not self._slots.acquire(blocking=False):
             raise Problem("too_many_streams")
-        events = self._events(order, last_event_id, _leaving(request.environ), english=prefers_english())
+        seconds = self._seconds if expires_at is None else min(self._seconds, expires_at - time.time())
+        has_left = _leaving(request.environ)
+        events = self._events(order, last_event_id, has_left, seconds=seconds, english=prefers_english())
         response = Response(events, content_type="text/event-stream", headers=_HEADERS)
         response.headers.add("Vary", "Accept-Language")
         # Called even if the client disconnects before the first event is produced.
@@ -56,9 +61,9 @@ class Streams:
         return response
 
     def _events(
-        self, order: Order, last_event_id: str | None, has_left: Callable[[], bool], *, english: bool
+        self, order: Order, last_event_id: str | None, has_left: Callable[[], bool], *, seconds: float, english: bool
     ) -> Iterator[str]:
-        end = time.monotonic() + self._seconds
+        end = time.monotonic() + seconds
         # At once, even if there is nothing new: the server sends the headers with the first piece.
         yield _event(order, english=english) if last_event_id != str(order.version) else _COMMENT
         heartbeat = time.monotonic() + HEARTBEAT_SECONDS

@@ -151,7 +151,7 @@ def test_processes_wait_for_a_database_that_is_unreachable_at_their_start(
 
 
 def test_an_api_on_host_colon_colon_answers_over_ipv4_and_ipv6(tmp_path: Path) -> None:
-    with api_alone(f"sqlite:///{tmp_path}/orders.db", tmp_path, HOST="::") as deployment:
+    with api_alone(f"sqlite:///{tmp_path}/orders.db", tmp_path, HOST="::", ORDER_AUTH="none") as deployment:
         for address in ("127.0.0.1", "::1"):
             with contextlib.closing(http.client.HTTPConnection(address, deployment.ports["api"])) as connection:
                 connection.request("GET", "/healthz")

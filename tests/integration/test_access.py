@@ -48,9 +48,9 @@ def status_of(app: Flask, host: str, path: str = "/openapi.json") -> tuple[int, 
     ("settings", "accepted", "refused"),
     [
         ({}, LOOPBACK, FOREIGN),
-        ({"host": "0.0.0.0"}, [*LOOPBACK, *FOREIGN], []),
-        ({"host": "::"}, [*LOOPBACK, *FOREIGN], []),
-        ({"host": "0.0.0.0", "hosts": "Orders.example, order_api"},
+        ({"host": "0.0.0.0", "auth": "none"}, [*LOOPBACK, *FOREIGN], []),
+        ({"host": "::", "auth": "none"}, [*LOOPBACK, *FOREIGN], []),
+        ({"host": "0.0.0.0", "auth": "none", "hosts": "Orders.example, order_api"},
          ["orders.example", "order_api:80", "ORDERS.example.", "127.0.0.1"], [*FOREIGN, "localhost", "x.orders.example"]),
     ],
     ids=["loopback", "every IPv4 address", "every IPv6 address", "ORDER_HOSTS"],
@@ -162,7 +162,7 @@ def test_preflight_of_every_route_allows_its_method_and_every_header_that_is_rea
     found = allowed(answer)
     assert (found["Access-Control-Allow-Origin"], found["Vary"]) == (SHOP, "True")
     assert route.method in words(found["Access-Control-Allow-Methods"])
-    sent = HEADERS.keys() - {"ETag", "Location", "Preference-Applied", "Retry-After"}
+    sent = HEADERS.keys() - {"ETag", "Location", "Preference-Applied", "Retry-After", "WWW-Authenticate"}
     assert sent | {"Authorization", "Content-Type"} <= words(found["Access-Control-Allow-Headers"])
     assert 0 < int(found["Access-Control-Max-Age"]) <= 7200
 

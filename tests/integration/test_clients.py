@@ -34,10 +34,15 @@ on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     """A directory with both documents and the packages of Node.js."""
-    for name, document in (("openapi", openapi.document()), ("asyncapi", asyncapi.document())):
-        (tmp_path / f"{name}.json").write_text(json.dumps(document), encoding="utf-8")
+    write_document(tmp_path, needs_tokens=False)
+    (tmp_path / "asyncapi.json").write_text(json.dumps(asyncapi.document()), encoding="utf-8")
     (tmp_path / "node_modules").symlink_to(NODE_MODULES)
     return tmp_path
+
+
+def write_document(directory: Path, *, needs_tokens: bool) -> None:
+    document = openapi.document(needs_tokens=needs_tokens)
+    (directory / "openapi.json").write_text(json.dumps(document), encoding="utf-8")
 
 
 def run(directory: Path, *command: Any) -> str:
@@ -53,13 +58,18 @@ def run(directory: Path, *command: Any) -> str:
     return done.stdout
 
 
-def test_redocly_finds_no_error_and_no_warning(directory: Path) -> None:
+@pytest.mark.parametrize("needs_tokens", [True, False])
+def test_redocly_finds_no_error_and_no_warning(directory: Path, needs_tokens: bool) -> None:
+    write_document(directory, needs_tokens=needs_tokens)
+
     found = json.loads(run(directory, "redocly", "lint", "openapi.json", "--extends=recommended", "--format=json"))
 
     assert found["totals"]["errors"] == found["totals"]["warnings"] == 0, found["problems"]
 
 
-def test_spectral_finds_no_error_and_no_warning(directory: Path) -> None:
+@pytest.mark.parametrize("needs_tokens", [True, False])
+def test_spectral_finds_no_error_and_no_warning(directory: Path, needs_tokens: bool) -> None:
+    write_document(directory, needs_tokens=needs_tokens)
     (directory / "rules.yaml").write_text('extends: ["spectral:oas"]')
 
     run(directory, "spectral", "lint", "openapi.json", "--ruleset=rules.yaml", "--fail-severity=hint")

@@ -211,7 +211,7 @@ def written(body: Any) -> str:
 
 # What the OpenAPI document shows.
 
-DOCUMENT = openapi.document()
+DOCUMENT = openapi.document(needs_tokens=False)
 #: The errors behind problems that no request causes.
 FAULTS: dict[str, Exception] = {
     "internal_error": RuntimeError("a programming error"),

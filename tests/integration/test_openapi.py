@@ -16,7 +16,9 @@ from order_service.web import openapi
 from order_service.web.problems import KINDS
 from tests.http_service import application
 
-DOCUMENT = openapi.document()
+DOCUMENT = openapi.document(needs_tokens=True)
+#: The settings with which requests need tokens.
+TOKENS = {"auth": "jwt", "jwt_issuer": "https://login.example", "jwt_jwks_url": "https://login.example/jwks"}
 #: Answered outside of all operations, so no operation documents them.
 UNDOCUMENTED = {
     "method_not_allowed", "host_not_accepted", "unsupported_transfer_encoding", "uri_too_long",
@@ -31,7 +33,7 @@ OPERATIONS = [
 
 @pytest.fixture
 def app(tmp_path: Path) -> Iterator[Flask]:
-    with application(f"sqlite:///{tmp_path}/none.db") as app:
+    with application(f"sqlite:///{tmp_path}/none.db", **TOKENS) as app:
         yield app
 
 
@@ -46,6 +48,39 @@ def test_document_is_valid_openapi_3_1(client: FlaskClient) -> None:
     assert document == DOCUMENT
     assert document["openapi"] == "3.1.1"
     OpenAPIV31SpecValidator(document).validate()
+
+
+def test_document_of_a_service_without_tokens_is_the_same_without_what_concerns_them(tmp_path: Path) -> None:
+    with application(f"sqlite:///{tmp_path}/none.db") as app:
+        document = app.test_client().get("/openapi.json").json
+
+    OpenAPIV31SpecValidator(document).validate()
+    assert document["paths"].keys() == DOCUMENT["paths"].keys()
+    assert document["components"].keys() == DOCUMENT["components"].keys() - {"securitySchemes"}
+    operations = [operation for methods in document["paths"].values() for operation in methods.values()]
+    assert not any("security" in operation for operation in operations)
+    assert not {"401", "403"} & {status for operation in operations for status in operation["responses"]}
+
+
+def test_operations_name_the_scopes_of_which_one_suffices() -> None:
+    needed = {
+        name: [scope for each in operation.get("security", ()) for scope in each["accessToken"]]
+        for name, operation in OPERATIONS
+    }
+
+    customers = ["orders", "orders:all"]
+    assert {name: scopes for name, scopes in needed.items() if scopes} == {
+        "POST /orders": customers,
+        "GET /orders": customers,
+        "GET /orders/{id}": customers,
+        "DELETE /orders/{id}": customers,
+        "PUT /orders/{id}/payment": ["payments"],
+        "GET /orders/{id}/history": customers,
+        "GET /orders/{id}/events": customers,
+        "GET /metrics": ["orders:all"],
+    }
+    scheme = DOCUMENT["components"]["securitySchemes"]["accessToken"]
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
 
 
 def test_every_route_is_documented_and_nothing_else(app: Flask) -> None:

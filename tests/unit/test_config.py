@@ -42,6 +42,20 @@ UNUSABLE = [
     ("USER_SERVICE_URL", "users:5001", "USER_SERVICE_URL: "),
     ("MENU_SERVICE_URL", "http://[::1", "MENU_SERVICE_URL: "),
     ("HOST", "x86_64-conda-linux-gnu", "HOST: must be an IP address or localhost"),
+    ("ORDER_AUTH", "JWT", "ORDER_AUTH: Input should be 'jwt' or 'none'"),
+    ("ORDER_AUTH", "jwt", "ORDER_JWT_ISSUER: is required"),
+    *(("HOST", value, "ORDER_AUTH: must be jwt (requests need a token) or none (everyone") for value in (
+        "0.0.0.0", "::", "192.168.1.5", "[2001:db8::1]"
+    )),
+    *(("ORDER_JWT_JWKS_URL", value, "ORDER_JWT_JWKS_URL: must be an https address") for value in (
+        "http://login.example/jwks", "http://192.168.1.5/jwks", "http://localhost.example/"
+    )),
+    *(("ORDER_JWT_JWKS_URL", value, "ORDER_JWT_JWKS_URL: ") for value in ("login", "ftp://localhost/jwks")),
+    ("ORDER_JWT_JWKS_URL", "http://[::1]:80/jwks", "ORDER_AUTH: must be jwt, because ORDER_JWT_JWKS_URL is set"),
+    ("ORDER_JWT_ISSUER", "https://login.example", "ORDER_AUTH: must be jwt, because ORDER_JWT_ISSUER is set"),
+    *(("ORDER_JWT_ALGORITHMS", value, "ORDER_JWT_ALGORITHMS: must be of RS256") for value in (
+        "HS256", "none", "RS256,HS256", "RS256,", "rs256", "None"
+    )),
     ("ORDER_HOSTS", "http://orders.example", "ORDER_HOSTS: must be host names"),
     ("ORDER_HOSTS", "orders.example:5003", "ORDER_HOSTS: must be host names"),
     ("ORDER_HOSTS", "a,,b", "ORDER_HOSTS: must be host names"),
@@ -188,8 +202,34 @@ def test_only_documented_names_are_read(monkeypatch: pytest.MonkeyPatch) -> None
 ])  # fmt: skip
 def test_addresses_to_listen_on(host: str, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOST", host)
+    monkeypatch.setenv("ORDER_AUTH", "none")
 
     assert Settings().address == address
+
+
+JWT = {"auth": "jwt", "jwt_issuer": "https://login.example"}
+
+
+@pytest.mark.parametrize("more", [{}, {"jwt_jwks_url": "https://login.example/jwks", "jwt_key_file": "key.pem"}])
+def test_tokens_need_exactly_one_source_of_keys(more: dict[str, str]) -> None:
+    with pytest.raises(ValidationError) as refused:
+        Settings(**JWT, **more)
+
+    assert explain(refused.value).startswith(
+        "ORDER_JWT_JWKS_URL: with ORDER_AUTH=jwt, set either this or ORDER_JWT_KEY_FILE"
+    )
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1", "[::1]"])
+def test_requests_need_no_token_by_default_on_a_loopback_address(host: str) -> None:
+    assert not Settings(host=host).needs_tokens
+
+
+def test_only_the_api_needs_to_know_its_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOST", "0.0.0.0")
+    assert not process.begin().needs_tokens
+    monkeypatch.setenv("ORDER_AUTH", "jwt")  # without an issuer
+    assert not process.begin().needs_tokens
 
 
 def test_only_the_api_reads_what_other_programs_set_as_host_and_port(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,254 @@
+"""Verify access tokens: JWTs by RFC 9068, with the checks of RFC 8725.
+
+Only the settings say which keys and algorithms are trusted: what a token says of its key, in `jku`, `x5u` or `jwk`, is
+not read.
+"""
+
+import json
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import jwt
+import structlog
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from order_service.backoff import Backoff, Postponed
+from order_service.config import Settings, masked
+from order_service.http_client import HttpClient, RequestFailed
+from order_service.process import first_line, refuse
+
+log = structlog.get_logger(__name__)
+#: By how much the clocks of the issuer and of this host may differ, in seconds.
+LEEWAY_SECONDS = 30
+#: A longer token is not read; gunicorn accepts no longer header either.
+MAX_TOKEN_CHARACTERS = 8192
+MAX_SUBJECT_CHARACTERS = 255
+#: The time limit for fetching the keys, in seconds.
+FETCH_SECONDS = 3.0
+#: An unknown key id has the keys fetched again at most this often, in seconds.
+REFRESH_SECONDS = 30.0
+#: The same while no key is known at all.
+RETRY_SECONDS = 1.0
+#: After this time the keys are fetched again in any case, in seconds: a key that its issuer withdrew is then refused.
+MAX_AGE_SECONDS = 600.0
+#: How often an outage of the issuer is logged.
+REPORT_BACKOFF = Backoff(first=10, longest=600)
+#: RFC 7518 (section 3.3) demands it.
+MIN_RSA_BITS = 2048
+_CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
+_REQUIRED = ["iss", "aud", "exp", "sub"]
+#: The reasons for which PyJWT refuses a token; any other is `malformed`.
+_REASONS: dict[type[Exception], str] = {
+    jwt.ExpiredSignatureError: "expired",
+    jwt.ImmatureSignatureError: "not_yet_valid",
+    jwt.InvalidIssuerError: "wrong_issuer",
+    jwt.InvalidAudienceError: "wrong_audience",
+    jwt.InvalidSignatureError: "wrong_signature",
+    jwt.MissingRequiredClaimError: "missing_claim",
+}
+
+
+class InvalidToken(Exception):
+    """The token is not accepted; its text is the reason, in one word."""
+
+
+class KeysUnavailable(Exception):
+    """No key of the issuer is known, because it has not answered yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What a verified token says; `expires_at` is in seconds since 1970."""
+
+    subject: str
+    scopes: frozenset[str]
+    expires_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A public key with its id, if it has one, and the algorithms that it may be used with."""
+
+    id: str | None
+    algorithms: frozenset[str]
+    public: Any
+
+
+class Keys(Protocol):
+    """The public keys of the issuer."""
+
+    def find(self, id: str | None, algorithm: str) -> Key | None:
+        """The key with this id for this algorithm; without an id, the only one. Raises KeysUnavailable."""
+
+    def close(self) -> None: ...
+
+
+class Verifier:
+    """Verifies the tokens of one issuer, for any number of threads."""
+
+    def __init__(self, settings: Settings, keys: Keys) -> None:
+        self._issuer, self._audience = settings.jwt_issuer, settings.jwt_audience
+        self._algorithms = frozenset(settings.jwt_algorithms.split(","))
+        self._keys = keys
+        self.close = keys.close
+
+    def verify(self, token: str) -> Claims:
+        """What the token says. Raises InvalidToken, or KeysUnavailable."""
+        if len(token) > MAX_TOKEN_CHARACTERS:
+            raise InvalidToken("malformed")
+        try:
+            header = jwt.get_unverified_header(token)
+            key, algorithm = self._key(header)
+            claims = jwt.decode(
+                token, key.public, [algorithm],
+                issuer=self._issuer, audience=self._audience, leeway=LEEWAY_SECONDS, options={"require": _REQUIRED},
+            )  # fmt: skip
+        except jwt.PyJWTError as error:
+            raise InvalidToken(_REASONS.get(type(error), "malformed")) from error
+        # Printable, because it is logged, and hashed as UTF-8.
+        if not (0 < len(claims["sub"]) <= MAX_SUBJECT_CHARACTERS and claims["sub"].isprintable()):
+            raise InvalidToken("wrong_subject")
+        scope = claims.get("scope")
+        return Claims(claims["sub"], frozenset(scope.split() if isinstance(scope, str) else ()), int(claims["exp"]))
+
+    def _key(self, header: dict[str, Any]) -> tuple[Key, str]:
+        kind, algorithm = header.get("typ"), header.get("alg")
+        # An ID token or a logout token of the same issuer is no access token (RFC 8725, section 3.11).
+        if not isinstance(kind, str) or kind.lower().removeprefix("application/") not in ("at+jwt", "jwt"):
+            raise InvalidToken("wrong_type")
+        if not isinstance(algorithm, str) or algorithm not in self._algorithms:
+            raise InvalidToken("wrong_algorithm")
+        if key := self._keys.find(header.get("kid"), algorithm):
+            return key, algorithm
+        raise InvalidToken("unknown_key")
+
+
+def verifier(settings: Settings) -> Verifier | None:
+    """What verifies the tokens; None without authentication. Exits with 2 if the key file cannot be used."""
+    if not settings.needs_tokens:
+        return None
+    if settings.jwt_jwks_url:
+        return Verifier(settings, FetchedKeys(str(settings.jwt_jwks_url)))
+    try:
+        return Verifier(settings, FileKeys(Path(settings.jwt_key_file)))
+    except (OSError, ValueError) as error:
+        refuse(f"ORDER_JWT_KEY_FILE: must name a file with a public key (PEM) or a JWKS: {error}")
+
+
+class FileKeys:
+    """The keys of a file."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError or ValueError if the file has no usable key, or a private one."""
+        text = path.read_bytes()
+        self._keys = _jwks(text) if text.lstrip().startswith(b"{") else _pem(text)
+
+    def find(self, id: str | None, algorithm: str) -> Key | None:
+        return _find(self._keys, id, algorithm)
+
+    def close(self) -> None:
+        pass
+
+
+class FetchedKeys:
+    """The keys that the issuer publishes at an address. They outlast an outage of the issuer."""
+
+    def __init__(self, url: str) -> None:
+        address = urlsplit(url)
+        self._name = masked(url)
+        self._path = f"{address.path}?{address.query}" if address.query else address.path
+        self._client = HttpClient(f"{address.scheme}://{address.netloc}", total_seconds=FETCH_SECONDS)
+        self._fetching = threading.Lock()
+        self._reported = Postponed[str](REPORT_BACKOFF)
+        self._keys: list[Key] = []
+        #: On the monotonic clock: when the keys may be fetched again, and when they have to be.
+        self._next_at = self._stale_at = 0.0
+
+    def find(self, id: str | None, algorithm: str) -> Key | None:
+        found = _find(self._keys, id, algorithm)
+        if found is None:
+            self._fetch()
+            found = _find(self._keys, id, algorithm)
+            if not self._keys:
+                raise KeysUnavailable
+        elif time.monotonic() > max(self._stale_at, self._next_at) and not self._fetching.locked():
+            # In a thread: no request whose key is known waits for the issuer.
+            threading.Thread(target=self._fetch, name="keys of the issuer", daemon=True).start()
+        return found
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _fetch(self) -> None:
+        """Fetch the keys, unless they were fetched recently; keep the former ones if that fails."""
+        with self._fetching:
+            if time.monotonic() < self._next_at:
+                return
+            try:
+                response = self._client.request("GET", self._path)
+                if response.status != 200:
+                    raise ValueError(f"status {response.status}")
+                self._keys, self._stale_at = _jwks(response.body), time.monotonic() + MAX_AGE_SECONDS
+            except (RequestFailed, ValueError) as error:
+                if self._reported.add(self._name):
+                    log.warning("cannot fetch the keys of the issuer", url=self._name, error=first_line(error))
+            self._next_at = time.monotonic() + (REFRESH_SECONDS if self._keys else RETRY_SECONDS)
+
+
+def _find(keys: list[Key], id: str | None, algorithm: str) -> Key | None:
+    found = [key for key in keys if algorithm in key.algorithms and (id is None or key.id in (id, None))]
+    return found[0] if len(found) == 1 else None
+
+
+def _pem(text: bytes) -> list[Key]:
+    """Raises ValueError unless it is a public key that can be used."""
+    if b"PRIVATE KEY" in text:
+        raise ValueError("it has a private key, which only the issuer may have")
+    public = load_pem_public_key(text)
+    return _usable([Key(None, _algorithms(public), public)])
+
+
+def _jwks(text: bytes) -> list[Key]:
+    """The usable keys of a JWKS (RFC 7517), which may hold others. Raises ValueError if there is none."""
+    try:
+        found = json.loads(text)["keys"]
+        signing = [
+            each for each in found if each.get("use", "sig") == "sig" and "verify" in each.get("key_ops", ["verify"])
+        ]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise ValueError("it is not a JWKS") from None
+    keys = []
+    for each in signing:
+        try:
+            public = jwt.PyJWK(each).key
+            algorithms = _algorithms(public)
+            keys.append(Key(each.get("kid"), algorithms & {each["alg"]} if "alg" in each else algorithms, public))
+        except Exception:  # noqa: S112 - issuers also publish other keys; the library raises several types for them
+            continue
+    return _usable(keys)
+
+
+def _usable(keys: list[Key]) -> list[Key]:
+    if usable := [key for key in keys if key.algorithms]:
+        return usable
+    raise ValueError(f"it has no public key of type RSA (from {MIN_RSA_BITS} bits), EC or Ed25519")
+
+
+def _algorithms(key: object) -> frozenset[str]:
+    """The algorithms that a key of this type may be used with (RFC 8725, section 3.1)."""
+    match key:
+        case RSAPublicKey() if key.key_size >= MIN_RSA_BITS:
+            return frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"})
+        case EllipticCurvePublicKey() if key.curve.name in _CURVES:
+            return frozenset({_CURVES[key.curve.name]})
+        case Ed25519PublicKey() | Ed448PublicKey():
+            return frozenset({"EdDSA"})
+    return frozenset()

@@ -1,0 +1,100 @@
+"""An issuer of access tokens for trials and tests: `python -m sandbox.issuer`, on port 5005 (ISSUER_PORT).
+
+GET  /jwks.json   its public keys
+POST /token       a token, for anyone: the form fields sub, scope, and seconds until it expires
+POST /rotate      sign with a new key; the former one stays published
+
+ORDER_AUTH=jwt ORDER_JWT_ISSUER=http://localhost:5005 ORDER_JWT_JWKS_URL=http://localhost:5005/jwks.json
+"""
+
+import json
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from flask import Flask, request
+from flask.typing import ResponseReturnValue
+from jwt.algorithms import ECAlgorithm
+
+from sandbox.siblings.http import json_app, port_of, serve
+
+AUDIENCE = "order-service"
+PORT_VARIABLE, DEFAULT_PORT = "ISSUER_PORT", 5005
+
+
+class Issuer:
+    """Signs tokens with the newest of its keys, and publishes all of them."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._keys: dict[str, EllipticCurvePrivateKey] = {}
+        self.rotate()
+
+    def rotate(self) -> None:
+        """Sign with a new key from now on."""
+        self._keys = self._keys | {secrets.token_hex(8): generate_private_key(SECP256R1())}
+
+    def withdraw(self) -> None:
+        """Publish the newest key only."""
+        self._keys = dict(list(self._keys.items())[-1:])
+
+    def jwks(self) -> dict[str, Any]:
+        keys = ((kid, json.loads(ECAlgorithm.to_jwk(key.public_key()))) for kid, key in self._keys.items())
+        return {"keys": [{**key, "kid": kid, "use": "sig", "alg": "ES256"} for kid, key in keys]}
+
+    def token(self, subject: str, scope: str, *, seconds: float = 3600, **claims: Any) -> str:
+        """A token that expires after so many seconds, with other claims if they are given."""
+        now = int(time.time())
+        known = {"iss": self.name, "aud": AUDIENCE, "sub": subject, "scope": scope, "iat": now}
+        kid, key = list(self._keys.items())[-1]
+        header = {"typ": "at+jwt", "kid": kid}
+        return jwt.encode(known | {"exp": now + int(seconds)} | claims, key, "ES256", header)
+
+
+def create_app(issuer: Issuer) -> Flask:
+    app = json_app("issuer")
+
+    @app.get("/jwks.json")
+    def publish() -> ResponseReturnValue:
+        return issuer.jwks()
+
+    @app.post("/token")
+    def give() -> ResponseReturnValue:
+        seconds = request.form.get("seconds", 3600, type=int)
+        token = issuer.token(request.form["sub"], request.form["scope"], seconds=seconds)
+        return {"access_token": token, "token_type": "Bearer", "expires_in": seconds}
+
+    @app.post("/rotate")
+    def rotate() -> ResponseReturnValue:
+        issuer.rotate()
+        return issuer.jwks()
+
+    return app
+
+
+def development_key(directory: Path) -> Path:
+    """Create a key pair in this directory unless it is there. Returns the file of the public key.
+
+    `python -m order_service token` signs with the private one, which only its owner can read.
+    """
+    private, public = directory / "development-key.pem", directory / "development-key.pub.pem"
+    if not private.exists():
+        key = generate_private_key(SECP256R1())
+        with os.fdopen(os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    return public
+
+
+def main() -> None:
+    issuer = Issuer(f"http://localhost:{port_of(PORT_VARIABLE, DEFAULT_PORT)}")
+    serve(create_app(issuer), PORT_VARIABLE, DEFAULT_PORT)
+
+
+if __name__ == "__main__":
+    main()
