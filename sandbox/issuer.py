@@ -47,13 +47,24 @@ class Issuer:
         keys = ((kid, json.loads(ECAlgorithm.to_jwk(key.public_key()))) for kid, key in self._keys.items())
         return {"keys": [{**key, "kid": kid, "use": "sig", "alg": "ES256"} for kid, key in keys]}
 
-    def token(self, subject: str, scope: str, *, seconds: float = 3600, **claims: Any) -> str:
-        """A token that expires after so many seconds, with other claims if they are given."""
+    def token(
+        self, subject: str, scope: str, *, seconds: float = 3600, header: dict[str, Any] | None = None, **claims: Any
+    ) -> str:
+        """A token that expires after so many seconds; with other members of its header or other claims, if given.
+
+        None leaves out a member or a claim.
+        """
         now = int(time.time())
         known = {"iss": self.name, "aud": AUDIENCE, "sub": subject, "scope": scope, "iat": now}
         kid, key = list(self._keys.items())[-1]
-        header = {"typ": "at+jwt", "kid": kid}
-        return jwt.encode(known | {"exp": now + int(seconds)} | claims, key, "ES256", header)
+        claims = known | {"exp": now + int(seconds)} | claims
+        members = {"typ": "at+jwt", "kid": kid} | (header or {})
+        without_typ = {"typ": None} if members["typ"] is None else {}  # the library would set one
+        return jwt.encode(_given(claims), key, "ES256", _given(members) | without_typ)
+
+
+def _given(members: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in members.items() if value is not None}
 
 
 def create_app(issuer: Issuer) -> Flask:

@@ -171,7 +171,7 @@ def problem(answer: TestResponse, status: int, code: str) -> dict[str, Any]:
     return body
 
 
-class _QuietHandler(WSGIRequestHandler):
+class QuietHandler(WSGIRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log(self, type: str, message: str, *args: Any) -> None:
@@ -181,7 +181,7 @@ class _QuietHandler(WSGIRequestHandler):
 @contextlib.contextmanager
 def served(app: Flask) -> Iterator[Address]:
     """The address of a real threaded server, for what the test client cannot do."""
-    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_QuietHandler)
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=QuietHandler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:

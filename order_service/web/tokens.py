@@ -31,6 +31,8 @@ LEEWAY_SECONDS = 30
 #: A longer token is not read; gunicorn accepts no longer header either.
 MAX_TOKEN_CHARACTERS = 8192
 MAX_SUBJECT_CHARACTERS = 255
+#: How many accepted tokens a process keeps; verifying one costs as much as a fifth of a POST.
+MAX_ACCEPTED_TOKENS = 4096
 #: The time limit for fetching the keys, in seconds.
 FETCH_SECONDS = 3.0
 #: An unknown key id has the keys fetched again at most this often, in seconds.
@@ -99,36 +101,51 @@ class Verifier:
         self._algorithms = frozenset(settings.jwt_algorithms.split(","))
         self._keys = keys
         self.close = keys.close
+        #: Accepted tokens, because a client sends the same one many times; with the id and the algorithm of their keys.
+        self._accepted: dict[str, tuple[Claims, Key, str | None, str]] = {}
 
     def verify(self, token: str) -> Claims:
         """What the token says. Raises InvalidToken, or KeysUnavailable."""
+        if accepted := self._accepted.get(token):
+            claims, known, key_id, algorithm = accepted
+            # A key that was fetched again is another object.
+            if claims.expires_at > time.time() - LEEWAY_SECONDS and self._keys.find(key_id, algorithm) is known:
+                return claims
         if len(token) > MAX_TOKEN_CHARACTERS:
             raise InvalidToken("malformed")
         try:
             header = jwt.get_unverified_header(token)
-            key, algorithm = self._key(header)
-            claims = jwt.decode(
-                token, key.public, [algorithm],
-                issuer=self._issuer, audience=self._audience, leeway=LEEWAY_SECONDS, options={"require": _REQUIRED},
-            )  # fmt: skip
+            key_id, algorithm = header.get("kid"), self._algorithm(header)
+            key = self._keys.find(key_id, algorithm)
+            if key is None:
+                raise InvalidToken("unknown_key")
+            claims = self._claims(token, key, algorithm)
         except jwt.PyJWTError as error:
             raise InvalidToken(_REASONS.get(type(error), "malformed")) from error
-        # Printable, because it is logged, and hashed as UTF-8.
-        if not (0 < len(claims["sub"]) <= MAX_SUBJECT_CHARACTERS and claims["sub"].isprintable()):
-            raise InvalidToken("wrong_subject")
-        scope = claims.get("scope")
-        return Claims(claims["sub"], frozenset(scope.split() if isinstance(scope, str) else ()), int(claims["exp"]))
+        if len(self._accepted) >= MAX_ACCEPTED_TOKENS:
+            self._accepted.clear()
+        self._accepted[token] = claims, key, key_id, algorithm
+        return claims
 
-    def _key(self, header: dict[str, Any]) -> tuple[Key, str]:
+    def _algorithm(self, header: dict[str, Any]) -> str:
         kind, algorithm = header.get("typ"), header.get("alg")
         # An ID token or a logout token of the same issuer is no access token (RFC 8725, section 3.11).
         if not isinstance(kind, str) or kind.lower().removeprefix("application/") not in ("at+jwt", "jwt"):
             raise InvalidToken("wrong_type")
         if not isinstance(algorithm, str) or algorithm not in self._algorithms:
             raise InvalidToken("wrong_algorithm")
-        if key := self._keys.find(header.get("kid"), algorithm):
-            return key, algorithm
-        raise InvalidToken("unknown_key")
+        return algorithm
+
+    def _claims(self, token: str, key: Key, algorithm: str) -> Claims:
+        claims = jwt.decode(
+            token, key.public, [algorithm],
+            issuer=self._issuer, audience=self._audience, leeway=LEEWAY_SECONDS, options={"require": _REQUIRED},
+        )  # fmt: skip
+        # Printable, because it is logged, and hashed as UTF-8.
+        if not (0 < len(claims["sub"]) <= MAX_SUBJECT_CHARACTERS and claims["sub"].isprintable()):
+            raise InvalidToken("wrong_subject")
+        scope = claims.get("scope")
+        return Claims(claims["sub"], frozenset(scope.split() if isinstance(scope, str) else ()), int(claims["exp"]))
 
 
 def verifier(settings: Settings) -> Verifier | None:

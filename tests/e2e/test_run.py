@@ -109,6 +109,22 @@ def test_another_menu_takes_the_place_of_the_one_left_out_and_a_killed_sibling_e
     assert run.log.count("the others keep running") == 1
 
 
+@pytest.mark.field
+@pytest.mark.usefixtures("free")
+def test_tokens_signed_with_the_key_that_is_created_are_required_and_accepted(tmp_path: Path, amqp_url: str) -> None:
+    with Run(tmp_path, amqp_url, "AUTH=jwt") as run:
+        run.wait_for("Requests need a token")
+        assert status("POST", "http://localhost:5003/orders", ORDER) == 401
+
+        # when: the commands that it prints
+        shown = re.search(r"    (TOKEN=.*\n    curl .*)\n", run.log)
+        assert shown
+        script = shown[1].replace("curl ", "curl --no-progress-meter --fail ")
+        listed = subprocess.run(["bash", "-euc", script], cwd=PROJECT_DIR, capture_output=True, text=True, timeout=60)
+
+    assert (listed.returncode, json.loads(listed.stdout)["orders"]) == (0, []), listed.stderr
+
+
 def test_only_siblings_can_be_left_out() -> None:
     command = [sys.executable, "-m", "sandbox.run", "--without", "menu api"]
     done = subprocess.run(command, cwd=PROJECT_DIR, capture_output=True, text=True, timeout=30)

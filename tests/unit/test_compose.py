@@ -71,6 +71,16 @@ def test_compose_file_builds_the_image_once_and_limits_every_container() -> None
             assert "image" in _dependencies(services, name), name
 
 
+def test_api_of_the_compose_file_is_published_to_this_machine_only_unless_it_requires_tokens() -> None:
+    api = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["api"]
+
+    assert api["environment"]["ORDER_AUTH"] == "${ORDER_AUTH:-none}"
+    assert all(port.startswith("127.0.0.1:") for port in api["ports"])
+    assert "DATABASE_URL" in api["environment"]
+    assert "ENV HOST=0.0.0.0" in (ROOT / "Dockerfile").read_text()
+    assert "ORDER_AUTH" not in re.sub("^#.*", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+
+
 def _dependencies(services: dict[str, Any], name: str) -> set[str]:
     own = set(services[name].get("depends_on", ()))
     return own.union(*(_dependencies(services, each) for each in own))
