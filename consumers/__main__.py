@@ -4,13 +4,14 @@ from consumers.menu_http.client import Menus
 from consumers.menu_http.consumer import MenuHttpConsumer
 from consumers.worker import Worker
 from order_service import process
-from order_service.contract import topology
+from order_service.contract import tls, topology
 from order_service.storage.database import Database
 from order_service.storage.migrate import wait_for_database
 
 
 def main() -> None:
     settings = process.begin()
+    tls.require_usable_files(settings)
     stop = process.stop_on_signal()
     database = Database(settings.database_url, pool_size=3, pre_ping=False, role="consumer")
     wait_for_database(database, stop)

@@ -56,7 +56,7 @@ class Worker:
         self._arrived, self._cancelled = [], False
         names = [queue.name for queue in self._queues]
         role = f"consumer of {', '.join(names)}"
-        with topology.connected(self._settings.rabbitmq_url, role=role) as (connection, _):
+        with topology.connected(self._settings, role=role) as (connection, _):
             self._channel = connection.channel()
             topology.require(self._channel, self._queues)
             self._subscribe()

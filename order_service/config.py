@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal, Self
 import pika
 import psycopg.conninfo
 import sqlalchemy as sa
-from pydantic import AliasGenerator, AnyHttpUrl, AnyUrl, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AliasGenerator, AnyHttpUrl, AnyUrl, Field, ValidationError, ValidationInfo, field_validator, model_validator,
+)  # fmt: skip
 from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
 
 from order_service.domain.saga import Policy
@@ -50,7 +52,15 @@ class Settings(BaseSettings):
     postgresql://user:password@/name?host=a:5432&host=b:5432&target_session_attrs=read-write uses the one that accepts
     writes."""
     rabbitmq_url: str = Field("amqp://guest:guest@localhost:5672/", validation_alias="RABBITMQ_URL")
-    """The broker; the nodes of a cluster are separated by commas."""
+    """The broker; the nodes of a cluster are separated by commas. amqps:// uses TLS 1.2 or later, and checks the
+    broker's certificate and host name."""
+    rabbitmq_ca_file: str | None = Field(None, validation_alias="RABBITMQ_CA_FILE")
+    """For amqps://: the CA certificates (PEM) that the broker's certificate is checked against; when unset, those of
+    the system."""
+    rabbitmq_cert_file: str | None = Field(None, validation_alias="RABBITMQ_CERT_FILE")
+    """For amqps://: the client certificate (PEM), if the broker requires one."""
+    rabbitmq_key_file: str | None = Field(None, validation_alias="RABBITMQ_KEY_FILE")
+    """The private key (PEM, not encrypted) of RABBITMQ_CERT_FILE; when unset, it is in that file."""
     user_service_url: AnyHttpUrl | None = Field(None, validation_alias="USER_SERVICE_URL")
     """The User Service; when unset, users are not checked."""
     menu_service_url: AnyHttpUrl | None = Field(None, validation_alias="MENU_SERVICE_URL")
@@ -218,6 +228,8 @@ class Settings(BaseSettings):
     @field_validator("rabbitmq_url")
     @classmethod
     def _is_amqp(cls, value: str) -> str:
+        if "ssl_options=" in value:  # pika's option, which can switch the checks off
+            raise ValueError("must not have ssl_options; set RABBITMQ_CA_FILE, RABBITMQ_CERT_FILE, RABBITMQ_KEY_FILE")
         try:
             value = ",".join(_with_plain_scheme(part.strip()) for part in value.split(","))
             for part in value.split(","):
@@ -227,6 +239,15 @@ class Settings(BaseSettings):
                     raise ValueError
         except Exception:  # The library raises several types for what it cannot parse.
             raise ValueError("must look like amqp://user:password@host:5672/vhost") from None
+        return value
+
+    @field_validator("rabbitmq_ca_file", "rabbitmq_cert_file", "rabbitmq_key_file")
+    @classmethod
+    def _is_used(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value and "amqps://" not in info.data.get("rabbitmq_url", "amqps://"):
+            raise ValueError("is for amqps:// only, and RABBITMQ_URL begins with amqp://")
+        if value and info.field_name == "rabbitmq_key_file" and not info.data.get("rabbitmq_cert_file"):
+            raise ValueError("needs RABBITMQ_CERT_FILE, the certificate of this key")
         return value
 
     @field_validator("database_url")

@@ -1,6 +1,7 @@
 """`python -m publishers`: one relay and one deadline thread; any number may run at once."""
 
 from order_service import process
+from order_service.contract import tls
 from order_service.storage.database import Database
 from order_service.storage.migrate import wait_for_database
 from publishers.deadlines import Deadlines
@@ -10,6 +11,7 @@ from publishers.relay import Relay
 
 def main() -> None:
     settings = process.begin()
+    tls.require_usable_files(settings)
     stop = process.stop_on_signal()
     database = Database(settings.database_url, pool_size=2, pre_ping=False, role="deadlines")
     # A deletion that a power cut undoes only repeats a message under its id, so the relay does not wait for the disk.

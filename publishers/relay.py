@@ -45,7 +45,7 @@ class Relay:
 
     def _reachable_node(self) -> pika.URLParameters:
         """A node of the broker that is reachable and has the topology."""
-        with topology.connected(self._settings.rabbitmq_url, role="relay") as (connection, node):
+        with topology.connected(self._settings, role="relay") as (connection, node):
             topology.require(connection.channel())
         # The pipeline waits for the end of an alarm, however long it lasts.
         node.blocked_connection_timeout = None

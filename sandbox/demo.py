@@ -16,6 +16,7 @@ from sandbox.processes import PORTS, PROJECT_DIR, StartupError
 from sandbox.servers import broker, http_client, process_group
 from sandbox.servers.management import console
 from sandbox.servers.sources import print_line
+from sandbox.siblings.kit import connection_parameters
 
 DEMO_DIR = PROJECT_DIR / "var" / "demo"
 EXCHANGE = "restaurant.events"
@@ -69,7 +70,7 @@ queues order-service.menu and order-service.payment in the console.""")
 
 def _follow_order(amqp_url: str) -> None:
     """Post the order, and print every event until it is paid. Raises StartupError if it is not."""
-    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(amqp_url))) as connection:
+    with contextlib.closing(pika.BlockingConnection(connection_parameters(amqp_url))) as connection:
         channel = connection.channel()
         queue = channel.queue_declare("", exclusive=True).method.queue
         channel.queue_bind(queue, EXCHANGE, "#")

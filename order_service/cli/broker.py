@@ -13,7 +13,7 @@ from pika.exceptions import ChannelClosedByBroker
 from pika.spec import BasicProperties
 
 from order_service.config import Settings
-from order_service.contract import topology
+from order_service.contract import tls, topology
 from order_service.contract.envelope import CONTENT_TYPE
 from order_service.process import AccessRefused, first_line
 
@@ -22,10 +22,12 @@ from order_service.process import AccessRefused, first_line
 def open_channel(settings: Settings, *, role: str, remedy: str) -> Iterator[BlockingChannel]:
     """Open a channel on the broker at RABBITMQ_URL. Raises ClickException if the broker is unreachable.
 
-    If the broker closes the channel, the ClickException also shows `remedy`.
+    If the broker closes the channel, the ClickException also shows `remedy`. Exits with 2 if a file for amqps:// cannot
+    be used.
     """
+    tls.require_usable_files(settings)
     try:
-        with topology.connected(settings.rabbitmq_url, role=role) as (connection, _):
+        with topology.connected(settings, role=role) as (connection, _):
             yield connection.channel()
     except ChannelClosedByBroker as error:
         raise click.ClickException(f"{error.reply_text}\n{remedy}") from error

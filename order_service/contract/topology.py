@@ -15,7 +15,8 @@ from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPConnectionError, AMQPError, ChannelClosedByBroker, ConnectionClosedByBroker
 
 from order_service import vendor
-from order_service.config import masked
+from order_service.config import Settings, masked
+from order_service.contract import tls
 from order_service.contract.events import EVENTS
 from order_service.process import AccessRefused, client_name, first_line, refuse
 
@@ -107,13 +108,13 @@ def require(channel: BlockingChannel, queues: Sequence[Queue] = QUEUES) -> None:
 
 
 @contextmanager
-def connected(urls: str, *, role: str) -> Iterator[tuple[pika.BlockingConnection, pika.URLParameters]]:
-    """A connection to one of the nodes in `urls`, with its parameters; closed after the block.
+def connected(settings: Settings, *, role: str) -> Iterator[tuple[pika.BlockingConnection, pika.URLParameters]]:
+    """A connection to one of the nodes of RABBITMQ_URL, with its parameters; closed after the block.
 
-    Raises BrokerUnreachable, or AccessRefused if a node refuses the login or the vhost, or if the broker closes a
-    channel or the connection during the block because a right is missing.
+    Raises BrokerUnreachable, or AccessRefused if a node refuses the login or the vhost, if a certificate is refused or
+    cannot be read, or if the broker closes a channel or the connection during the block because a right is missing.
     """
-    url, node, connection = _connect(urls.split(","), role)
+    url, node, connection = _connect(settings, role)
     try:
         yield connection, node
     except (ChannelClosedByBroker, ConnectionClosedByBroker) as error:
@@ -125,9 +126,9 @@ def connected(urls: str, *, role: str) -> Iterator[tuple[pika.BlockingConnection
             connection.close()
 
 
-def _connect(urls: list[str], role: str) -> tuple[str, pika.URLParameters, pika.BlockingConnection]:
+def _connect(settings: Settings, role: str) -> tuple[str, pika.URLParameters, pika.BlockingConnection]:
     """Try the nodes in random order, so that clients are spread over a cluster."""
-    problems = []
+    problems, urls, is_refused = [], settings.rabbitmq_url.split(","), False
     for url in random.sample(urls, len(urls)):
         address, node = masked(url.strip()), pika.URLParameters(url.strip())
         node.heartbeat = HEARTBEAT_SECONDS
@@ -135,13 +136,20 @@ def _connect(urls: list[str], role: str) -> tuple[str, pika.URLParameters, pika.
         node.blocked_connection_timeout = 30
         node.socket_timeout = node.stack_timeout = 5
         node.client_properties = {"connection_name": client_name(role)}
+        if node.ssl_options:
+            node.ssl_options = pika.SSLOptions(tls.context(settings), node.host)
         try:
             with vendor.early_reset_as_lost_connection():
                 return address, node, pika.BlockingConnection(node)
         except UNREACHABLE as error:
-            problems.append(f"{address}: {_cause(error)}")
+            problem = _cause(error)
+            if node.ssl_options:
+                problem = tls.with_alert(problem, node.ssl_options.context, node.host, node.port)
+            meaning = tls.meaning(problem)
+            is_refused |= meaning is not None or any(refusal in problem for refusal in REFUSALS)
+            problems.append(f"{address}: {meaning or problem}")
     text = ", ".join(sorted(problems))
-    raise AccessRefused(text) if any(refusal in text for refusal in REFUSALS) else BrokerUnreachable(text)
+    raise AccessRefused(text) if is_refused else BrokerUnreachable(text)
 
 
 def _cause(error: BaseException) -> str:

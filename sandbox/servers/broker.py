@@ -22,6 +22,7 @@ from sandbox.servers import apt, management, rabbitmq_node
 from sandbox.servers.docker import Urls, compose_rabbitmq
 from sandbox.servers.management import Management
 from sandbox.servers.sources import Say, Source, Unavailable, first_available, print_line
+from sandbox.siblings.kit import connection_parameters
 
 DEFAULT_URL = "amqp://guest:guest@localhost:5672/"
 #: Seconds for a broker to accept a connection, which takes a few milliseconds.
@@ -110,7 +111,7 @@ def refusal(url: str) -> str | None:
     level = logger.level
     logger.setLevel(logging.CRITICAL)  # it logs each failed attempt as an error
     try:
-        parameters = pika.URLParameters(url)
+        parameters = connection_parameters(url)
         parameters.socket_timeout = parameters.stack_timeout = parameters.blocked_connection_timeout = CONNECT_SECONDS
         pika.BlockingConnection(parameters).close()
     except (AMQPError, OSError, ValueError) as error:  # pika raises ValueError for a reset, too

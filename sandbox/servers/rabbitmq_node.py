@@ -47,10 +47,13 @@ def free_ports(*, preferred: tuple[int, int] = (0, 0)) -> Ports:
 
 
 @contextlib.contextmanager
-def running(data_dir: Path, node_ports: Ports, *, keep: bool) -> Iterator[None]:
+def running(
+    data_dir: Path, node_ports: Ports, *, keep: bool, configuration: str = "", erlang_arguments: str = ""
+) -> Iterator[None]:
     """Run a node on these ports with all its files in data_dir. Yields when AMQP and management are up.
 
-    Without `keep`, the node starts empty and is killed at the end: a graceful shutdown takes 6 s.
+    Without `keep`, the node starts empty and is killed at the end: a graceful shutdown takes 6 s. `configuration`:
+    more lines for rabbitmq.conf.
     """
     if not keep:
         shutil.rmtree(data_dir, ignore_errors=True)
@@ -59,6 +62,9 @@ def running(data_dir: Path, node_ports: Ports, *, keep: bool) -> Iterator[None]:
     if not server or not epmd:
         raise Unavailable("rabbitmq-server is not installed")
     env = _environment(data_dir.absolute(), node_ports)
+    with (data_dir / "rabbitmq.conf").open("a") as file:
+        file.write(configuration)
+    env["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"] += f" {erlang_arguments}"
     epmd_arguments = [epmd, "-port", str(node_ports.epmd), "-address", "127.0.0.1"]
     name_server = Command(epmd_arguments, env, data_dir / "epmd.log", stop_seconds=2)
     log = data_dir / "node.log"

@@ -5,6 +5,7 @@ import logging
 import os
 import random
 import sqlite3
+import ssl
 import threading
 import time
 import uuid
@@ -82,7 +83,7 @@ class Service:
                     stopping.wait(backoff_seconds(failures))
 
     def _serve(self, db: sqlite3.Connection, stopping: threading.Event) -> None:
-        parameters = pika.URLParameters(self.amqp_url)
+        parameters = connection_parameters(self.amqp_url)
         parameters.heartbeat = parameters.blocked_connection_timeout = 30
         parameters.client_properties = {"connection_name": self.name}
         deliveries: list[tuple[Any, ...]] = []
@@ -193,6 +194,17 @@ class Service:
 def trace_context(headers: Mapping[str, Any]) -> dict[str, str]:
     """The trace context among the headers of a message or the attributes of an event."""
     return {name: headers[name] for name in TRACE_HEADERS if isinstance(headers.get(name), str)}
+
+
+def connection_parameters(amqp_url: str) -> pika.URLParameters:
+    """How to connect. amqps:// checks the broker's certificate and name, with the CAs of the system or your own."""
+    parameters = pika.URLParameters(amqp_url)
+    if parameters.ssl_options:
+        context = ssl.create_default_context(cafile=os.environ.get("RABBITMQ_CA_FILE") or None)
+        if certificate := os.environ.get("RABBITMQ_CERT_FILE"):
+            context.load_cert_chain(certificate, os.environ.get("RABBITMQ_KEY_FILE") or None)
+        parameters.ssl_options = pika.SSLOptions(context, parameters.host)
+    return parameters
 
 
 def backoff_seconds(attempts: int) -> float:

@@ -135,7 +135,10 @@ def test_a_command_without_the_right_to_declare_says_so(wire: Wire, grant: Grant
 def test_every_node_that_cannot_be_reached_is_named_with_its_error() -> None:
     urls = "amqp://a:S3cret@127.0.0.1:1/,amqp://a:S3cret@127.0.0.1:2/"
 
-    with pytest.raises(topology.BrokerUnreachable) as failed, topology.connected(urls, role="test"):
+    with (
+        pytest.raises(topology.BrokerUnreachable) as failed,
+        topology.connected(core.settings(urls, "sqlite:///x"), role="test"),
+    ):
         pass
 
     for node in ("amqp://a:***@127.0.0.1:1/", "amqp://a:***@127.0.0.1:2/"):
@@ -233,7 +236,7 @@ def test_an_sqlite_file_that_cannot_be_used_is_named_with_its_setting(tmp_path: 
 def test_connections_are_named_after_their_role_process_and_host(database: Database, amqp_url: str) -> None:
     process = f"{os.getpid()}@{socket.gethostname()}"
 
-    with topology.connected(amqp_url, role="relay") as (_, node):
+    with topology.connected(core.settings(amqp_url, database.url), role="relay") as (_, node):
         assert node.client_properties == {"connection_name": f"order-service relay {process}"}
     with database.reading() as connection:
         name = connection.exec_driver_sql("show application_name").scalar_one()
