@@ -79,8 +79,14 @@ def post_worker_init(worker: Any) -> None:
 
 
 def on_starting(server: Any) -> None:
-    """Before any worker starts, check the address and the key file, wait for the database, and exit if it is not
-    migrated."""
+    """Before any worker starts, wait for the database.
+
+    Exits with 2 if it is not migrated, the address or the key file cannot be used, or HTTPS is configured.
+    """
+    if server.cfg.is_ssl and server.cfg.worker_class_str == worker_class:
+        process.refuse(
+            "GUNICORN_CMD_ARGS: only gunicorn's own worker serves HTTPS: add --worker-class gthread (docs/rest.md)"
+        )
     if not INHERITED & os.environ.keys():
         for address in server.cfg.address:
             if isinstance(address, tuple):  # and not a socket file or a descriptor

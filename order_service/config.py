@@ -12,7 +12,14 @@ import pika
 import psycopg.conninfo
 import sqlalchemy as sa
 from pydantic import (
-    AliasGenerator, AnyHttpUrl, AnyUrl, Field, ValidationError, ValidationInfo, field_validator, model_validator,
+    AliasGenerator,
+    AnyHttpUrl,
+    AnyUrl,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
 )  # fmt: skip
 from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
 

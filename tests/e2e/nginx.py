@@ -1,4 +1,4 @@
-"""An nginx in front of the API, with nothing but proxy_pass."""
+"""An nginx in front of the API."""
 
 import contextlib
 import shutil
@@ -17,22 +17,32 @@ events {{}}
 http {{
   access_log off; client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy;
   fastcgi_temp_path {directory}/fastcgi; uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
-  server {{ listen 127.0.0.1:{port}; location {prefix} {{ proxy_pass http://127.0.0.1:{api_port}/; }} }}
+  {server}
 }}
 """
 
 
+SERVER = "server {{ listen 127.0.0.1:{port}; location {prefix} {{ proxy_pass http://127.0.0.1:{api_port}/; }} }}"
+
+
 @contextlib.contextmanager
 def nginx(directory: Path, api_port: int, prefix: str) -> Iterator[str]:
-    """An nginx with its files in a new directory; the address of the API behind it."""
+    """An nginx with nothing but proxy_pass; the address of the API behind it."""
     [port] = free_ports(1)
+    with serving(directory, SERVER.format(port=port, prefix=prefix, api_port=api_port), port):
+        yield f"http://127.0.0.1:{port}{prefix}"
+
+
+@contextlib.contextmanager
+def serving(directory: Path, server: str, port: int) -> Iterator[None]:
+    """An nginx with this server, which listens on this port, and with its files in a new directory."""
     directory.mkdir()
     path = directory / "nginx.conf"
-    path.write_text(CONFIGURATION.format(directory=directory, port=port, prefix=prefix, api_port=api_port))
+    path.write_text(CONFIGURATION.format(directory=directory, server=server))
     process = subprocess.Popen([str(PROGRAM), "-c", str(path), "-e", str(directory / "error.log")])
     try:
         wait_until(lambda: _accepts_connections(port), "nginx to accept connections", seconds=20)
-        yield f"http://127.0.0.1:{port}{prefix}"
+        yield
     finally:
         process.terminate()
         process.wait(20)

@@ -1,19 +1,27 @@
-"""The API behind a proxy with a path prefix, and the proxies' headers that it believes."""
+"""The API behind a proxy with a path prefix, the proxies' headers that it believes, and HTTPS with and without one."""
 
 import contextlib
 import http.client
 import json
 import re
+import socket
+import ssl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 import pytest
 
+from order_service.storage import migrate
+from tests.certificates import Authority
 from tests.e2e.client import EXAMPLE, RESPOND_ASYNC
-from tests.e2e.deployment import ON_SQLITE, api_alone
-from tests.e2e.nginx import PROGRAM, nginx
+from tests.e2e.deployment import ON_SQLITE, Deployment, api_alone
+from tests.e2e.nginx import PROGRAM, nginx, serving
+from tests.e2e.process import free_ports
+from tests.integration.core import UNREACHABLE_BROKER
 from tests.polling import wait_until
+
+PAGE = Path(__file__).parents[2] / "docs" / "rest.md"
 
 
 @contextlib.contextmanager
@@ -76,6 +84,33 @@ def test_location_streams_and_pages_work_behind_nginx(database_url: str, tmp_pat
         assert urljoin(f"{address}openapi.json", server["url"]) == address
 
 
+@pytest.mark.field
+@pytest.mark.skipif(PROGRAM is None, reason="needs nginx (apt-get install nginx-light)")
+@ON_SQLITE
+def test_the_documented_nginx_serves_https(database_url: str, tmp_path: Path) -> None:
+    [port], authority = free_ports(1), Authority(tmp_path / "ca")
+    certificate = authority.issue("orders.example", "orders.pem", key_file="orders.key")
+    context = ssl.create_default_context(cafile=authority.file)
+    [server] = re.findall(r"^```\n(server \{.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+
+    def get(path: str) -> bytes:
+        request = f"GET {path} HTTP/1.1\r\nHost: orders.example\r\nConnection: close\r\n\r\n"
+        with (
+            socket.create_connection(("127.0.0.1", port), 20) as plain,
+            context.wrap_socket(plain, server_hostname="orders.example") as connection,
+        ):
+            connection.sendall(request.encode())
+            return b"".join(iter(lambda: connection.recv(65536), b""))
+
+    with api_alone(database_url, tmp_path, ORDER_HOSTS="orders.example", ORDER_TRUSTED_PROXIES="1") as deployment:
+        server = server.replace("listen 443", f"listen 127.0.0.1:{port}").replace("5003", str(deployment.ports["api"]))
+        server = server.replace("/etc/nginx", str(certificate.parent))
+        with serving(tmp_path / "nginx", server, port):
+            assert b" 200 OK" in get("/healthz").splitlines()[0]
+            # A route that requires an accepted Host.
+            assert b"Pemesanan tidak ditemukan." in get("/orders/1")
+
+
 @ON_SQLITE
 @pytest.mark.parametrize(("trusted", "expected"), [("0", 400), ("1", 200)])
 def test_headers_of_a_proxy_are_believed_only_by_the_setting(
@@ -89,3 +124,31 @@ def test_headers_of_a_proxy_are_believed_only_by_the_setting(
         assert status(address, headers=foreign | forwarded) == expected
         # gunicorn alone lets a local client name another path, such as one that accepts every Host
         assert status(address, headers=foreign | {"PATH_INFO": "/healthz"}) == 400
+
+
+@ON_SQLITE
+def test_gunicorns_own_worker_serves_the_api_over_https_and_ours_refuses(database_url: str, tmp_path: Path) -> None:
+    """The command of docs/rest.md; our worker, which protects from slow clients, has no TLS."""
+    authority = Authority(tmp_path / "ca")
+    certificate = authority.issue("localhost", "api.pem", key_file="api.key")
+    files = f"--certfile {certificate} --keyfile {certificate.with_suffix('.key')}"
+    context = ssl.create_default_context(cafile=authority.file)
+
+    with Deployment(UNREACHABLE_BROKER, database_url, tmp_path, USER_SERVICE_URL="") as deployment:
+        migrate.upgrade(database_url)
+        [refused] = deployment.start("api", GUNICORN_CMD_ARGS=files)
+        assert refused.exit_status() == 2
+        assert "--worker-class gthread" in refused.log
+
+        deployment.start("api", GUNICORN_CMD_ARGS=f"--worker-class gthread {files}")
+
+        def status(method: str, path: str, body: str | None = None) -> int:
+            connection = http.client.HTTPSConnection("localhost", deployment.ports["api"], context=context, timeout=20)
+            headers = {"Content-Type": "application/json", "Prefer": "respond-async"}
+            with contextlib.closing(connection), contextlib.suppress(ConnectionError):
+                connection.request(method, path, body, headers)
+                return connection.getresponse().status
+            return 0
+
+        deployment.wait_until(lambda: status("GET", "/readyz") == 200, "the API to be ready")
+        assert status("POST", "/orders", json.dumps(EXAMPLE)) == 202
