@@ -32,7 +32,9 @@ ANSWERING_THREADS = 32
 #: The longest wait for the menu, by default or at the request of a client, in seconds.
 MAX_WAIT_SECONDS = 30
 #: What masked() shows of a URL's query; any other value may be a credential.
-HARMLESS_OPTIONS = ("host=", "port=", "user=", "dbname=", "sslmode=", "target_session_attrs=")
+HARMLESS_OPTIONS = (
+    "host=", "port=", "user=", "dbname=", "sslmode=", "sslrootcert=", "sslcert=", "target_session_attrs=",
+)  # fmt: skip
 #: The values of options that libpq checks only when it connects.
 #: https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
 LIBPQ_VALUES = {

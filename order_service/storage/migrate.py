@@ -23,7 +23,10 @@ MIGRATIONS = Path(__file__).parent.parent.parent / "migrations"
 UNUSABLE_FILE = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY}
 #: What PostgreSQL answers to a client that it refuses to connect. In another language than English the error is
 #: reported as an unreachable database, with the server's text.
-REFUSALS = re.compile("authentication failed|no password supplied|pg_hba.conf|permission denied|does not exist")
+REFUSALS = re.compile(
+    "authentication failed|no password supplied|pg_hba.conf|permission denied|does not exist"
+    "|certificate|does not match host name|does not support SSL|private key"
+)
 #: The rights that a process needs on what PostgreSQL names in "permission denied for schema public".
 RIGHTS = {"schema": "USAGE, CREATE", "table": "SELECT, INSERT, UPDATE, DELETE", "sequence": "USAGE"}
 
@@ -97,12 +100,14 @@ def usable(url: str) -> Iterator[None]:
             )
         is_refusal = isinstance(cause, psycopg.OperationalError | psycopg.errors.InsufficientPrivilege)
         if is_refusal and (answers := [line.strip() for line in str(cause).splitlines() if REFUSALS.search(line)]):
-            raise AccessRefused(f"{masked(url)}: {answers[0]}{_grant(url, answers[0])}") from error
+            raise AccessRefused(f"{masked(url)}: {answers[0]}{_remedy(url, answers[0])}") from error
         raise
 
 
-def _grant(url: str, answer: str) -> str:
-    """What the owner of the object must run; empty if the answer names no object."""
+def _remedy(url: str, answer: str) -> str:
+    """What an operator can do about this answer; empty if the answer says it."""
+    if "certificate verify failed" in answer:
+        return "; sslrootcert must have the CA that signed the server's certificate, which must not have expired"
     found = re.search(r"permission denied for (schema|table|sequence) (\S+)", answer)
     if not found:
         return ""

@@ -51,7 +51,7 @@ def running(
     data_dir: Path, *, fsync: bool = True, docker_only: bool = False, say: Say = print_line
 ) -> Iterator[Server]:
     """A server for the length of the block (without fsync: for tests). Raises Unavailable, with advice, without one."""
-    sources: list[Source[str]] = [_configured, throwaway_postgres, lambda say: _private(data_dir, fsync=fsync, say=say)]
+    sources: list[Source[str]] = [_configured, throwaway_postgres, lambda say: private(data_dir, fsync=fsync, say=say)]
     chosen = [throwaway_postgres] if docker_only else sources
     with first_available("PostgreSQL", chosen, advice=ADVICE, say=say) as (url, how):
         yield Server(url, how)
@@ -68,7 +68,10 @@ def _configured(_: Say) -> Iterator[tuple[str, str]]:
 
 
 @contextlib.contextmanager
-def _private(data_dir: Path, *, fsync: bool, say: Say) -> Iterator[tuple[str, str]]:
+def private(
+    data_dir: Path, *, fsync: bool = True, certificate: bytes = b"", say: Say = print_line
+) -> Iterator[tuple[str, str]]:
+    """The URL of a private cluster, and what it is. `certificate`: serve TLS with this chain and key, in PEM."""
     if programs() is None:
         apt.install("postgresql", say=say)
     bin_dir = programs()
@@ -81,6 +84,8 @@ def _private(data_dir: Path, *, fsync: bool, say: Say) -> Iterator[tuple[str, st
         where = ["-D", str(directory / "data"), "-h", "127.0.0.1", "-p", str(port), "-k", ""]
         program = [*_as_server_user(), f"{bin_dir}/postgres"]
         arguments = [*program, *where, "-N", str(MAX_CONNECTIONS), *([] if fsync else ["-F"])]
+        if certificate:
+            arguments += _serve_tls(directory / "server.pem", certificate)
         log = data_dir / "postgres.log"
         with process_group.serving(Command(arguments, _environment(), log, cwd=directory)) as process:
             process_group.wait_ready(process, log, lambda: refusal(url) is None, seconds=START_SECONDS)
@@ -122,6 +127,15 @@ def _create_cluster(bin_dir: Path, directory: Path) -> str:
     if done.returncode:
         raise Unavailable(f"initdb failed: {done.stderr.strip()}")
     return password
+
+
+def _serve_tls(path: Path, certificate: bytes) -> list[str]:
+    """Write the certificate with its key as the server requires it, private and its own; return its arguments."""
+    path.touch(0o600)
+    path.write_bytes(certificate)
+    if os.geteuid() == 0:
+        shutil.chown(path, SERVER_USER)
+    return ["-c", "ssl=on", "-c", f"ssl_cert_file={path}", "-c", f"ssl_key_file={path}"]
 
 
 def _as_server_user() -> list[str]:

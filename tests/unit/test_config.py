@@ -96,8 +96,8 @@ def test_no_value_of_a_setting_is_shown(field: FieldInfo, monkeypatch: pytest.Mo
         ("postgresql://me:S3cret@host/orders", "postgresql://me:***@host/orders"),
         ("postgresql://host/orders?user=me&password=S3cret", "postgresql://host/orders?user=me&password=***"),
         (
-            "postgresql://host/orders?sslpassword=S3cret&sslkey=S3cret",
-            "postgresql://host/orders?sslpassword=***&sslkey=***",
+            "postgresql://host/orders?sslpassword=S3cret&sslkey=S3cret&sslmode=verify-full&sslrootcert=/ca.pem",
+            "postgresql://host/orders?sslpassword=***&sslkey=***&sslmode=verify-full&sslrootcert=/ca.pem",
         ),
         (
             "postgresql://me:S3cret@/orders?host=a:5432&host=b:5432&target_session_attrs=read-write",
