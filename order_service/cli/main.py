@@ -4,6 +4,7 @@ import click
 
 from order_service.cli import documents, events, setup
 from order_service.cli.compensations import compensations
+from order_service.cli.database import database
 from order_service.cli.ids import ids
 from order_service.cli.siblings import siblings
 from order_service.cli.tokens import token
@@ -23,6 +24,7 @@ for command in (
     documents.schemas,
     events.events,
     compensations,
+    database,
     ids,
     siblings,
     token,

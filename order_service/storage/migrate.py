@@ -114,7 +114,10 @@ def _remedy(url: str, answer: str) -> str:
     kind, name = found.groups()
     parts = sa.make_url(url)
     user = parts.username or parts.query.get("user", "...")
-    return f"; its owner must run: GRANT {RIGHTS[kind]} ON {kind.upper()} {name} TO {user}"
+    return (
+        "; run the SQL that `python -m order_service database roles` prints, or its owner must run: "
+        f"GRANT {RIGHTS[kind]} ON {kind.upper()} {name} TO {user}"
+    )
 
 
 def _alembic(url: str) -> Config:

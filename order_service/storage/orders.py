@@ -22,6 +22,8 @@ _FIXED = ("key", "user_id", "created_at", "expected_total", "traceparent", "trac
 _CHANGING = (
     "state", "version", "total_price", "reason", "detail", "rejected_menu_id", "paid_at", "due_at", "reminders_left",
 )  # fmt: skip
+#: The columns that are written after an order was placed.
+CHANGED = (*_CHANGING, "items", "ledger")
 _SELECT = sa.select(*(orders.c[name] for name in ("id", "menu_ids", "items", "ledger", *_FIXED, *_CHANGING)))
 
 #: What decoding a row raises, in the driver, in a column's type or here.
