@@ -10,6 +10,8 @@ BENCH ?=
 WITHOUT ?=
 #: Whether requests need an access token: make run AUTH=jwt
 AUTH ?= none
+#: Where `make sbom` writes.
+SBOM ?= var/sbom.cdx.json
 export PYTHON
 
 python := .venv/bin/python
@@ -23,7 +25,7 @@ ifneq ($(venv_works),yes)
 .PHONY: .venv/run.stamp .venv/dev.stamp
 endif
 
-.PHONY: help demo run test test-containers test-generated test-contract test-browser test-field bench lint types layering lock clean
+.PHONY: help demo run test test-containers test-generated test-contract test-browser test-field bench lint types layering audit sbom pin-images lock clean
 .NOTPARALLEL:
 
 help: ## list the commands
@@ -69,11 +71,21 @@ layering: .venv/dev.stamp ## check the import directions (import-linter, and a t
 	.venv/bin/lint-imports
 	$(python) -m pytest --quiet tests/unit/test_layering.py
 
+audit: var/audit-venv/run.stamp ## look for known vulnerabilities in requirements.txt (pip-audit); skipped, with a message, where PyPI is unreachable
+	var/audit-venv/bin/python scripts/audit.py requirements.txt
+
+sbom: var/audit-venv/run.stamp ## write the bill of materials of requirements.txt (CycloneDX) to var/sbom.cdx.json, or SBOM=file
+	var/audit-venv/bin/cyclonedx-py requirements requirements.txt --pyproject pyproject.toml --output-reproducible --output-file $(SBOM)
+
+pin-images: ## pin the images of Dockerfile and docker-compose.yml to the digests that Docker Hub has today
+	$(or $(PYTHON),python3) scripts/pin_images.py
+
 lock: ## update requirements*.txt from requirements*.in: newest versions, pinned with hashes, for Python 3.11 to 3.13
 	$(or $(PYTHON),python3) -m venv var/lock
 	var/lock/bin/pip install --quiet uv
 	$(lock) requirements.in --output-file requirements.txt
 	$(lock) requirements-dev.in --output-file requirements-dev.txt
+	$(lock) requirements-audit.in --output-file requirements-audit.txt
 	$(lock) benchmarks/requirements.in --output-file benchmarks/requirements.txt
 	$(lock) $(clients)/requirements.in --output-file $(clients)/requirements.txt
 
@@ -99,6 +111,10 @@ lock := var/lock/bin/uv pip compile --upgrade --quiet --universal --python-versi
 
 var/bench-venv/run.stamp: benchmarks/requirements.txt
 	@deploy/make-venv benchmarks/requirements.txt var/bench-venv
+	@touch $@
+
+var/audit-venv/run.stamp: requirements-audit.txt
+	@deploy/make-venv requirements-audit.txt var/audit-venv
 	@touch $@
 
 var/clients-venv/run.stamp: $(clients)/requirements.txt
