@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import pika
 import psycopg.conninfo
@@ -25,12 +26,19 @@ from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDi
 
 from order_service.domain.saga import Policy
 
+if TYPE_CHECKING:
+    from limits import RateLimitItem
+
 Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600)]
 
 #: Threads of an API process that neither wait nor stream.
 ANSWERING_THREADS = 32
 #: The longest wait for the menu, by default or at the request of a client, in seconds.
 MAX_WAIT_SECONDS = 30
+#: The most requests, and the longest period in seconds, of a rate limit.
+MAX_RATE, MAX_RATE_SECONDS = 1_000_000, 7 * 24 * 3600
+#: The most pending orders of one user, and streams of one subject, where requests need tokens and no limit is set.
+DEFAULT_LIMIT = 20
 #: What masked() shows of a URL's query; any other value may be a credential.
 HARMLESS_OPTIONS = (
     "host=", "port=", "user=", "dbname=", "sslmode=", "sslrootcert=", "sslcert=", "target_session_attrs=",
@@ -129,6 +137,18 @@ class Settings(BaseSettings):
     """How many event streams one API process keeps open; further ones return 503."""
     stream_seconds: Seconds = 300
     """The maximum duration of an event stream."""
+    rate_limit: str = ""
+    """How many POST /orders of one subject, or of one client address without tokens, are answered in a period, such as
+    60/minute or 10 per 5 seconds; further ones return 429. When unset, there is no limit."""
+    rate_limit_storage: str = "memory"
+    """Where requests are counted: memory, in which each API process counts for itself, or redis://host:6379/0, which
+    all share; rediss:// uses TLS. While Redis is unreachable, there is no limit."""
+    pending_limit: int | None = Field(None, ge=0, le=500)
+    """How many orders of one user may be pending; further POST /orders return 429, except those with the scope
+    orders:all. 0 is no limit. When unset, 20 with ORDER_AUTH=jwt, and no limit without."""
+    stream_limit: int | None = Field(None, ge=0, le=5000)
+    """How many event streams of one API process a subject, or a client address without tokens, keeps open; further ones
+    return 429. 0 is no limit. When unset, 20 with ORDER_AUTH=jwt, and no limit without."""
 
     @classmethod
     def settings_customise_sources(  # type: ignore[override]  # the library passes all by name
@@ -234,6 +254,42 @@ class Settings(BaseSettings):
             raise ValueError("must be host names without ports, separated by commas")
         return value
 
+    @property
+    def most_pending(self) -> int:
+        """The most pending orders of one user; 0 is no limit."""
+        return self._limit(self.pending_limit)
+
+    @property
+    def most_own_streams(self) -> int:
+        """The most event streams of one client and process; 0 is no limit."""
+        return self._limit(self.stream_limit)
+
+    def _limit(self, given: int | None) -> int:
+        return (DEFAULT_LIMIT if self.needs_tokens else 0) if given is None else given
+
+    @property
+    def rate(self) -> "RateLimitItem | None":
+        """The rate limit, if there is one."""
+        return _rate(self.rate_limit) if self.rate_limit else None
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _is_rate(cls, value: str) -> str:
+        if value:
+            _rate(value)
+        return value
+
+    @field_validator("rate_limit_storage")
+    @classmethod
+    def _is_rate_limit_storage(cls, value: str) -> str:
+        value = _with_plain_scheme(value) if value != "memory" else value
+        try:
+            if value != "memory":
+                _check_redis(value)
+        except Exception:  # The library raises several types for what it cannot parse.
+            raise ValueError("must be memory, or look like redis://user:password@host:6379/0") from None
+        return value
+
     @field_validator("rabbitmq_url")
     @classmethod
     def _is_amqp(cls, value: str) -> str:
@@ -302,6 +358,31 @@ def _check_postgresql(options: Mapping[str, Any]) -> None:
     for port in str(options.get("port") or "").split(","):
         if port and not 1 <= int(port) <= 65535:
             raise ValueError
+
+
+def _rate(text: str) -> "RateLimitItem":
+    """Raises ValueError for what is no rate, or several."""
+    # Here and below imported when used: the libraries take half a second, and most processes and commands need neither.
+    from limits import parse_many
+
+    try:
+        [rate] = parse_many(text)
+        if not (1 <= rate.amount <= MAX_RATE and rate.get_expiry() <= MAX_RATE_SECONDS):
+            raise ValueError
+    except ValueError:
+        message = f"must look like 60/minute or 10 per 5 seconds: 1 to {MAX_RATE} requests in at most 7 days"
+        raise ValueError(message) from None
+    return rate
+
+
+def _check_redis(url: str) -> None:
+    """Raise an exception for a URL that Redis's client refuses, some of them only when it connects."""
+    from redis import ConnectionPool
+
+    parts = urlsplit(url)
+    if parts.scheme not in ("redis", "rediss") or not parts.hostname or not re.fullmatch("(/[0-9]*)?", parts.path):
+        raise ValueError
+    ConnectionPool.from_url(url).make_connection()
 
 
 def _with_plain_scheme(url: str) -> str:

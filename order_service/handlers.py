@@ -46,6 +46,8 @@ class Placement:
     user_id: int
     menu_ids: tuple[int, ...]
     expected_total: Decimal | None = None
+    #: How many orders of this user may be pending, this one included; None is no limit.
+    pending_limit: int | None = None
     traceparent: str | None = None
     tracestate: str | None = None
     #: Columns that recognize a repeated request: idempotency_key and request_hash, or nothing.
@@ -74,6 +76,22 @@ def place_orders(work: UnitOfWork, placements: Sequence[Placement]) -> list[Orde
     ]
     record_orders(work, placed, placements)
     return placed
+
+
+def has_room(work: UnitOfWork, placements: Sequence[Placement]) -> list[bool]:
+    """Tell for each placement whether its user may have one more pending order, if those before it are placed.
+
+    This is exact until the end of the transaction, for which other transactions with placements of these users wait.
+    """
+    most = max((each.pending_limit or 0 for each in placements), default=0)
+    users = {each.user_id for each in placements if each.pending_limit}
+    pending = order_rows.lock_and_count_pending(work.connection, users, most=most) if users else {}
+    room = []
+    for each in placements:
+        room.append(not each.pending_limit or pending[each.user_id] < each.pending_limit)
+        if each.pending_limit and room[-1]:
+            pending[each.user_id] += 1
+    return room
 
 
 def record_orders(work: UnitOfWork, placed: Sequence[Order], placements: Sequence[Placement]) -> None:

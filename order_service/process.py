@@ -173,7 +173,7 @@ def supervise(
     logged with its traceback. `attempt` receives a function to call once it works, which ends the outage and resets
     the delay.
     """
-    outage = _Outage(what)
+    outage = Outage(what)
     expected: tuple[type[Exception], ...] = (*unreachable, AccessRefused)
     while not stop.is_set():
         try:
@@ -192,7 +192,7 @@ def supervise(
     return False
 
 
-class _Outage:
+class Outage:
     """The delays and the log of an outage of `what`."""
 
     def __init__(self, what: str) -> None:

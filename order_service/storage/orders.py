@@ -25,6 +25,17 @@ _CHANGING = (
 #: The columns that are written after an order was placed.
 CHANGED = (*_CHANGING, "items", "ledger")
 _SELECT = sa.select(*(orders.c[name] for name in ("id", "menu_ids", "items", "ledger", *_FIXED, *_CHANGING)))
+#: How many orders of a user are looked through for pending ones. Without a bound, a user with a long history would slow
+#: down every order; a pending order is older than these only if they were placed and ended within its lifetime.
+NEWEST_ORDERS = 1000
+_COUNT_PENDING = """
+    SELECT column1, (SELECT count(*) FROM (SELECT 1 FROM (
+        SELECT state FROM orders WHERE user_id = column1 ORDER BY id DESC LIMIT {newest}
+    ) AS newest WHERE state NOT IN ('paid', 'failed', 'cancelled') LIMIT {most}) AS pending)
+    FROM (VALUES {users}) AS users
+"""
+#: The first key of the advisory locks on users; the second one is the user's id.
+USER_LOCK = 5003
 
 #: What decoding a row raises, in the driver, in a column's type or here.
 _UNDECODABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, sa.exc.DataError)
@@ -114,6 +125,28 @@ def versions(connection: sa.Connection, ids: Sequence[int]) -> dict[int, int]:
     """The version of each of these orders."""
     wanted = sa.select(orders.c.id, orders.c.version).where(bulk.among(connection, orders.c.id, ids))
     return {row.id: row.version for row in connection.execute(wanted)}
+
+
+def lock_and_count_pending(connection: sa.Connection, user_ids: Collection[int], *, most: int) -> dict[int, int]:
+    """How many orders of each of these users are pending: at most `most`, and among the NEWEST_ORDERS newest ones.
+
+    The counts stay exact until the transaction ends, if every transaction that places orders of a limited user calls
+    this first. The users are locked in the order of their ids, because two transactions could otherwise deadlock.
+    """
+    ids = sorted(int(user_id) for user_id in user_ids)
+    users = ", ".join(f"({user_id})" for user_id in ids)
+    count = _COUNT_PENDING.format(newest=NEWEST_ORDERS, most=int(most), users=users)
+    if connection.dialect.name == "sqlite":  # A transaction that writes has the database for itself.
+        return {user_id: pending for user_id, pending in connection.exec_driver_sql(count)}  # noqa: C416 - typed
+    # In one round trip, and still two statements: the second one sees what was committed while the first one waited.
+    # A bitmap scan would read all orders of a user before it sorts them; the index has them in order.
+    lock = f"""
+        SELECT set_config('enable_bitmapscan', 'off', true), pg_advisory_xact_lock({USER_LOCK}, id)
+        FROM unnest(ARRAY{ids}) AS id
+    """  # noqa: S608 - integers
+    cursor = connection.exec_driver_sql(f"{lock}; {count}").cursor
+    cursor.nextset()
+    return dict(cursor.fetchall())
 
 
 def find_request(connection: sa.Connection, idempotency_key: str) -> tuple[int, str] | None:

@@ -27,7 +27,9 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 #: What a page of an allowed origin may send and read. Credentials mode is not allowed: no cookie has a meaning here.
-_EXPOSED = "ETag, Location, Preference-Applied, Retry-After, WWW-Authenticate, X-Request-ID"
+_EXPOSED = (
+    "ETag, Location, Preference-Applied, RateLimit, RateLimit-Policy, Retry-After, WWW-Authenticate, X-Request-ID"
+)
 _PREFLIGHT = {
     "Access-Control-Allow-Headers": "Accept-Language, Authorization, Content-Type, Idempotency-Key, If-None-Match, "
     "Last-Event-ID, Prefer, traceparent, tracestate, X-Request-ID",

@@ -13,13 +13,13 @@ from order_service import handlers, vendor
 from order_service.config import Settings
 from order_service.contract.events import MAX_ID
 from order_service.domain.messages import Cancel, Message, ReportFailed, ReportPaid, ReportPending
-from order_service.domain.order import AWAITING_MENU, Order, State, UnknownOrder
+from order_service.domain.order import AWAITING_MENU, Order, State, TooManyPending, UnknownOrder
 from order_service.domain.saga import Decision, Outcome
 from order_service.process import StopFlag
 from order_service.storage import history, migrate, orders
 from order_service.storage.database import Database, OutcomeUnknown, settle
 from order_service.unit_of_work import unit_of_work
-from order_service.web import failures, requests, responses, tokens
+from order_service.web import failures, limits, requests, responses, tokens
 from order_service.web.authorization import caller, refused
 from order_service.web.headers import header
 from order_service.web.observability import trace_context
@@ -51,7 +51,11 @@ class Api:
         self.unreadable = UnreadableOrders()
         self.watcher = Watcher(self.database, self.unreadable)
         self.menu_wait = MenuWait(self.watcher, stopping, limit=settings.waiters)
-        self.streams = Streams(self.watcher, stopping, limit=settings.streams, seconds=settings.stream_seconds)
+        self.rate_limit = limits.rate_limit(settings, _client)
+        own_streams = limits.Places(settings.most_own_streams, _client) if settings.most_own_streams else None
+        self.streams = Streams(
+            self.watcher, stopping, limit=settings.streams, seconds=settings.stream_seconds, own=own_streams
+        )
         self.users = Users(str(settings.user_service_url)) if settings.user_service_url else None
         self.verifier = tokens.verifier(settings)
         if self.verifier is None:
@@ -71,6 +75,8 @@ class Api:
 
     def place_order(self) -> Response:
         """Record the order, then wait for the menu for as long as the client prefers."""
+        if self.rate_limit:
+            self.rate_limit.count()
         body, key = requests.parse(OrderRequest, requests.json_body()), requests.idempotency_key()
         _require_own(body.user_id)
         # The server has already joined repeated headers, so get() is sufficient.
@@ -164,15 +170,27 @@ class Api:
     def _record(self, body: OrderRequest, key: str | None) -> Order:
         idempotency = {"idempotency_key": _own_key(key), "request_hash": _hash(body)} if key else {}
         placement = handlers.Placement(
-            body.user_id, tuple(body.menu_ids), body.expected_total, request=idempotency, **trace_context()
+            body.user_id,
+            tuple(body.menu_ids),
+            body.expected_total,
+            pending_limit=self._pending_limit(),
+            request=idempotency,
+            **trace_context(),
         )
         try:
             return self.recorder.place(placement)
-        except sa.exc.IntegrityError:
+        except (sa.exc.IntegrityError, TooManyPending) as error:
             # A concurrent repeat of the request was recorded first.
             if key and (order := self._find_repeated(body, key)):
                 return order
+            if isinstance(error, TooManyPending):
+                raise limits.too_many_pending(placement.pending_limit or 0) from None
             raise
+
+    def _pending_limit(self) -> int | None:
+        """How many pending orders the user may have; staff places orders for guests, so it has no limit."""
+        is_staff = self.verifier is not None and caller().own_user_id is None
+        return None if is_staff else self.settings.most_pending or None
 
     def _change(self, order_id: int, message: Message) -> Response:
         _check_id(order_id)
@@ -246,6 +264,12 @@ def _require_own(user_id: int | None) -> None:
     """Raise Problem 403 for a user other than the one whose orders the caller may see."""
     if caller().own_user_id not in (None, user_id):
         raise refused("not_your_user")
+
+
+def _client() -> str:
+    """Who is counted by a limit: the subject of the token, or the network of the address."""
+    found = caller()
+    return limits.client_network(found.address) if found.subject is None else f"subject {found.subject}"
 
 
 def _own_key(key: str) -> str:

@@ -60,5 +60,6 @@ PROBLEMS = {
     "insufficient_scope": Problem("insufficient_scope", {"scopes": "orders, orders:all"}),
     "invalid_request": _invalid("note", "tidak dikenal; hapus dari permintaan"),
     "malformed_json": Problem("malformed_json", {"detail": "salah pada baris 1 kolom 1"}),
+    "too_many_pending": Problem("too_many_pending", {"limit": 20}),
     "idempotency_key_reused": Problem("idempotency_key_reused", order_id=1),
 }

@@ -16,8 +16,9 @@ from order_service.web.problems import KINDS, Problem, ProblemDetails
 from order_service.web.routes import HEADER_SCHEMAS, HEADERS, PATH_PARAMETERS, ROUTES, Answer, Json, Route
 
 _SCHEMA = "#/components/schemas/{model}"
+_RATE_LIMIT = ("RateLimit", "RateLimit-Policy")
 _TAGS = {"Orders": "Orders, from placing to paying or cancelling.", "Service": "Probes, metrics and documentation."}
-_HEADERS_BY_STATUS = {401: ["WWW-Authenticate"], 503: ["Retry-After"]}
+_HEADERS_BY_STATUS = {401: ["WWW-Authenticate"], 429: [*_RATE_LIMIT, "Retry-After"], 503: ["Retry-After"]}
 _SCHEME_NAME = "accessToken"
 _TOKEN: Json = {
     "type": "http",
@@ -84,9 +85,12 @@ def _operation(route: Route) -> Json:
     if route.body:
         content = {"schema": _reference(route.body), "example": route.example}
         described["requestBody"] = {"required": True, "content": {"application/json": content}}
-    answers = {str(status): _success(answer) for status, answer in route.answers.items()}
+    answers: dict[str, Json] = {str(status): _success(answer) for status, answer in route.answers.items()}
     for status in sorted({KINDS[code].status for code in route.all_problems}):
         answers[str(status)] = _failure(status, [code for code in route.all_problems if KINDS[code].status == status])
+    if route.is_rate_limited:
+        for answer in answers.values():
+            answer["headers"] = {name: _header(name) for name in _RATE_LIMIT} | answer["headers"]
     return described | {"responses": answers}
 
 

@@ -15,7 +15,7 @@ import structlog
 
 from order_service import handlers
 from order_service.backoff import Backoff, Postponed
-from order_service.domain.order import AWAITING_MENU, Order
+from order_service.domain.order import AWAITING_MENU, Order, TooManyPending
 from order_service.domain.saga import Policy
 from order_service.handlers import Placement
 from order_service.process import StopFlag, first_line
@@ -70,7 +70,7 @@ class Recorder:
         return len(self._waiting)
 
     def place(self, placement: Placement) -> Order:
-        """Return the order, committed. Raises what its transaction raised.
+        """Return the order, committed. Raises what its transaction raised, or TooManyPending over the user's limit.
 
         If that leaves the outcome unknown, finds it out; raises OutcomeUnknown if the database is unavailable.
         """
@@ -134,9 +134,14 @@ class Recorder:
         """Set the order or the error of each entry, in every case; mark those to be retried alone."""
         try:
             with unit_of_work(self._database, self._policy) as work:
-                orders = handlers.place_orders(work, [entry.placement for entry in entries])
-                for entry, order in zip(entries, orders, strict=True):
+                room = handlers.has_room(work, [entry.placement for entry in entries])
+                accepted = [entry for entry, has_room in zip(entries, room, strict=True) if has_room]
+                placed = handlers.place_orders(work, [entry.placement for entry in accepted]) if accepted else []
+                for entry, order in zip(accepted, placed, strict=True):
                     entry.order = order
+            for entry in entries:
+                if entry.order is None:
+                    entry.error = TooManyPending("the user has too many pending orders")
         except BaseException as error:
             # One of the requests is a repeat, or its key is locked; that must not fail the others.
             is_retried_alone = len(entries) > 1 and isinstance(error, sa.exc.DBAPIError) and is_rolled_back(error)

@@ -70,6 +70,17 @@ KINDS = {
     "too_many_streams": Kind(
         503, "Terlalu banyak aliran terbuka; coba lagi nanti.", "Too many open streams; try again later."
     ),
+    "rate_limited": Kind(429, "Terlalu banyak permintaan; coba lagi nanti.", "Too many requests; try again later."),
+    "too_many_pending": Kind(
+        429,
+        "Pengguna ini sudah memiliki {limit} pesanan yang belum selesai; bayar atau batalkan dahulu.",
+        "This user already has {limit} pending orders; pay or cancel some first.",
+    ),
+    "too_many_own_streams": Kind(
+        429,
+        "Terlalu banyak aliran Anda yang terbuka; tutup salah satu.",
+        "Too many of your streams are open; close one of them.",
+    ),
     "idempotency_key_reused": Kind(
         422,
         "Idempotency-Key ini sudah dipakai untuk isi permintaan lain.",
@@ -187,8 +198,8 @@ def in_language(texts: Texts) -> str:
 
 
 def respond(problem: Problem) -> Response:
-    """The problem as a response in the client's language; for an EventSource, a 503 becomes an empty stream."""
-    if KINDS[problem.code].status == 503 and _is_event_source():
+    """The problem as a response in the client's language; for an EventSource, a 429 or 503 becomes an empty stream."""
+    if KINDS[problem.code].status in (429, 503) and _is_event_source():
         # After any other response it would never reconnect; its browser shows it neither the body nor the headers.
         # https://html.spec.whatwg.org/multipage/server-sent-events.html#sse-processing-model
         return Response(f"retry: {RETRY_AFTER_SECONDS * 1000}\n\n", content_type="text/event-stream")

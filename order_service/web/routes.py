@@ -62,6 +62,10 @@ class Route:
         problems = [code for code in self.problems if code != "not_your_user"]
         return replace(self, scopes=OPEN, problems=problems)
 
+    @property
+    def is_rate_limited(self) -> bool:
+        return "rate_limited" in self.problems
+
 
 #: The documentation of path parameters; `_RULES` maps them to Flask's converters.
 PATH_PARAMETERS: Mapping[str, Json] = {
@@ -88,6 +92,8 @@ HEADERS = {
     "Prefer": "RFC 7240: `respond-async`, or `wait=N` to wait up to N seconds"
     f" (at most {MAX_WAIT_SECONDS}) for the menu.",
     "Preference-Applied": "The preferences that were applied.",
+    "RateLimit": "How much of each limit is left (`r`), and for how many seconds (`t`); if a rate limit is set.",
+    "RateLimit-Policy": "The limits: the quota (`q`) and its period in seconds (`w`).",
     "Retry-After": "The number of seconds after which to try again.",
     "traceparent": "W3C Trace Context; the events of this order carry it unchanged.",
     "tracestate": "W3C Trace Context; the events of this order carry it unchanged.",
@@ -98,6 +104,8 @@ HEADERS = {
 HEADER_SCHEMAS: Mapping[str, Json] = {
     "Idempotency-Key": {"type": "string", "pattern": requests.IDEMPOTENCY_KEY},
     "Location": {"type": "string", "format": "uri-reference", "pattern": "^orders/[0-9]+$"},
+    "RateLimit": {"type": "string", "pattern": '^"[a-z]+";r=[0-9]+(;t=[0-9]+)?$'},
+    "RateLimit-Policy": {"type": "string", "pattern": '^"[a-z]+";q=[0-9]+(;w=[0-9]+|;qu="[a-z-]+")?$'},
     "Retry-After": {"type": "integer", "minimum": 0},
 }
 _OBJECT: Json = {"type": "object"}
@@ -108,6 +116,7 @@ _BODY = (
     "malformed_json", "body_too_large", "unsupported_media_type", "unsupported_content_encoding", "invalid_request",
 )  # fmt: skip
 _MENU = ("menu_not_found", "out_of_stock", "price_changed", "idempotency_key_reused")
+_LIMITS = ("rate_limited", "too_many_pending")
 _USER = ("user_not_found", "user_service_unavailable")
 _ENDED = ("order_failed", "order_cancelled")
 _PUT_CONFLICTS = ("order_paid", *_ENDED)
@@ -130,7 +139,7 @@ ROUTES = (
             201: _placed("The order is reserved and priced.", examples.PENDING),
             202: _placed("The order is recorded, but not priced yet.", examples.UNPRICED),
         },
-        (*_BODY, *_MENU, *_USER, *_ENDED, *_WRITE, "not_your_user"),
+        (*_BODY, *_MENU, *_USER, *_ENDED, *_LIMITS, *_WRITE, "not_your_user"),
         ("Prefer", "Idempotency-Key", "traceparent", "tracestate"),
         body=requests.OrderRequest, example=examples.ORDER_REQUEST,
         description="Records the order, then waits for the menu. Send an Idempotency-Key to repeat the request "
@@ -186,7 +195,7 @@ ROUTES = (
             ),
             204: Answer("The order has ended and Last-Event-ID names its last event: do not reconnect.", media_type=""),
         },
-        (*_ORDER, "too_many_streams"), ("Last-Event-ID",),
+        (*_ORDER, "too_many_own_streams", "too_many_streams"), ("Last-Event-ID",),
         description="The text of a stream as an EventSource reads it. Each event is named `status`, its data is the "
         "order as JSON, and its id is the value for Last-Event-ID.",
     ),

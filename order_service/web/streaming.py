@@ -15,6 +15,7 @@ from flask import Response, request
 from order_service.domain.order import FINAL, Order
 from order_service.process import StopFlag
 from order_service.web import responses
+from order_service.web.limits import Places
 from order_service.web.placing import STOP_CHECK_SECONDS, Watcher
 from order_service.web.problems import Problem, prefers_english
 
@@ -33,14 +34,16 @@ _HAS_LEFT = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
 
 class Streams:
-    """The open streams of one process: at most `limit`, each at most `seconds` long."""
+    """The open streams of one process: at most `limit`, each at most `seconds` long, and `own` for each client."""
 
-    def __init__(self, watcher: Watcher, stopping: StopFlag, *, limit: int, seconds: float) -> None:
-        self._watcher, self._stopping, self._seconds = watcher, stopping, seconds
+    def __init__(
+        self, watcher: Watcher, stopping: StopFlag, *, limit: int, seconds: float, own: Places | None = None
+    ) -> None:
+        self._watcher, self._stopping, self._seconds, self._own = watcher, stopping, seconds, own
         self._slots = threading.Semaphore(limit)
 
     def open(self, order: Order, last_event_id: str | None, *, expires_at: float | None) -> Response:
-        """A stream of this order, or 204 if no change can follow. Raises Problem 503 when too many are open.
+        """A stream of this order, or 204 if no change can follow. Raises Problem 429 or 503 when too many are open.
 
         `expires_at`: when the caller's token expires, in seconds since 1970; the stream then ends.
         """
@@ -49,7 +52,10 @@ class Streams:
             nothing = Response(status=204)
             del nothing.headers["Content-Type"]
             return nothing
+        give_back = self._own.take() if self._own else None
         if not self._slots.acquire(blocking=False):
+            if give_back:
+                give_back()
             raise Problem("too_many_streams")
         seconds = self._seconds if expires_at is None else min(self._seconds, expires_at - time.time())
         has_left = _leaving(request.environ)
@@ -58,6 +64,8 @@ class Streams:
         response.headers.add("Vary", "Accept-Language")
         # Called even if the client disconnects before the first event is produced.
         response.call_on_close(self._slots.release)
+        if give_back:
+            response.call_on_close(give_back)
         return response
 
     def _events(

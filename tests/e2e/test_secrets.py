@@ -18,6 +18,8 @@ SETTINGS = {
     "RABBITMQ_URL": f"amqp://me:{CANARY}%2F@127.0.0.1:1/,amqp://me:{CANARY}@127.0.0.1:2/",
     "USER_SERVICE_URL": HTTP,
     "MENU_SERVICE_URL": HTTP,
+    "ORDER_RATE_LIMIT": "9/minute",
+    "ORDER_RATE_LIMIT_STORAGE": f"redis://me:{CANARY}@127.0.0.1:1/0",
     "OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Bearer {CANARY}",
     "LOG_LEVEL": "DEBUG",
 }

@@ -1,5 +1,6 @@
 """What a batch, a POST and the relay may cost, in statements and round trips: counts, so a busy machine fails none."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from order_service.config import Settings
 from order_service.contract.envelope import Delivery, Reply
 from order_service.contract.events import INCOMING
 from order_service.contract.topology import QUEUES
-from order_service.storage import history
+from order_service.storage import history, orders
 from order_service.storage.database import Database
 from order_service.storage.outbox import Claim, Outcomes
 from order_service.storage.tables import outbox
@@ -117,6 +118,54 @@ def test_post_costs_five_round_trips(database_url: str, traced: core.RoundTrips)
     # The pool's ping, BEGIN, the order, its event, COMMIT with NOTIFY.
     assert traced.count() <= 5
     app.extensions["api"].close()
+
+
+@core.POSTGRESQL_ONLY
+def test_limit_of_pending_orders_costs_one_round_trip_more(database_url: str, traced: core.RoundTrips) -> None:
+    app = create_app(Settings(database_url=database_url, wait_seconds=0, pending_limit=20, rate_limit="9/second"))
+    client = app.test_client()
+    for _ in range(2):  # The first request opens the connection.
+        traced.count()
+        assert client.post("/orders", json=builders.order_request()).status_code == 202
+
+    assert traced.count() <= 6
+    app.extensions["api"].close()
+
+
+#: Of 20,000 orders that have ended, user 7 has 12,000, and 1,000 others have 8 each.
+ENDED_ORDERS = """
+    INSERT INTO orders (key, user_id, menu_ids, created_at, state, version, ledger, reminders_left)
+    SELECT gen_random_uuid(), CASE WHEN mod(i, 5) < 3 THEN 7 ELSE 100 + mod(i, 1000) END, '[1]', now(), 'paid', 1, '{}', 0
+    FROM generate_series(1, 20000) AS i
+"""
+
+
+@core.POSTGRESQL_ONLY
+def test_pending_orders_of_a_batch_are_counted_by_one_statement_that_reads_few_orders(
+    database: Database, statements: list[str]
+) -> None:
+    # given
+    with database.writing() as connection:
+        connection.exec_driver_sql(ENDED_ORDERS)
+        connection.exec_driver_sql("ANALYZE orders")
+    core.place_sent(database, 3, user_id=8)
+    statements.clear()
+
+    # when
+    with core.unit_of_work(database) as work:
+        placements = [builders.placement(user_id=7 + number % 2, pending_limit=4) for number in range(100)]
+        room = handlers.has_room(work, placements)
+
+    # then: four more of user 7, and one of user 8
+    assert [number for number, has_room in enumerate(room) if has_room] == [0, 1, 2, 4, 6]
+    [statement] = statements
+    lock, count = statement.split(";")
+    with database.writing() as connection:
+        connection.exec_driver_sql(lock)
+        plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN ANALYZE {count}").scalars())
+    assert "Index Scan Backward" in plan, plan
+    read = [int(rows) for rows in re.findall(r"actual time=\S+ rows=([0-9]+)", plan)]
+    assert max(read) <= orders.NEWEST_ORDERS, plan
 
 
 @core.POSTGRESQL_ONLY

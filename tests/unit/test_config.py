@@ -62,6 +62,13 @@ UNUSABLE = [
     *(("ORDER_CORS_ORIGINS", value, "ORDER_CORS_ORIGINS: must be * or origins") for value in (
         "null", "shop.example", "https://shop.example/orders", "https://a,,b", "https://*.shop.example", "https://me@shop.example"
     )),
+    *(("ORDER_RATE_LIMIT", value, "ORDER_RATE_LIMIT: must look like 60/minute") for value in (
+        "60", "0/minute", "-1/minute", "60/fortnight", "60/minute;5/second", "1/year", "9999999/minute", "1.5/minute"
+    )),
+    *(("ORDER_RATE_LIMIT_STORAGE", value, "ORDER_RATE_LIMIT_STORAGE: must be memory, or look like redis://") for value in (
+        "redis", "Memory", "redis://", "redis://host:99999/0", "redis://host/x", "redis://[::1/0", "memcached://host",
+        "redis://host/0?no_option=1", "redis://host/0?socket_timeout=abc"
+    )),
     *((str(field.validation_alias), "unusable", f"{field.validation_alias}: ")
       for name, field in Settings.model_fields.items() if field.annotation is not str and not name.endswith("_url")),
 ]  # fmt: skip
@@ -125,6 +132,7 @@ UNREACHABLE = {
     "RABBITMQ_URL": f"amqp://me:{CANARY}%2F@127.0.0.1:1/,amqp://me:{CANARY}@127.0.0.1:2/",
     "USER_SERVICE_URL": HTTP,
     "MENU_SERVICE_URL": HTTP,
+    "ORDER_RATE_LIMIT_STORAGE": f"redis://me:{CANARY}@127.0.0.1:1/0",
     "OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Bearer {CANARY}",
     "LOG_LEVEL": "DEBUG",
 }
@@ -139,6 +147,7 @@ ENVIRONMENTS = {
         "RABBITMQ_URL": f"amqp://me:{CANARY}/@host/",
         "USER_SERVICE_URL": f"http://me:{CANARY}@",
         "MENU_SERVICE_URL": f"me:{CANARY}@host",
+        "ORDER_RATE_LIMIT_STORAGE": f"redis://me:{CANARY}@host/x",
     },
 }
 #: The commands that read the settings; the Procfile's processes are in tests/e2e/test_secrets.py.
@@ -257,7 +266,29 @@ def test_the_sandbox_ignores_the_port_variables_of_kubernetes(monkeypatch: pytes
     assert (port_of("MENU_PORT", 5002), port_of("USERS_PORT", 5001)) == (5002, 6001)
 
 
+@pytest.mark.parametrize(
+    ("given", "requests", "seconds"), [("60/minute", 60, 60), ("10 per 5 seconds", 10, 5), ("1 / DAY", 1, 86400)]
+)
+def test_notations_of_a_rate(given: str, requests: int, seconds: int) -> None:
+    rate = Settings(rate_limit=given).rate
+
+    assert rate
+    assert (rate.amount, rate.get_expiry()) == (requests, seconds)
+
+
+@pytest.mark.parametrize(("auth", "given", "most"), [
+    ("none", None, 0), ("none", 5, 5), ("jwt", None, 20), ("jwt", 5, 5), ("jwt", 0, 0),
+])  # fmt: skip
+def test_pending_orders_and_streams_are_limited_by_default_where_requests_need_tokens(
+    auth: str, given: int | None, most: int
+) -> None:
+    settings = Settings(auth=auth, jwt_issuer="i", jwt_key_file="k", pending_limit=given, stream_limit=given)
+
+    assert (settings.most_pending, settings.most_own_streams) == (most, most)
+
+
 @pytest.mark.parametrize(("name", "given", "read"), [
+    ("ORDER_RATE_LIMIT_STORAGE", "REDIS://u:P@host/1", "redis://u:P@host/1"),
     ("LOG_LEVEL", "info", "INFO"), ("LOG_LEVEL", "Warn", "WARNING"),
     ("DATABASE_URL", "postgres://me@host/orders", "postgresql://me@host/orders"),
     ("DATABASE_URL", "PostgreSQL://me@host/Orders", "postgresql://me@host/Orders"),
@@ -269,4 +300,4 @@ def test_other_spellings_of_a_level_or_a_scheme_are_read(
 ) -> None:
     monkeypatch.setenv(name, given)
 
-    assert getattr(Settings(), name.lower()) == read
+    assert getattr(Settings(), name.lower().removeprefix("order_")) == read

@@ -130,7 +130,9 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 def images(files: list[Path]) -> set[str]:
-    return set(re.findall(r"^(?:FROM|\s*image:) (\S+)", "\n".join(path.read_text() for path in files), re.MULTILINE))
+    return set(
+        re.findall(r"^(?:FROM|\s*image:) ([a-z]\S+)", "\n".join(path.read_text() for path in files), re.MULTILINE)
+    )
 
 
 def test_every_image_of_others_is_pinned_to_the_digest_of_its_tag(registry: dict[str, str], files: list[Path]) -> None:
