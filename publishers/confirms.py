@@ -22,6 +22,7 @@ from pika.spec import Basic, BasicProperties
 
 from order_service.contract.envelope import APP_ID, CONTENT_TYPE
 from order_service.contract.headers import decoded
+from order_service.contract.topology import target_exchange
 from order_service.storage.outbox import Claim, Outcomes, Route, is_mandatory
 from order_service.vendor import GatheringConnection
 
@@ -52,6 +53,12 @@ class Answer(Enum):
     NACKED = "refused by a queue"
     #: pika cannot encode it, so the broker never receives it.
     INVALID = "cannot be encoded"
+    #: A row of this kind was not written by this service.
+    FOREIGN = "its exchange is not one of this service's, so it is not published"
+
+
+#: The answers that the broker did not give, because it never receives the message.
+NOT_SENT = (Answer.INVALID, Answer.FOREIGN)
 
 
 def route_of(row: sa.Row[Any]) -> Route:
@@ -113,11 +120,16 @@ class ConfirmChannel:
     def _send(self) -> None:
         entries, self._queued = self._queued, []
         invalid: list[Entry] = []
+        foreign: list[Entry] = []
         with self._connection.gathering():
             for batch, row in entries:
+                exchange = target_exchange(row.exchange, row.routing_key)
+                if exchange is None:
+                    foreign.append((batch, row))
+                    continue
                 try:
                     self._channel.basic_publish(
-                        row.exchange, row.routing_key, row.body, _properties(row), mandatory=is_mandatory(row)
+                        exchange, row.routing_key, row.body, _properties(row), mandatory=is_mandatory(row)
                     )
                 except ChannelWrongStateError:
                     raise
@@ -128,6 +140,7 @@ class ConfirmChannel:
                     self._last_tag += 1
                     self._in_flight[self._last_tag] = batch, row
         self._answer(invalid, Answer.INVALID)
+        self._answer(foreign, Answer.FOREIGN)
 
     def _note_close(self, _: Channel, error: Exception) -> None:
         entries = [*self._in_flight.values(), *self._queued]

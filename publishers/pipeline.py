@@ -25,7 +25,7 @@ from order_service.storage import outbox
 from order_service.storage.database import Database
 from order_service.storage.outbox import Claim, Outcomes, Position, Route
 from order_service.vendor import GatheringConnection, early_reset_as_lost_connection
-from publishers.confirms import Answer, Batch, ConfirmChannel, Entry, route_of
+from publishers.confirms import NOT_SENT, Answer, Batch, ConfirmChannel, Entry, route_of
 from publishers.health import WINDOW, Health
 
 log = structlog.get_logger(__name__)
@@ -274,7 +274,7 @@ class Pipeline:
         self._postpone(entries, delay)
 
     def _note_answers(self, channel: ConfirmChannel, entries: list[Entry], answer: Answer) -> None:
-        if not self._confirmed and answer is not Answer.INVALID:
+        if not self._confirmed and answer not in NOT_SENT:
             self._confirmed = True
             self._on_first_confirm()
         if answer is not Answer.ACCEPTED:

@@ -19,7 +19,8 @@ from sandbox.servers.sources import print_line
 from sandbox.siblings.kit import connection_parameters
 
 DEMO_DIR = PROJECT_DIR / "var" / "demo"
-EXCHANGE = "restaurant.events"
+#: Where the Order Service, the Menu Service and the Payment Service publish.
+EXCHANGES = ("restaurant.events", "menu-service.events", "payment-service.events")
 #: The order in the original API specification, and its result.
 ORDER = {"user_id": 1, "menu_ids": [1, 2]}
 TOTAL = 38000
@@ -73,7 +74,8 @@ def _follow_order(amqp_url: str) -> None:
     with contextlib.closing(pika.BlockingConnection(connection_parameters(amqp_url))) as connection:
         channel = connection.channel()
         queue = channel.queue_declare("", exclusive=True).method.queue
-        channel.queue_bind(queue, EXCHANGE, "#")
+        for exchange in EXCHANGES:
+            channel.queue_bind(queue, exchange, "#")
         print_line(f"\nPOST {API}/orders  {json.dumps(ORDER)}")
         start = datetime.now(UTC)
         posted = http_client.call("POST", f"{API}/orders", ORDER)

@@ -12,6 +12,7 @@ from order_service.cli.menu_rules import MENU_RULES
 from order_service.cli.payment_rules import PAYMENT_RULES
 from order_service.cli.talk import QUIET_SECONDS, Rule, Talk, Wanted
 from order_service.contract.events import INCOMING, OUTGOING
+from order_service.contract.topology import EXCHANGE
 
 
 def _replies_are_valid(talk: Talk) -> None:
@@ -20,11 +21,13 @@ def _replies_are_valid(talk: Talk) -> None:
             raise Broken(sent=_about(talk, each.order_id), came=each.text, expected="a valid reply")
 
 
-def _replies_are_published_as_agreed(talk: Talk) -> None:
+def _replies_are_published_as_agreed(talk: Talk) -> str | None:
+    shared = False
     for each in talk.conversation.received:
         if each.reply is None:
             continue
         properties, key = each.delivery.properties, INCOMING[each.reply.type].routing_key
+        shared = shared or each.exchange == EXCHANGE
         came = {
             "routing key": each.delivery.routing_key,
             "delivery mode": properties.get("delivery_mode"),
@@ -34,6 +37,11 @@ def _replies_are_published_as_agreed(talk: Talk) -> None:
         agreed = {"routing key": key, "delivery mode": 2, "expiration": None, "id": "present"}
         if came != agreed:
             raise Broken(sent=_about(talk, each.order_id), came=f"{each.text}, {came}", expected=str(agreed))
+    return (
+        f"on the shared exchange {EXCHANGE}, which a broker with rights refuses: see docs/siblings.md"
+        if shared
+        else None
+    )
 
 
 def _own_id(body: bytes, properties: Mapping[str, Any]) -> object:

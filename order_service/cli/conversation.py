@@ -19,7 +19,7 @@ from order_service.cli.broker import event_properties
 from order_service.contract import samples
 from order_service.contract.envelope import Delivery, Rejection, Reply, read, utc_text
 from order_service.contract.events import INCOMING, MAX_ID, OUTGOING
-from order_service.contract.topology import EXCHANGE
+from order_service.contract.topology import EXCHANGE, declare_exchanges, published_on
 from order_service.domain.messages import Message
 
 #: The order ids of a run are the next thousand from a random one on, far above those of real orders.
@@ -46,6 +46,7 @@ class NotChecked(Exception):
 class Received:
     """A message of the sibling about one of our orders; `problem` says why it is not valid."""
 
+    exchange: str
     order_id: int
     delivery: Delivery
     reply: Reply | None
@@ -79,8 +80,10 @@ class Conversation:
         #: The longest time from a request to its reply, in seconds, and that request.
         self.slowest: tuple[float, str] = (0, "")
         self._queue = channel.queue_declare("", exclusive=True, auto_delete=True).method.queue
-        for model in INCOMING.values():
-            channel.queue_bind(self._queue, EXCHANGE, model.routing_key)
+        declare_exchanges(channel)
+        for name, model in INCOMING.items():
+            for exchange in (EXCHANGE, published_on(name)):
+                channel.queue_bind(self._queue, exchange, model.routing_key)
         channel.basic_consume(self._queue, self._receive, auto_ack=True, exclusive=True)
         channel.confirm_delivery()
 
@@ -123,7 +126,8 @@ class Conversation:
             ) from None
         if len(self.sent) == 1:
             # For replies with a wrong key. Not before: this queue would also have received the first request.
-            self._channel.queue_bind(self._queue, EXCHANGE, "#")
+            for exchange in {EXCHANGE, *map(published_on, INCOMING)}:
+                self._channel.queue_bind(self._queue, exchange, "#")
 
     def wait(self, holds: Callable[[], bool], *, seconds: float | None = None) -> bool:
         """Receive until this holds; return whether it came to hold in time."""
@@ -176,7 +180,7 @@ class Conversation:
                 return
             problem, order_id = f"{error.code}: {error}", error.order_id or 0
         if self.first_id < order_id <= self._next_id:
-            self.received.append(Received(order_id, delivery, reply, problem))
+            self.received.append(Received(deliver.exchange or "", order_id, delivery, reply, problem))
 
 
 def _text(body: bytes) -> str:

@@ -17,11 +17,13 @@ from order_service.cli.broker import event_properties, open_channel
 from order_service.contract import samples
 from order_service.contract.envelope import Delivery, Rejection, read, utc_text
 from order_service.contract.events import EVENTS, MAX_ID, OUTGOING, exact_json
-from order_service.contract.topology import EXCHANGE
+from order_service.contract.topology import EXCHANGE, published_on
 
 #: The longest time until `tail` stops after Ctrl-C, in seconds.
 STOP_CHECK_SECONDS = 0.5
 _TYPE_BY_ROUTING_KEY = {model.routing_key: name for name, model in EVENTS.items()}
+#: The exchanges to which events are published, this service's first.
+_EXCHANGES = list(dict.fromkeys([EXCHANGE, *map(published_on, EVENTS)]))
 _FILE = click.argument("file", type=click.File("rb"))
 _TYPE = click.option("--type", "event_type", type=click.Choice(list(EVENTS)), help="The event type of bare data.")
 _KEY = click.option(
@@ -57,18 +59,22 @@ def validate(file: BinaryIO, event_type: str | None, routing_key: str | None) ->
 @_TYPE
 @_KEY
 @click.option("--unchecked", is_flag=True, help="Publish without validation; requires --routing-key.")
-def publish(file: BinaryIO, event_type: str | None, routing_key: str | None, unchecked: bool) -> None:
+@click.option("--exchange", type=click.Choice(_EXCHANGES), help="Default: the exchange of the event's publisher.")
+def publish(
+    file: BinaryIO, event_type: str | None, routing_key: str | None, unchecked: bool, exchange: str | None
+) -> None:
     """Publish the event in FILE and wait for the confirm. Use - for standard input."""
     if unchecked and not routing_key:
         raise click.UsageError("--unchecked requires --routing-key, because the event is not read")
     body, event_type = file.read(), event_type or _TYPE_BY_ROUTING_KEY.get(routing_key or "")
     event_type = str(event_type) if unchecked else _validated_type(body, event_type)
     routing_key = routing_key or EVENTS[event_type].routing_key
+    exchange = exchange or published_on(_TYPE_BY_ROUTING_KEY[routing_key])
     properties = event_properties(body, event_type)
     with _exchange() as channel:
         channel.confirm_delivery()
         try:
-            channel.basic_publish(EXCHANGE, routing_key, body, properties, mandatory=True)
+            channel.basic_publish(exchange, routing_key, body, properties, mandatory=True)
         except UnroutableError:
             raise click.ClickException(
                 f"no queue is bound to {routing_key}, so the event was not delivered. For an event that the Order "
@@ -76,23 +82,24 @@ def publish(file: BinaryIO, event_type: str | None, routing_key: str | None, unc
             ) from None
         except NackError:
             raise click.ClickException("the broker rejected the event; check its alarms and queues") from None
-    click.echo(f"Published to {EXCHANGE} as {routing_key}, id {properties.message_id}")
+    click.echo(f"Published to {exchange} as {routing_key}, id {properties.message_id}")
 
 
 @events.command()
 def tail() -> None:
-    """Print one line for each new event on the exchange, until Ctrl-C."""
+    """Print one line for each new event on the exchanges of all publishers, until Ctrl-C."""
 
     def show(_: BlockingChannel, deliver: Basic.Deliver, __: BasicProperties, body: bytes) -> None:
         click.echo(_line(deliver.routing_key or "", body))
 
     with _exchange() as channel:
         queue = channel.queue_declare("", exclusive=True).method.queue
-        channel.queue_bind(queue, EXCHANGE, "#")
+        for exchange in _EXCHANGES:
+            channel.queue_bind(queue, exchange, "#")
         channel.basic_consume(queue, show, auto_ack=True, exclusive=True)
         # A KeyboardInterrupt raised inside a destructor or a callback of C code is printed and ignored; a flag is not.
         stop = process.stop_on_signal()
-        click.echo(f"Watching {EXCHANGE}, Ctrl-C to stop", err=True)
+        click.echo(f"Watching {', '.join(_EXCHANGES)}; Ctrl-C to stop", err=True)
         while channel.consumer_tags:
             channel.connection.process_data_events(time_limit=STOP_CHECK_SECONDS)
             if stop.is_set():
@@ -101,7 +108,7 @@ def tail() -> None:
 
 
 def _exchange() -> AbstractContextManager[BlockingChannel]:
-    remedy = "If the exchange does not exist, run `python -m order_service topology`."
+    remedy = "If an exchange does not exist, run `python -m order_service topology`."
     return open_channel(process.begin(), role="events", remedy=remedy)
 
 

@@ -16,7 +16,7 @@ from pika.exceptions import ChannelClosedByBroker, NackError, UnroutableError, U
 
 from order_service import vendor
 from order_service.contract import topology
-from order_service.contract.topology import EXCHANGE, QUORUM, Queue
+from order_service.contract.topology import QUORUM, Queue
 from order_service.process import first_line
 
 #: After this time a message that was routed before its queue was unbound has arrived, in seconds.
@@ -26,7 +26,10 @@ ACK_SECONDS = 5
 
 
 def declare(connection: pika.BlockingConnection, queues: Sequence[Queue]) -> list[str]:
-    """Declare what is missing; return the broker's reason for each queue that only `recreate_queue` can declare."""
+    """Declare what is missing; return the broker's reason for each queue that only `recreate_queue` can declare.
+
+    Such a queue is bound, so that it receives what siblings publish to their own exchanges.
+    """
     problems = []
     for queue in queues:
         try:
@@ -35,6 +38,8 @@ def declare(connection: pika.BlockingConnection, queues: Sequence[Queue]) -> lis
             if error.reply_code != 406:
                 raise
             problems.append(error.reply_text)
+            if _exists(connection, queue.name):
+                topology.bind(connection.channel(), queue.name, queue.bindings)
         if _exists(connection, _temporary(queue)):
             problems.append(f"the queue {_temporary(queue)} exists: a previous --recreate was interrupted")
     return problems
@@ -45,13 +50,14 @@ def recreate_queue(connection: pika.BlockingConnection, queue: Queue) -> None:
     vendor.tolerate_unusual_headers()
     temporary, channel = _temporary(queue), connection.channel()
     # What this does not replace must raise before the queue is deleted.
-    topology.declare(channel, [])
-    channel.queue_declare(queue.dead_letters, durable=True, arguments=QUORUM)
+    topology.declare_exchanges(channel)
+    topology.declare_dead_letters(channel, queue)
     if _differs(connection, queue):
+        # For the time until its consumers are stopped.
+        topology.bind(channel, queue.name, queue.bindings)
         _require_no_consumers(channel, queue.name)
         channel.queue_declare(temporary, durable=True, arguments=QUORUM)
-        for routing_key in queue.routing_keys:
-            channel.queue_bind(temporary, EXCHANGE, routing_key)
+        topology.bind(channel, temporary, queue.bindings)
         _empty(channel, queue, source=queue.name, target=temporary)
         channel.queue_delete(queue.name)
     topology.declare(channel, [queue])
@@ -99,8 +105,8 @@ def _empty(channel: BlockingChannel, queue: Queue, *, source: str, target: str) 
     A quorum queue cannot be deleted with if-empty or if-unused, so it is checked here. Its number of consumers includes
     everyone who holds a message that is not acked.
     """
-    for routing_key in queue.routing_keys:
-        channel.queue_unbind(source, EXCHANGE, routing_key)
+    for exchange, routing_key in queue.bindings:
+        channel.queue_unbind(source, exchange, routing_key)
     channel.connection.sleep(SETTLE_SECONDS)
     _move(channel.connection.channel(), source, target)
     deadline = time.monotonic() + ACK_SECONDS

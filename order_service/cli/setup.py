@@ -30,14 +30,14 @@ def migrate() -> None:
 @click.command("topology")
 @click.option("--recreate", is_flag=True, help="Replace queues that exist with other arguments; keep their messages.")
 def declare_topology(recreate: bool) -> None:
-    """Declare exchange and queues (RABBITMQ_URL). May be repeated.
+    """Declare exchanges and queues (RABBITMQ_URL). May be repeated.
 
     Exits with 2 if a queue exists with other arguments.
     """
     settings = process.begin()
-    queues = (*topology.QUEUES, topology.MENU_HTTP) if settings.menu_service_url else topology.QUEUES
+    queues = topology.declared_queues(menu_over_http=bool(settings.menu_service_url))
     remedy = (
-        "If the exchange or a dead-letter queue exists with different arguments, stop the publishers, drain it, delete "
+        "If an exchange or a dead-letter queue exists with different arguments, stop the publishers, drain it, delete "
         "it in the management console and repeat this command."
     )
     with open_channel(settings, role="topology", remedy=remedy) as channel:
@@ -45,4 +45,4 @@ def declare_topology(recreate: bool) -> None:
             recreate_queue(channel.connection, queue)
         if problems := declare(channel.connection, queues):
             process.refuse("\n".join([*dict.fromkeys(problems), _RECREATE]))
-    click.echo(f"Declared: {topology.EXCHANGE}, " + ", ".join(queue.name for queue in queues))
+    click.echo("Declared: " + ", ".join([*topology.EXCHANGES, *(queue.name for queue in queues)]))

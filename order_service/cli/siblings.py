@@ -131,7 +131,7 @@ def _amount(text: str) -> Decimal:
 
 
 def _run(sibling: str, wanted: Wanted, *, wait_seconds: float, user_id: int, to_stderr: bool) -> list[Result]:
-    remedy = "The sibling declares the exchange restaurant.events: start it first."
+    remedy = "The check needs a login with all rights, on the broker of a test installation."
     results = []
     with open_channel(process.begin(), role="siblings check", remedy=remedy) as channel:
         conversation = Conversation(channel, wait_seconds=wait_seconds, user_id=user_id)

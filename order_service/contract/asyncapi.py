@@ -10,14 +10,27 @@ from order_service.contract import samples
 from order_service.contract.envelope import APP_ID, CONTENT_TYPE, MAX_BODY_BYTES, SCHEMA_VERSION
 from order_service.contract.events import EVENTS, OUTGOING
 from order_service.contract.schemas import ORDER_ID, Schema, event_schema, text
-from order_service.contract.topology import BY_NAME, EXCHANGE, MENU_HTTP, QUEUES, Queue
+from order_service.contract.topology import (
+    BY_NAME,
+    EXCHANGE,
+    MENU_EXCHANGE,
+    MENU_HTTP,
+    PAYMENT_EXCHANGE,
+    QUEUES,
+    Queue,
+    published_on,
+)
 
 _NOT_MANDATORY = [name for name, model in OUTGOING.items() if not model.mandatory]
 #: How the events that the service publishes are delivered.
 DELIVERY = f"""Published events are persistent and confirmed. Most are mandatory: they are retried while no queue is
 bound to their routing key. {", ".join(_NOT_MANDATORY[:-1])} and {_NOT_MANDATORY[-1]} are not mandatory:
 they are dropped if no queue is bound."""
-DESCRIPTION = f"""The events of the Order Service, on the durable topic exchange `{EXCHANGE}`.
+#: Who publishes where.
+EXCHANGES = f"""Each publisher has a durable topic exchange of its own: the Order Service publishes to
+`{EXCHANGE}`, the Menu Service to `{MENU_EXCHANGE}`, the Payment Service to `{PAYMENT_EXCHANGE}`.
+Replies on `{EXCHANGE}` are accepted too, but a broker with rights lets only the Order Service publish there."""
+DESCRIPTION = f"""The events of the Order Service, in RabbitMQ. {EXCHANGES}
 Every message is a CloudEvent 1.0 in structured JSON (`{CONTENT_TYPE}`).
 {DELIVERY}
 Delivery is at least once and in no guaranteed order: process an event once for each `id`, and send the same
@@ -59,7 +72,7 @@ def _action(event_type: str) -> str:
 
 
 def _event_channel(event_type: str) -> Schema:
-    exchange = {"name": EXCHANGE, "type": "topic", "durable": True, "autoDelete": False, "vhost": "/"}
+    exchange = {"name": published_on(event_type), "type": "topic", "durable": True, "autoDelete": False, "vhost": "/"}
     return {
         "address": EVENTS[event_type].routing_key,
         "title": event_type,
@@ -74,7 +87,7 @@ def _queue_channel(queue: Queue) -> Schema:
     return {
         "address": queue.name,
         "description": f"A queue of the Order Service, bound to {', '.join(queue.routing_keys)}. A message that cannot "
-        f"be processed goes to {queue.dead_letters}. Publish to {EXCHANGE}, not to this queue."
+        f"be processed goes to {queue.dead_letters}. Publish to {queue.publisher}, not to this queue."
         + (" It exists only if MENU_SERVICE_URL is set." if queue is MENU_HTTP else ""),
         "messages": _messages(name for name in EVENTS if name in queue.accepts),
         "bindings": {"amqp": {"is": "queue", "queue": binding, "bindingVersion": "0.3.0"}},

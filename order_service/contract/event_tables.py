@@ -5,18 +5,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from order_service.contract import samples
-from order_service.contract.asyncapi import DELIVERY
+from order_service.contract.asyncapi import DELIVERY, EXCHANGES
 from order_service.contract.envelope import REJECTIONS
 from order_service.contract.events import DECIMALS, EVENTS, INCOMING, OUTGOING
 from order_service.contract.schemas import Schema, data_schema
-from order_service.contract.topology import BY_NAME, EXCHANGE
+from order_service.contract.topology import BY_NAME, published_on
 
 INTRO = f"""# Events
 
-The events that the Order Service publishes and consumes on the topic exchange `{EXCHANGE}`. This page is
-generated from the code: `python -m order_service events page > docs/events.md`. How to implement a sibling, and the
-envelope around this data: [siblings.md](siblings.md). For machines: `/asyncapi.json`, and a JSON Schema for each event
-in [schemas](schemas).
+The events that the Order Service publishes and consumes. This page is generated from the code:
+`python -m order_service events page > docs/events.md`. How to implement a sibling, and the envelope around this data:
+[siblings.md](siblings.md). For machines: `/asyncapi.json`, and a JSON Schema for each event in [schemas](schemas).
+
+{EXCHANGES}
 
 {DELIVERY}
 """
@@ -33,6 +34,7 @@ class EventDescription:
     """The description of one event in the documentation."""
 
     name: str
+    exchange: str
     routing_key: str
     description: str
     replies: tuple[str, ...]
@@ -45,7 +47,9 @@ class EventDescription:
 def _described(name: str) -> EventDescription:
     model, fields = EVENTS[name], tuple(_fields(data_schema(name)))
     example = json.dumps(samples.event(name), indent=2, ensure_ascii=False)
-    return EventDescription(name, model.routing_key, model.description, model.replies, fields, example)
+    return EventDescription(
+        name, published_on(name), model.routing_key, model.description, model.replies, fields, example
+    )
 
 
 def groups() -> Mapping[str, list[EventDescription]]:
@@ -91,13 +95,20 @@ def _in_words(schema: Schema) -> str:
 
 
 def _summary(events: Iterable[EventDescription]) -> str:
-    rows = ([f"[{each.name}](#{each.name.lower()})", f"`{each.routing_key}`", each.description] for each in events)
-    return table(["type", "routing key", "meaning"], rows)
+    rows = (
+        [f"[{each.name}](#{each.name.lower()})", f"`{each.exchange}`", f"`{each.routing_key}`", each.description]
+        for each in events
+    )
+    return table(["type", "exchange", "routing key", "meaning"], rows)
 
 
 def _queues() -> str:
-    rows = ([queue.name, ", ".join(queue.routing_keys), queue.dead_letters] for queue in BY_NAME.values())
-    return table(["queue", "routing keys", "dead-letter queue"], ([f"`{cell}`" for cell in row] for row in rows))
+    cells = (
+        [queue.name, ", ".join(queue.exchanges), ", ".join(queue.routing_keys), queue.dead_letters]
+        for queue in BY_NAME.values()
+    )
+    head = ["queue", "exchanges", "routing keys", "dead-letter queue"]
+    return table(head, ([f"`{cell}`" for cell in row] for row in cells))
 
 
 def _rejections() -> str:

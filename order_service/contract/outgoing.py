@@ -12,7 +12,7 @@ from uuid import UUID, uuid5
 from order_service.contract import envelope, events
 from order_service.contract.envelope import Rejection, storable
 from order_service.contract.headers import copied
-from order_service.contract.topology import BY_NAME, EXCHANGE
+from order_service.contract.topology import BY_NAME, DEAD_LETTER_EXCHANGE, EXCHANGE
 from order_service.domain.order import RELEASE, Announcement, Compensation, Effect, Order
 from order_service.domain.saga import Policy, limited, pay_by
 
@@ -119,7 +119,7 @@ def dead_letter(rejection: Rejection) -> Outgoing:
         _possible_order_id(rejection),
         kept.pop("type", None) or rejection.type,
         kept.pop("message_id", None) or rejection.message_id,
-        exchange="",
+        exchange=DEAD_LETTER_EXCHANGE,
         routing_key=BY_NAME[delivery.queue].dead_letters,
         body=delivery.body,
         properties=kept | {"headers": headers},

@@ -1,10 +1,10 @@
-"""The broker topology as values: one exchange, two queues with their dead-letter queues, and how to connect.
+"""The broker topology as values: an exchange for each publisher, two queues with dead-letter queues; how to connect.
 
 A third queue, MENU_HTTP, is declared only if MENU_SERVICE_URL is set.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,20 @@ from order_service.contract import tls
 from order_service.contract.events import EVENTS
 from order_service.process import AccessRefused, client_name, first_line, refuse
 
+#: This service's events, and the replies of siblings on a broker without rights.
 EXCHANGE = "restaurant.events"
+#: The replies of each sibling. With one exchange for each publisher, rights keep a sender from publishing another one's
+#: events; topic permissions alone do not: `CC` headers and the dead-letter exchange of an own queue circumvent them.
+MENU_EXCHANGE, PAYMENT_EXCHANGE = "menu-service.events", "payment-service.events"
+#: Routes each message to the queue that its routing key names: a dead-letter queue, or for a replayed message its own.
+#: Publishing to the default exchange would need the right to write to every queue.
+DEAD_LETTER_EXCHANGE = "order-service.dead-letters"
+#: The type of each exchange; all are durable.
+EXCHANGES: Mapping[str, str] = {
+    EXCHANGE: "topic", MENU_EXCHANGE: "topic", PAYMENT_EXCHANGE: "topic", DEAD_LETTER_EXCHANGE: "direct",
+}  # fmt: skip
+#: The exchanges to which this service publishes.
+OWN_EXCHANGES = (EXCHANGE, DEAD_LETTER_EXCHANGE)
 #: Each side detects a dead peer within twice this time; a transaction takes much less.
 HEARTBEAT_SECONDS = 30
 #: Effectively unlimited, because the consumers count attempts themselves. Past the broker's limit (20 by default in
@@ -47,10 +60,14 @@ class BrokerUnreachable(AMQPError):
 
 @dataclass(frozen=True)
 class Queue:
-    """A durable quorum queue of this service, with the routing keys it is bound to."""
+    """A durable quorum queue of this service, with the routing keys by which it is bound to EXCHANGE.
+
+    `publisher` is the exchange of the sibling whose replies it takes: it is bound to that by the same keys.
+    """
 
     name: str
     routing_keys: tuple[str, ...]
+    publisher: str = EXCHANGE
 
     @property
     def dead_letters(self) -> str:
@@ -62,42 +79,90 @@ class Queue:
         return frozenset(name for name, model in EVENTS.items() if model.routing_key in self.routing_keys)
 
     @property
+    def exchanges(self) -> tuple[str, ...]:
+        """The exchanges from which it takes events."""
+        return tuple(dict.fromkeys((self.publisher, EXCHANGE)))
+
+    @property
+    def bindings(self) -> list[tuple[str, str]]:
+        """Exchanges and routing keys; a replayed dead letter has the queue's name as its routing key."""
+        events = [(exchange, key) for exchange in self.exchanges for key in self.routing_keys]
+        return [*events, (DEAD_LETTER_EXCHANGE, self.name)]
+
+    @property
     def arguments(self) -> dict[str, str | int]:
         """Its arguments for queue.declare; a queue that exists with others must be replaced (cli/recreate.py)."""
         return QUORUM | {
-            "x-dead-letter-exchange": "",
+            "x-dead-letter-exchange": DEAD_LETTER_EXCHANGE,
             "x-dead-letter-routing-key": self.dead_letters,
             "x-max-length-bytes": MAX_QUEUE_BYTES,
             "x-overflow": "reject-publish",
         }
 
 
-MENU = Queue("order-service.menu", ("menu.reserved", "menu.rejected", "menu.released"))
-PAYMENT = Queue("order-service.payment", ("payment.completed", "payment.failed", "payment.refunded"))
+MENU = Queue("order-service.menu", ("menu.reserved", "menu.rejected", "menu.released"), MENU_EXCHANGE)
+PAYMENT = Queue("order-service.payment", ("payment.completed", "payment.failed", "payment.refunded"), PAYMENT_EXCHANGE)
 QUEUES = (MENU, PAYMENT)
 #: The requests to a Menu Service that is called over HTTP; see consumers/menu_http/consumer.py.
 MENU_HTTP = Queue("order-service.menu-http", ("order.created", "menu.release_requested"))
 BY_NAME = {queue.name: queue for queue in (*QUEUES, MENU_HTTP)}
 
 
+def declared_queues(*, menu_over_http: bool) -> tuple[Queue, ...]:
+    """The queues of an installation."""
+    return (*QUEUES, MENU_HTTP) if menu_over_http else QUEUES
+
+
+def published_on(event_type: str) -> str:
+    """The exchange of the service that publishes this event."""
+    return next((queue.publisher for queue in QUEUES if event_type in queue.accepts), EXCHANGE)
+
+
+def target_exchange(exchange: str, routing_key: str) -> str | None:
+    """The exchange to which a message of the outbox is published; None if that is not one of this service's.
+
+    Until 0.1.0 dead letters had the default exchange, and may still be waiting.
+    """
+    if not exchange and routing_key in {queue.dead_letters for queue in BY_NAME.values()}:
+        return DEAD_LETTER_EXCHANGE
+    return exchange if exchange in OWN_EXCHANGES else None
+
+
 def declare(channel: BlockingChannel, queues: Sequence[Queue] = QUEUES) -> None:
-    """Declare the exchange and the queues; may be repeated. Raises ChannelClosedByBroker where arguments differ."""
-    channel.exchange_declare(EXCHANGE, exchange_type="topic", durable=True)
+    """Declare the exchanges and the queues; may be repeated. Raises ChannelClosedByBroker where arguments differ."""
+    declare_exchanges(channel)
     for queue in queues:
-        channel.queue_declare(queue.dead_letters, durable=True, arguments=QUORUM)
+        declare_dead_letters(channel, queue)
         channel.queue_declare(queue.name, durable=True, arguments=queue.arguments)
-        for routing_key in queue.routing_keys:
-            channel.queue_bind(queue.name, EXCHANGE, routing_key)
+        bind(channel, queue.name, queue.bindings)
+
+
+def declare_exchanges(channel: BlockingChannel) -> None:
+    for exchange, exchange_type in EXCHANGES.items():
+        channel.exchange_declare(exchange, exchange_type=exchange_type, durable=True)
+
+
+def declare_dead_letters(channel: BlockingChannel, queue: Queue) -> None:
+    """Declare a queue's dead-letter queue, and bind it by its name."""
+    channel.queue_declare(queue.dead_letters, durable=True, arguments=QUORUM)
+    bind(channel, queue.dead_letters, [(DEAD_LETTER_EXCHANGE, queue.dead_letters)])
+
+
+def bind(channel: BlockingChannel, queue: str, bindings: Iterable[tuple[str, str]]) -> None:
+    """Bind an existing queue to these exchanges and routing keys; may be repeated."""
+    for exchange, routing_key in bindings:
+        channel.queue_bind(queue, exchange, routing_key)
 
 
 def require(channel: BlockingChannel, queues: Sequence[Queue] = QUEUES) -> None:
-    """Exit with 2 unless the exchange and the queues exist. Needs no permission to configure.
+    """Exit with 2 unless this service's exchanges and the queues exist. Needs no permission to configure.
 
     Only `python -m order_service topology` declares: a queue that a service declares on a node cut off from its
     cluster disappears with its messages. The broker closes the channel if something is missing.
     """
     try:
-        channel.exchange_declare(EXCHANGE, passive=True)
+        for exchange in OWN_EXCHANGES:
+            channel.exchange_declare(exchange, passive=True)
         for queue in queues:
             channel.queue_declare(queue.dead_letters, passive=True)
             channel.queue_declare(queue.name, passive=True)

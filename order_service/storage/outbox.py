@@ -281,7 +281,7 @@ class Position:
 
 def is_mandatory(row: sa.Row[Any]) -> bool:
     """Whether a row needs a bound queue; a dead letter always does, even if its type is an event's."""
-    return not row.exchange or row.type not in NEEDS_NO_SUBSCRIBER
+    return row.exchange != EXCHANGE or row.type not in NEEDS_NO_SUBSCRIBER
 
 
 def _no_longer_needed() -> sa.ColumnElement[bool]:

@@ -10,15 +10,16 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
-from pika.exceptions import AMQPError, UnroutableError
+from pika.exceptions import AMQPError, ChannelClosedByBroker, UnroutableError
 
+#: The exchange of the Order Service's events. A service publishes its replies to its own, `<name>.events`.
 EXCHANGE = "restaurant.events"
 ROUTING_KEYS = {
     "OrderCreated": "order.created",
@@ -54,11 +55,15 @@ Handler = Callable[[sqlite3.Connection, dict[str, Any]], Event | None]
 
 
 class Service:
-    """Consumes the queue `<name>.orders` and publishes the outbox, with one connection in one thread."""
+    """Consumes the queue `<name>.orders` and publishes the outbox, with one connection in one thread.
+
+    REPLY_EXCHANGE=restaurant.events publishes there instead of on `<name>.events`, for an older Order Service.
+    """
 
     def __init__(self, name: str, database: Path, schema: str, handlers: Mapping[str, Handler]) -> None:
         self.name, self.database, self.handlers = name, database, handlers
         self.queue = f"{name}.orders"
+        self.exchange = os.environ.get("REPLY_EXCHANGE") or f"{name}.events"
         self.amqp_url = os.environ.get("RABBITMQ_URL", "amqp://guest:guest@localhost:5672/")
         self.connected = False
         create(database, OUTBOX + schema)
@@ -88,8 +93,7 @@ class Service:
         parameters.client_properties = {"connection_name": self.name}
         deliveries: list[tuple[Any, ...]] = []
         with pika.BlockingConnection(parameters) as connection:
-            channel = connection.channel()
-            self._declare(channel)
+            channel = self._declare(connection)
             channel.basic_consume(self.queue, lambda *delivery: deliveries.append(delivery))
             self.connected = True
             log.info("%s: consuming", self.name)
@@ -104,15 +108,20 @@ class Service:
                 if not channel.consumer_tags:
                     raise ConnectionError("the broker cancelled the consumer")  # its queue was deleted, for example
 
-    def _declare(self, channel: BlockingChannel) -> None:
+    def _declare(self, connection: pika.BlockingConnection) -> BlockingChannel:
+        for exchange in (EXCHANGE, self.exchange):
+            # Refused on a broker with rights, where only the Order Service declares exchanges.
+            with suppress(ChannelClosedByBroker):
+                connection.channel().exchange_declare(exchange, "topic", durable=True)
+        channel = connection.channel()
         channel.confirm_delivery()
         channel.basic_qos(prefetch_count=PREFETCH)
-        channel.exchange_declare(EXCHANGE, "topic", durable=True)
         # RabbitMQ 4 drops a message after 20 deliveries, unless the queue sets a limit.
         arguments = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000}
         channel.queue_declare(self.queue, durable=True, arguments=arguments)
         for event_type in self.handlers:
             channel.queue_bind(self.queue, EXCHANGE, ROUTING_KEYS[event_type])
+        return channel
 
     def handle(self, db: sqlite3.Connection, messages: Sequence[tuple[pika.BasicProperties, bytes]]) -> None:
         """Handle the messages in one transaction. One that cannot be handled changes nothing and is dropped.
@@ -178,7 +187,7 @@ class Service:
             )
             key = ROUTING_KEYS[row["type"]]
             try:
-                channel.basic_publish(EXCHANGE, key, row["body"].encode(), properties, mandatory=True)
+                channel.basic_publish(self.exchange, key, row["body"].encode(), properties, mandatory=True)
                 changes.append(("DELETE FROM outbox WHERE seq = ?", [row["seq"]]))
             except UnroutableError:
                 if row["attempts"] == 0:

@@ -31,8 +31,45 @@ ACCEPTED = {
 }
 
 
-def test_there_is_one_exchange() -> None:
-    assert topology.EXCHANGE == "restaurant.events"
+EXCHANGES = {
+    "restaurant.events": "topic", "menu-service.events": "topic", "payment-service.events": "topic",
+    "order-service.dead-letters": "direct",
+}  # fmt: skip
+
+
+def test_each_publisher_has_an_exchange_and_dead_letters_have_one() -> None:
+    assert topology.EXCHANGES == EXCHANGES
+
+
+def test_an_event_is_published_on_the_exchange_of_its_publisher() -> None:
+    own = {name: f"{model.routing_key.split('.')[0]}-service.events" for name, model in events.INCOMING.items()}
+
+    assert {name: topology.published_on(name) for name in events.INCOMING} == own
+    assert {topology.published_on(name) for name in events.OUTGOING} == {"restaurant.events"}
+
+
+def test_a_queue_takes_the_events_of_its_sibling_from_both_exchanges() -> None:
+    assert {(topology.MENU.name, exchange, key) for exchange, key in topology.MENU.bindings} == {
+        *(("order-service.menu", exchange, key)
+          for exchange in ("restaurant.events", "menu-service.events")
+          for key in ("menu.reserved", "menu.rejected", "menu.released")),
+        ("order-service.menu", "order-service.dead-letters", "order-service.menu"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("exchange", "routing_key", "target"), [
+    ("restaurant.events", "order.created", "restaurant.events"),
+    ("order-service.dead-letters", "order-service.menu.dlq", "order-service.dead-letters"),
+    ("", "order-service.menu.dlq", "order-service.dead-letters"),
+    ("", "order-service.menu", None),
+    ("", "menu-service.orders", None),
+    ("menu-service.events", "menu.reserved", None),
+    ("amq.topic", "order.created", None),
+])  # fmt: skip
+def test_the_outbox_may_publish_to_the_exchanges_of_this_service(
+    exchange: str, routing_key: str, target: str | None
+) -> None:
+    assert topology.target_exchange(exchange, routing_key) == target
 
 
 def test_every_event_has_its_routing_key() -> None:
@@ -60,7 +97,8 @@ def test_a_queue_is_a_quorum_queue_with_dead_lettering(queue: topology.Queue) ->
     arguments = queue.arguments
 
     assert arguments["x-queue-type"] == "quorum"
-    assert (arguments["x-dead-letter-exchange"], arguments["x-dead-letter-routing-key"]) == ("", queue.dead_letters)
+    dead_letters = arguments["x-dead-letter-exchange"], arguments["x-dead-letter-routing-key"]
+    assert dead_letters == ("order-service.dead-letters", queue.dead_letters)
 
 
 @pytest.mark.parametrize("queue", [*topology.QUEUES, topology.MENU_HTTP], ids=lambda queue: queue.name)

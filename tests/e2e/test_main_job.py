@@ -11,7 +11,7 @@ from typing import Any
 import pika
 import pytest
 
-from order_service.contract.topology import EXCHANGE
+from order_service.contract.topology import EXCHANGES
 from tests.e2e.client import order_of
 from tests.e2e.deployment import Deployment
 from tests.e2e.process import PROCFILE
@@ -27,7 +27,8 @@ class WireTap:
     def __init__(self, connection: pika.BlockingConnection) -> None:
         self._channel = connection.channel()
         self._queue = self._channel.queue_declare("", exclusive=True).method.queue
-        self._channel.queue_bind(self._queue, EXCHANGE, "#")
+        for exchange in EXCHANGES:
+            self._channel.queue_bind(self._queue, exchange, "#")
         #: Routing key, properties and body.
         self.messages: list[tuple[str, Any, Any]] = []
 

@@ -25,7 +25,7 @@ from order_service import unit_of_work as service
 from order_service.config import Settings
 from order_service.contract import topology
 from order_service.contract.envelope import Rejection, Reply
-from order_service.contract.events import INCOMING
+from order_service.contract.events import EVENTS, INCOMING
 from order_service.contract.outgoing import Outgoing
 from order_service.domain import messages
 from order_service.domain.order import Order
@@ -42,6 +42,8 @@ from tests.builders import NOW, REQUEST_TOTAL
 
 #: When everything is due that orders placed at NOW wait for; with microseconds, which both databases keep.
 LATER = NOW + timedelta(hours=1, microseconds=678901)
+#: The exchange of the publisher of each event, by routing key.
+PUBLISHED_ON = {model.routing_key: topology.published_on(name) for name, model in EVENTS.items()}
 #: A broker that cannot be reached.
 UNREACHABLE_BROKER = "amqp://guest:guest@127.0.0.1:1/"
 #: Marks for what exists on one kind of database only, or does not depend on the database.
@@ -175,7 +177,7 @@ def history_of(database: Database, order_id: int) -> list[tuple[str, str | None]
 
 def unsent_events(database: Database, *types: str) -> list[dict[str, Any]]:
     """The events in the outbox, dead letters apart, of these types or of all."""
-    found = rows(database, outbox, outbox.c.exchange != "")
+    found = rows(database, outbox, outbox.c.exchange == topology.EXCHANGE)
     return [json.loads(row.body) for row in found if not types or row.type in types]
 
 
@@ -225,6 +227,8 @@ class Wire:
             channel.queue_declare(queue, durable=True, arguments=arguments)
             for routing_key in routing_keys:
                 channel.queue_bind(queue, topology.EXCHANGE, routing_key)
+                if (exchange := PUBLISHED_ON.get(routing_key)) and exchange != topology.EXCHANGE:
+                    channel.queue_bind(queue, exchange, routing_key)
 
     def take(self, queue: str = "listener") -> list[Message]:
         """Remove all messages from the queue."""

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from order_service import handlers
 from order_service.contract.envelope import Delivery, rejection
 from order_service.contract.outgoing import dead_letter
-from order_service.contract.topology import MENU
+from order_service.contract.topology import DEAD_LETTER_EXCHANGE, MENU
 from order_service.domain.order import State
 from order_service.process import utc_now
 from order_service.storage.bulk import Take
@@ -192,7 +192,7 @@ def test_postponing_leaves_a_dead_letter_with_the_event_id_unchanged(database: D
 
     core.pass_deadlines(database, LATER)
 
-    [letter] = core.rows(database, outbox, outbox.c.exchange == "")
+    [letter] = core.rows(database, outbox, outbox.c.exchange == DEAD_LETTER_EXCHANGE)
     assert letter.body == b"{"
 
 

@@ -15,14 +15,13 @@ from pika.adapters.blocking_connection import BlockingChannel
 from order_service.cli import recreate
 from order_service.cli.recreate import recreate_queue
 from order_service.contract import topology
-from order_service.contract.topology import EXCHANGE, MENU, PAYMENT, QUORUM, Queue
+from order_service.contract.topology import DEAD_LETTER_EXCHANGE, EXCHANGE, MENU, MENU_EXCHANGE, PAYMENT, QUORUM, Queue
 from order_service.storage.database import Database
+from order_service.storage.tables import outbox
+from tests import builders
 from tests.integration import core
 from tests.integration.core import Eventually, Start, Wire, reserved
 
-#: The arguments of version 0.1.0.
-OLD = MENU.arguments | {"x-dead-letter-strategy": "at-least-once"}
-del OLD["x-max-length-bytes"]
 #: What the command asks of the broker: an interruption is possible before and after each.
 OPERATIONS = (
     "queue_declare", "queue_bind", "queue_unbind", "queue_delete", "exchange_declare", "exchange_delete", "basic_get",
@@ -31,22 +30,24 @@ OPERATIONS = (
 
 
 #: A queue with few bindings, for a test that interrupts each step.
-SHORT = Queue("order-service.short", ("menu.reserved",))
+SHORT = Queue("order-service.short", ("menu.reserved",), MENU_EXCHANGE)
 
 
 @pytest.fixture
 def wire(amqp_url: str) -> Wire:
-    """A broker whose menu queue has the arguments of an older version."""
+    """A broker with the topology before publishers and dead letters had exchanges of their own."""
     wire = Wire(amqp_url)
-    wire.declare()
     with wire.channel() as channel:
-        declare_old(channel, MENU)
+        for queue in topology.QUEUES:
+            declare_old(channel, queue)
     return wire
 
 
 def declare_old(channel: BlockingChannel, queue: Queue) -> None:
+    channel.exchange_declare(EXCHANGE, "topic", durable=True)
+    channel.queue_declare(queue.dead_letters, durable=True, arguments=QUORUM)
     channel.queue_delete(queue.name)
-    channel.queue_declare(queue.name, durable=True, arguments=OLD)
+    channel.queue_declare(queue.name, durable=True, arguments=queue.arguments | {"x-dead-letter-exchange": ""})
     for routing_key in queue.routing_keys:
         channel.queue_bind(queue.name, EXCHANGE, routing_key)
 
@@ -77,7 +78,7 @@ def test_other_arguments_are_named_with_the_command_that_replaces_the_queue(wire
     refused, replaced, repeated = (run_topology(amqp_url, *options) for options in ([], ["--recreate"], ["--recreate"]))
 
     assert refused.returncode == 2
-    for expected in (f"'{MENU.name}'", "'x-dead-letter-strategy'", "python -m order_service topology --recreate"):
+    for expected in (f"'{MENU.name}'", "'x-dead-letter-exchange'", "python -m order_service topology --recreate"):
         assert expected in refused.stderr
     assert (replaced.returncode, repeated.returncode) == (0, 0), replaced.stderr
     assert ids(wire) == {"before"}
@@ -101,32 +102,77 @@ def test_messages_keep_their_routing_keys_properties_and_headers(
     assert {name: getattr(first.properties, name) for name in sent} == sent | {"user_id": None}
     assert (second.routing_key, second.body, second.properties.message_id) == ("menu.released", b"second", "m-2")
     assert management.bindings() == {
-        (EXCHANGE, routing_key, queue.name) for queue in topology.QUEUES for routing_key in queue.routing_keys
+        *((exchange, routing_key, MENU.name) for exchange, routing_key in MENU.bindings),
+        *((EXCHANGE, routing_key, PAYMENT.name) for routing_key in PAYMENT.routing_keys),
+        (DEAD_LETTER_EXCHANGE, MENU.dead_letters, MENU.dead_letters),
     }
     assert set(management.queues()) == {name for queue in topology.QUEUES for name in (queue.name, queue.dead_letters)}
 
 
-def test_no_message_is_lost_that_siblings_publish_in_the_meantime(
-    wire: Wire, connection: pika.BlockingConnection, eventually: Eventually
+class Publisher:
+    """Publishes messages that must be routed, one after the other, in a thread; `confirmed` has their ids."""
+
+    def __init__(self, wire: Wire, exchange: str, routing_key: str) -> None:
+        self.confirmed: list[str] = []
+        self._wire, self._exchange, self._routing_key = wire, exchange, routing_key
+        self._stop = threading.Event()
+        self._running = core.Running(self._publish, self._stop)
+
+    def _publish(self) -> None:
+        with self._wire.channel() as channel:
+            while not self._stop.is_set():
+                message_id = f"{self._exchange}-{len(self.confirmed)}"
+                properties = pika.BasicProperties(message_id=message_id, delivery_mode=2)
+                channel.basic_publish(self._exchange, self._routing_key, b"{}", properties, mandatory=True)
+                self.confirmed.append(message_id)
+                self._stop.wait(0.005)
+
+    def stop(self) -> None:
+        self._running.stop()
+
+
+def test_the_way_from_the_former_topology_loses_no_message(
+    database: Database, wire: Wire, amqp_url: str, relaying: Start, eventually: Eventually
 ) -> None:
-    confirmed: list[str] = []
-    stop = threading.Event()
+    # given: the former consumers and relay, a sibling, and a dead letter in the outbox
+    wire.send_raw("menu.reserved", b"{}", message_id="before")
+    [letter] = builders.outgoing(1, routing_key=PAYMENT.dead_letters)
+    core.add_to_outbox(database, [letter._replace(exchange="", message_id="waiting")])
+    sibling, relay = Publisher(wire, EXCHANGE, "menu.reserved"), Publisher(wire, "", MENU.dead_letters)
+    publishers = [sibling, relay]
 
-    def publish() -> None:
-        with wire.channel() as channel:
-            while not stop.is_set():
-                properties = pika.BasicProperties(message_id=f"m-{len(confirmed)}", delivery_mode=2)
-                channel.basic_publish(EXCHANGE, "menu.reserved", b"{}", properties, mandatory=True)
-                confirmed.append(f"m-{len(confirmed)}")
+    def more_is_published(what: str) -> None:
+        counts = [len(each.confirmed) for each in publishers]
+        eventually(lambda: all(len(p.confirmed) > c + 20 for p, c in zip(publishers, counts, strict=True)), what)
 
-    sibling = core.Running(publish, stop)
-    eventually(lambda: len(confirmed) > 50, "messages before the replacement")
-    recreate_queue(connection, MENU)
-    during = len(confirmed)
-    eventually(lambda: len(confirmed) > during + 50, "messages after the replacement")
-    sibling.stop()
+    more_is_published("messages with the former topology")
+    with pika.BlockingConnection(pika.URLParameters(amqp_url)) as former:
+        former.channel().basic_consume(MENU.name, lambda *_: None)
 
-    assert ids(wire) == set(confirmed)
+        # when: the new topology, while they run
+        declared, refused = run_topology(amqp_url), run_topology(amqp_url, "--recreate")
+
+    # then: siblings may publish to their own exchanges from now on
+    assert (declared.returncode, refused.returncode) == (2, 1), refused.stderr
+    assert f"{MENU.name} has consumers (1)" in refused.stderr
+    publishers += [Publisher(wire, MENU_EXCHANGE, "menu.reserved")]
+    more_is_published("messages before the replacement")
+
+    # when: the former consumers have stopped
+    replaced = run_topology(amqp_url, "--recreate")
+
+    # then: the new relay takes over
+    assert replaced.returncode == 0, replaced.stderr
+    more_is_published("messages after the replacement")
+    with relaying():
+        eventually(lambda: core.count(database, outbox) == 0, "the dead letter of the outbox to be published")
+    for each in publishers:
+        each.stop()
+    from_siblings = {id for each in publishers if each is not relay for id in each.confirmed}
+    assert ids(wire) == {"before", *from_siblings}
+    assert ids(wire, MENU.dead_letters) == set(relay.confirmed)
+    assert ids(wire, PAYMENT.dead_letters) == {"waiting"}
+    wire.declare()
 
 
 class Interrupted(Exception):
@@ -191,13 +237,14 @@ def test_interrupted_replacement_is_reported(wire: Wire, connection: pika.Blocki
 
     problems = recreate.declare(connection, [PAYMENT])
 
-    assert [f"{PAYMENT.name}.moving" in problem for problem in problems] == [True]
+    assert [f"{PAYMENT.name}.moving" in problem for problem in problems] == [False, True]
 
 
 def test_queue_with_other_arguments_is_consumed_and_not_replaced_under_its_consumer(
     database: Database, wire: Wire, consuming: Start, connection: pika.BlockingConnection, eventually: Eventually
 ) -> None:
     first, second = core.place_sent(database, 2)
+    assert len(recreate.declare(connection, topology.QUEUES)) == 2
 
     with consuming():
         wire.send(reserved(first))
@@ -207,7 +254,8 @@ def test_queue_with_other_arguments_is_consumed_and_not_replaced_under_its_consu
         wire.send(reserved(second))
         eventually(lambda: core.states(database, [second]) == {"awaiting_payment"}, "it to be consumed still")
 
-    recreate_queue(connection, MENU)
+    for queue in topology.QUEUES:
+        recreate_queue(connection, queue)
     wire.declare()
 
 

@@ -24,9 +24,9 @@ def left(database: Database) -> set[str]:
 
 
 def refused_at_once(name: str) -> Outgoing:
-    """A message that RabbitMQ or pika refuses; the exchange `internal` accepts no publishes."""
+    """A message that RabbitMQ, pika or the relay refuses; `refuse` makes the exchange of dead letters refuse."""
     [message] = builders.outgoing(1)
-    exchanges = {"403": "internal", "404": "missing"}
+    exchanges = dict.fromkeys(["403", "404"], topology.DEAD_LETTER_EXCHANGE) | {"foreign": topology.MENU_EXCHANGE}
     # RabbitMQ closes the channel unless CC is a list. https://www.rabbitmq.com/docs/sender-selected
     headers = {"406": {"headers": {"CC": "order.paid"}}, "encoding": {"headers": {"x" * 256: "too long a name"}}}
     return message._replace(
@@ -34,20 +34,34 @@ def refused_at_once(name: str) -> Outgoing:
     )
 
 
-@pytest.mark.parametrize("names", [["403"], ["404"], ["406"], ["encoding"], ["403", "404", "406", "encoding"]])
+def refuse(wire: Wire, code: str) -> None:
+    """Have the broker answer each publish to the exchange of dead letters with this code."""
+    with wire.channel() as channel:
+        channel.exchange_delete(topology.DEAD_LETTER_EXCHANGE)
+        if code == "403":
+            channel.exchange_declare(topology.DEAD_LETTER_EXCHANGE, "direct", internal=True)
+
+
+#: What the log says of the messages that the broker never receives; of the others, the broker's reply code.
+PROBLEMS = {"encoding": "cannot be encoded", "foreign": "not one of this service's"}
+REFUSED = [["403"], ["404"], ["406"], ["encoding"], ["foreign"], ["404", "406", "encoding", "foreign"]]
+
+
+@pytest.mark.parametrize("names", REFUSED)
 def test_refused_messages_delay_only_themselves(
     names: list[str], database: Database, wire: Wire, relaying: Start, eventually: Eventually, log: Log
 ) -> None:
     # given: refused messages among many others of the same routing key
     wire.listen("#")
-    with wire.channel() as channel:
-        channel.exchange_declare("internal", internal=True)
     others = builders.outgoing(200)
     refused = [refused_at_once(name) for name in names]
-    core.add_to_outbox(database, [*others[:77], *refused, *others[77:]])
 
     # when
     with relaying():
+        eventually(lambda: log.count("relaying"), "the relay to find its exchanges")
+        if code := {"403", "404"}.intersection(names):
+            refuse(wire, *code)
+        core.add_to_outbox(database, [*others[:77], *refused, *others[77:]])
         eventually(lambda: left(database) == {message.message_id for message in refused}, "the others to be sent")
         core.add_to_outbox(database, builders.outgoing(1, routing_key="order.paid", type="OrderPaid"))
         start = time.monotonic()
@@ -59,24 +73,26 @@ def test_refused_messages_delay_only_themselves(
     problems = {call.kwargs["message_id"]: call.kwargs["problem"] for call in log.calls if "problem" in call.kwargs}
     assert problems.keys() == {message.message_id for message in refused}
     for name in names:
-        assert name in problems[f"refused-{name}"] or "cannot be encoded" in problems[f"refused-{name}"]
+        assert PROBLEMS.get(name, name) in problems[f"refused-{name}"]
     copies = Counter(message.properties.message_id for message in wire.take())
     assert len(copies) == 200
     assert max(copies.values()) < 15
 
 
 def test_refusal_of_a_whole_lane_ends_when_the_broker_accepts(
-    database: Database, wire: Wire, relaying: Start, eventually: Eventually
+    database: Database, wire: Wire, relaying: Start, eventually: Eventually, log: Log
 ) -> None:
     message = refused_at_once("404")
-    core.add_to_outbox(database, [message._replace(message_id=f"m-{number}") for number in range(600)])
 
     with relaying():
+        eventually(lambda: log.count("relaying"), "the relay to find its exchanges")
+        refuse(wire, "404")
+        core.add_to_outbox(database, [message._replace(message_id=f"m-{number}") for number in range(600)])
         eventually(lambda: any(row.attempts for row in core.rows(database, outbox_table)), "a refusal")
         with wire.channel() as channel:
-            channel.exchange_declare("missing", exchange_type="fanout")
+            topology.declare_exchanges(channel)
             channel.queue_declare("listener", durable=True)
-            channel.queue_bind("listener", "missing")
+            channel.queue_bind("listener", topology.DEAD_LETTER_EXCHANGE, message.routing_key)
         eventually(lambda: not left(database), "all to be sent")
 
     assert len({sent.properties.message_id for sent in wire.take()}) == 600

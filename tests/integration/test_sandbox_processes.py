@@ -173,7 +173,7 @@ def test_process_declares_the_deleted_exchange_again_and_publishes_its_outbox(
     with start("payment", PAYMENT_MODE="manual") as payment:
         payment.wait(CONNECTED)
         with wire.channel() as channel:
-            channel.exchange_delete("restaurant.events")
+            channel.exchange_delete("payment-service.events")
         httpx2.post(f"{payment.url}/payments", json=POSTED).raise_for_status()
 
         eventually(is_bound, "the exchange to be declared again")

@@ -516,7 +516,7 @@ def test_the_tail_shows_a_line_for_each_event_until_it_is_interrupted(tmp_path: 
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True) as tail:
         assert tail.stdout
         assert tail.stderr
-        assert "Watching restaurant.events" in tail.stderr.readline()
+        assert "Watching restaurant.events, menu-service.events, payment-service.events;" in tail.stderr.readline()
 
         wire.send(completed(12, "p7"))
         shown = tail.stdout.readline()

@@ -76,6 +76,20 @@ def test_service_of_the_sandbox_passes_every_rule(check: Check, sibling: Any, na
             assert {row["status"] for row in db.execute("SELECT status FROM payments")} == {"refunded"}
 
 
+def test_replies_on_the_shared_exchange_pass_with_a_note(
+    check: Check, sibling: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As siblings publish that are older than the exchanges of their own."""
+    monkeypatch.setenv("REPLY_EXCHANGE", "restaurant.events")
+    sibling("menu")
+
+    result = check("menu")
+
+    assert result.exit_code == 0, result.output
+    [noted] = [line for line in result.stdout.splitlines() if "restaurant.events" in line]
+    assert noted.split()[:2] == ["passed", "published"]
+
+
 FAULTS = [
     ("menu", {"reject": True}, "reserves"),
     ("menu", {"price": True}, "prices"),

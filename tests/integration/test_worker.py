@@ -29,7 +29,7 @@ def dead_letters(database: Database) -> list[dict[str, Any]]:
     return [
         {"queue": row.routing_key, "body": row.body, "type": row.type, "id": row.message_id}
         | json.loads(row.properties)["headers"]
-        for row in core.rows(database, outbox, outbox.c.exchange == "")
+        for row in core.rows(database, outbox, outbox.c.exchange == topology.DEAD_LETTER_EXCHANGE)
     ]
 
 
@@ -46,7 +46,7 @@ def test_dead_letter_names_its_order_and_message_rejected_lists_every_error(
     assert (letter["type"], letter["id"], letter["x-order-id"]) == ("PaymentCompleted", "amqp-id", "77")
     assert (letter["x-error"], letter["x-origin-queue"]) == ("invalid", PAYMENT.name)
     assert (letter["queue"], letter["body"]) == (PAYMENT.dead_letters, body)
-    [row] = core.rows(database, outbox, outbox.c.exchange == "")
+    [row] = core.rows(database, outbox, outbox.c.exchange == topology.DEAD_LETTER_EXCHANGE)
     assert json.loads(row.properties)["app_id"] == "payment-service"
     [rejection] = core.unsent_events(database, "MessageRejected")
     assert (rejection["correlationid"], rejection["data"]["message_id"]) == ("77", "pay-1")

@@ -24,7 +24,7 @@ RETRYING = "the transaction failed, retrying"
 
 def assert_applied_once(database: Database, ids: list[int]) -> None:
     assert core.count(database, order_history) == len(ids)
-    assert core.rows(database, outbox, outbox.c.exchange == "") == []
+    assert core.rows(database, outbox, outbox.c.exchange == topology.DEAD_LETTER_EXCHANGE) == []
 
 
 def test_messages_wait_while_the_database_is_unreachable_and_return_to_the_queue_when_the_consumer_stops(
@@ -57,7 +57,7 @@ def test_large_messages_that_wait_for_the_database_take_bounded_memory_and_are_r
 ) -> None:
     # given: 96 MiB in oversized bodies, and 18 MiB in bodies that are kept whole
     sizes = [8 * 1024 * 1024] * 12 + [250 * 1024] * 74
-    is_dead = outbox.c.exchange == ""
+    is_dead = outbox.c.exchange == topology.DEAD_LETTER_EXCHANGE
 
     # when: all of them wait for the database at once
     with consuming(), traced_memory() as peak_bytes:

@@ -67,7 +67,7 @@ def test_every_event_has_its_channel_its_operation_and_its_message(event_type: s
 
     assert operation["action"] == ("send" if sent else "receive")
     assert channel["address"] == EVENTS[event_type].routing_key
-    assert channel["bindings"]["amqp"]["exchange"]["name"] == topology.EXCHANGE
+    assert channel["bindings"]["amqp"]["exchange"]["name"] == topology.published_on(event_type)
     assert message["payload"]["properties"]["type"]["const"] == event_type
 
 
