@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -436,6 +437,24 @@ def masked(url: str) -> str:
 def _valueless(option: str) -> str:
     name, equals, _ = option.partition("=")
     return f"{name}=***" if equals else option and "***"
+
+
+def secret(name: str) -> str:
+    """The value of this variable, or the text of the file that the variable with _FILE appended names.
+
+    Raises ValueError, without the value, if there is none. One line break at the end of the file does not count.
+    """
+    value, path = os.environ.get(name, ""), os.environ.get(f"{name}_FILE", "")
+    if value and path:
+        raise ValueError(f"is set, and so is {name}_FILE: set one of them")
+    if path:
+        try:
+            value = Path(path).read_text(encoding="utf-8").removesuffix("\n")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{name}_FILE cannot be read: {type(error).__name__}") from error
+    if not value:
+        raise ValueError(f"must be set, or {name}_FILE must name a file that contains it")
+    return value
 
 
 def explain(error: ValidationError) -> str:

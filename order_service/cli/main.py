@@ -3,6 +3,7 @@
 import click
 
 from order_service.cli import documents, events, setup
+from order_service.cli.broker_users import broker
 from order_service.cli.compensations import compensations
 from order_service.cli.database import database
 from order_service.cli.ids import ids
@@ -23,6 +24,7 @@ for command in (
     documents.asyncapi,
     documents.schemas,
     events.events,
+    broker,
     compensations,
     database,
     ids,

@@ -20,6 +20,10 @@ class Management:
         url = "/".join([self.base, "api", *(quote(segment, safe="") for segment in path)])
         return http_client.call(method, url, body, login=self._login)
 
+    def is_administrator(self) -> bool:
+        """Whether the login may create users."""
+        return "administrator" in self.call("GET", "whoami")["tags"]
+
     def create_vhost(self, name: str) -> None:
         """Create a vhost with full permissions for its creator. May be repeated."""
         self.call("PUT", "vhosts", name, body={})

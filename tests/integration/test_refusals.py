@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from consumers.worker import Worker
 from order_service.cli.main import main
 from order_service.contract import topology
+from order_service.contract.broker_rights import USERS
 from order_service.storage.database import Database
 from order_service.storage.migrate import wait_for_database
 from order_service.storage.tables import outbox
@@ -26,14 +27,12 @@ from tests.integration.core import Eventually, Log, Wire, reserved
 
 REFUSED, BACK = "access to the broker is refused, retrying", "the broker is reachable again"
 NOTHING = {"configure": "^$", "write": "^$", "read": "^$"}
-RIGHTS = Path(__file__).parents[2] / "docs" / "rights.md"
 
 
-def rights(process: str) -> dict[str, str]:
-    """The row of a process in the table of docs/rights.md."""
-    row = re.search(rf"^\| `{process}`.*$", RIGHTS.read_text(), re.MULTILINE)
-    assert row
-    return dict(zip(NOTHING, re.findall(r"`(\^.*?\$)`", row[0].replace(r"\|", "|")), strict=True))
+def rights(name: str) -> dict[str, str]:
+    """The rights of a user of docs/rights.md."""
+    [user] = [user for user in USERS if user.name == name]
+    return {right: getattr(user, right) for right in NOTHING}
 
 
 Grant = Callable[[dict[str, str]], str]
@@ -95,7 +94,7 @@ def test_a_consumer_without_the_right_to_read_names_its_queue_and_continues_once
 
     with core.running(consumer(url, database)):
         eventually(lambda: log.count(REFUSED), "the refusal")
-        grant(rights("python -m consumers"))
+        grant(rights("order-service"))
         eventually(lambda: log.count(BACK), "the end of it")
 
     assert "access to queue 'order-service.menu'" in errors(log, REFUSED)[0]
@@ -106,20 +105,20 @@ def test_the_documented_rights_suffice(
     database: Database, amqp_url: str, wire: Wire, grant: Grant, eventually: Eventually
 ) -> None:
     # the topology
-    url = grant(rights("python -m order_service topology"))
+    url = grant(rights("order-topology"))
     for arguments in ["topology"], ["topology", "--recreate"]:
         ended = CliRunner(env={"RABBITMQ_URL": url}).invoke(main, arguments)
         assert ended.exit_code == 0, ended.output
 
     # a reply and a message that becomes a dead letter
     [order] = core.place_sent(database)
-    with core.running(consumer(grant(rights("python -m consumers")), database)):
+    with core.running(consumer(grant(rights("order-service")), database)):
         wire.send(reserved(order))
         wire.send_raw("menu.reserved", b"no event")
         eventually(lambda: core.count(database, outbox) == 3, "PaymentRequested, the dead letter, MessageRejected")
 
     wire.listen("payment.requested")
-    with core.running(relay(grant(rights("python -m publishers")), database)):
+    with core.running(relay(grant(rights("order-service")), database)):
         eventually(lambda: core.count(database, outbox) == 0, "all of it to be published")
 
 
