@@ -12,7 +12,7 @@ from order_service.cli.menu_rules import MENU_RULES
 from order_service.cli.payment_rules import PAYMENT_RULES
 from order_service.cli.talk import QUIET_SECONDS, Rule, Talk, Wanted
 from order_service.contract.events import INCOMING, OUTGOING
-from order_service.contract.topology import EXCHANGE
+from order_service.contract.topology import EXCHANGE, published_on
 
 
 def _replies_are_valid(talk: Talk) -> None:
@@ -22,26 +22,25 @@ def _replies_are_valid(talk: Talk) -> None:
 
 
 def _replies_are_published_as_agreed(talk: Talk) -> str | None:
-    shared = False
     for each in talk.conversation.received:
         if each.reply is None:
             continue
         properties, key = each.delivery.properties, INCOMING[each.reply.type].routing_key
-        shared = shared or each.exchange == EXCHANGE
+        own_exchange = published_on(each.reply.type)
         came = {
+            "exchange": each.exchange,
             "routing key": each.delivery.routing_key,
             "delivery mode": properties.get("delivery_mode"),
             "expiration": properties.get("expiration"),
             "id": "present" if _own_id(each.delivery.body, properties) else "absent",
         }
-        agreed = {"routing key": key, "delivery mode": 2, "expiration": None, "id": "present"}
+        exchange = EXCHANGE if each.exchange == EXCHANGE else own_exchange
+        agreed = {"exchange": exchange, "routing key": key, "delivery mode": 2, "expiration": None, "id": "present"}
         if came != agreed:
             raise Broken(sent=_about(talk, each.order_id), came=f"{each.text}, {came}", expected=str(agreed))
-    return (
-        f"on the shared exchange {EXCHANGE}, which a broker with rights refuses: see docs/siblings.md"
-        if shared
-        else None
-    )
+    if any(each.exchange == EXCHANGE for each in talk.conversation.received):
+        return f"on the shared exchange {EXCHANGE}, which a broker with rights refuses: see docs/siblings.md"
+    return None
 
 
 def _own_id(body: bytes, properties: Mapping[str, Any]) -> object:
@@ -91,7 +90,7 @@ def _about(talk: Talk, order_id: int, request: str | None = None) -> str:
 _ANSWERS = ("answers",)
 _COMMON = (
     Rule("valid", None, "every reply is a valid event", _replies_are_valid),
-    Rule("published", 8, "replies are persistent, do not expire, and have an id and their routing key",
+    Rule("published", 8, "replies are persistent, do not expire, and have an id, their exchange and their routing key",
          _replies_are_published_as_agreed, _ANSWERS),
     Rule("ids", 7, "each message has an id of its own", _ids_are_used_once, _ANSWERS),
     Rule("once", 7, "each request gets one reply", _requests_get_one_reply, _ANSWERS),

@@ -200,6 +200,10 @@ def use_another_key(_: FaultyService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(kit.ROUTING_KEYS, "PaymentRefunded", "payment.given_back")
 
 
+def use_another_exchange(service: FaultyService, _: Any) -> None:
+    service.exchange = "menu-service.events"
+
+
 def leave_out_the_amount(service: FaultyService, _: Any) -> None:
     service.handlers = {
         **service.handlers,
@@ -219,6 +223,7 @@ def leave_out_the_amount(service: FaultyService, _: Any) -> None:
         ("payment", use_one_id, {"ids"}),
         ("payment", publish_transient, {"published"}),
         ("payment", use_another_key, {"published"}),
+        ("payment", use_another_exchange, {"published"}),
         ("payment", leave_out_the_amount, {"answers", "valid"}),
     ],
 )
