@@ -18,10 +18,11 @@ WORKDIR /app
 COPY requirements.txt ./
 RUN pip install --require-hashes --requirement requirements.txt
 
-# /data holds the sandbox's databases; a volume mounted there inherits its owner. The code belongs to root.
+# /data holds the sandbox's databases, /definitions the broker's users in docker-compose.yml; a volume mounted there
+# inherits its owner. The code belongs to root.
 RUN useradd --uid 10001 --home-dir /nonexistent --no-create-home order \
-    && mkdir /data \
-    && chown order /data
+    && mkdir /data /definitions \
+    && chown order /data /definitions
 COPY . .
 RUN python -m compileall -q .
 

@@ -13,7 +13,7 @@ import pika
 
 from sandbox import processes
 from sandbox.processes import PORTS, PROJECT_DIR, StartupError
-from sandbox.servers import broker, http_client, process_group
+from sandbox.servers import broker, broker_users, http_client, process_group
 from sandbox.servers.management import console
 from sandbox.servers.sources import print_line
 from sandbox.siblings.kit import connection_parameters
@@ -38,12 +38,19 @@ EVENT_SECONDS = 10
 
 API, MENU = (f"http://localhost:{PORTS[name]}" for name in ("api", "menu"))
 
+SECURED = "Each process has a user of its own on the broker, with no more rights than it needs (docs/rights.md)."
+OPEN = "The login of this broker may not create users, so all processes use it: the demo runs without separate rights."
 RETRY = "All logs are in var/demo/*.log. Run `make demo` again, or `make run` to explore the running services."
 
 
 def demo() -> None:
     shutil.rmtree(DEMO_DIR, ignore_errors=True)
-    with broker.running(DEMO_DIR / "broker") as found, broker.fresh_vhost(found, "order-service-demo") as amqp_url:
+    with (
+        broker.running(DEMO_DIR / "broker") as found,
+        broker.fresh_vhost(found, "order-service-demo") as amqp_url,
+        broker_users.created(found, amqp_url) as logins,
+    ):
+        print_line(SECURED if logins else OPEN)
         env = processes.environment(
             found,
             amqp_url,
@@ -52,8 +59,8 @@ def demo() -> None:
             USER_SERVICE_URL=f"http://localhost:{PORTS['users']}",
             HOST="127.0.0.1",
         )
-        processes.prepare(env)
-        with processes.started(env, DEMO_DIR) as running:
+        processes.prepare(env, logins)
+        with processes.started(env, DEMO_DIR, logins=logins) as running:
             print_line(f"Starting {', '.join(running)} ...")
             try:
                 processes.wait_healthy(running)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sandbox.servers import http_client, ports, process_group
 from sandbox.servers.broker import Broker
+from sandbox.servers.broker_users import USERS
 from sandbox.servers.process_group import Command
 from sandbox.servers.sources import Unavailable, print_line
 
@@ -26,6 +27,8 @@ HEALTHY_SECONDS = 60
 STOP_SECONDS = 12
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+#: The broker's URL for each of its users, or None: all processes have that of the environment.
+Logins = Mapping[str, str] | None
 #: Running processes by their names in the Procfile.
 Processes = Mapping[str, subprocess.Popen[bytes]]
 
@@ -84,19 +87,30 @@ def _is_address(host: str) -> bool:
     return False
 
 
-def prepare(env: Mapping[str, str]) -> None:
+def with_login(env: Mapping[str, str], process: str, logins: Logins) -> Mapping[str, str]:
+    """The environment with the URL of the process's own user; without any for a process that needs no broker."""
+    if logins is None:
+        return env
+    own = {"RABBITMQ_URL": logins[USERS[process]]} if process in USERS else {}
+    return {name: value for name, value in env.items() if name != "RABBITMQ_URL"} | own
+
+
+def prepare(env: Mapping[str, str], logins: Logins = None) -> None:
     """Bring the database and the broker's topology up to date. May be repeated."""
     print_line("Preparing the database and the broker ...")
     # Kept data may have queues of an older version.
     for step in ("migrate", "topology --recreate"):
         command = [sys.executable, "-m", "order_service", *step.split()]
-        done = subprocess.run(command, cwd=PROJECT_DIR, env=env, capture_output=True, text=True, check=False)  # noqa: S603
+        own = with_login(env, step.partition(" ")[0], logins)
+        done = subprocess.run(command, cwd=PROJECT_DIR, env=own, capture_output=True, text=True, check=False)  # noqa: S603
         if done.returncode:
             raise StartupError(f"`python -m order_service {step}` failed:\n{done.stdout}{done.stderr}")
 
 
 @contextlib.contextmanager
-def started(env: Mapping[str, str], log_dir: Path | None, *, without: Collection[str] = ()) -> Iterator[Processes]:
+def started(
+    env: Mapping[str, str], log_dir: Path | None, *, logins: Logins = None, without: Collection[str] = ()
+) -> Iterator[Processes]:
     """Run the Procfile for the length of the block, but not the processes named in `without`.
 
     Their logs are in log_dir, or (None) in pipes for the caller to read.
@@ -108,7 +122,7 @@ def started(env: Mapping[str, str], log_dir: Path | None, *, without: Collection
             if name in without:
                 continue
             arguments, log = ["/bin/sh", "-c", f"exec {program}"], log_dir / f"{name}.log" if log_dir else None
-            command = Command(arguments, env, log, cwd=PROJECT_DIR, stop_seconds=STOP_SECONDS)
+            command = Command(arguments, with_login(env, name, logins), log, cwd=PROJECT_DIR, stop_seconds=STOP_SECONDS)
             running[name] = stack.enter_context(process_group.serving(command))
         try:
             yield running

@@ -19,7 +19,8 @@ import pika
 from pika.exceptions import AMQPError
 
 from sandbox.servers import apt, management, rabbitmq_node
-from sandbox.servers.docker import Urls, compose_rabbitmq
+from sandbox.servers import docker as containers
+from sandbox.servers.docker import Urls
 from sandbox.servers.management import Management
 from sandbox.servers.sources import Say, Source, Unavailable, first_available, print_line
 from sandbox.siblings.kit import connection_parameters
@@ -59,10 +60,10 @@ def running(
 ) -> Iterator[Broker]:
     """A broker for the length of the block. Raises Unavailable, with advice, if there is none.
 
-    `docker` replaces the compose file. Without `keep`, a broker started here is empty and on free ports; with it, its
+    `docker` replaces the container. Without `keep`, a broker started here is empty and on free ports; with it, its
     data is kept (in data_dir, or a Docker volume), and it has the default ports if they are free.
     """
-    docker = docker or (lambda say: compose_rabbitmq(data_dir.parent.name, keep=keep, say=say))
+    docker = docker or (lambda say: containers.rabbitmq(data_dir.parent.name, keep=keep, say=say))
     sources: list[Source[Urls]] = [
         lambda _: _configured(needs_management=needs_management),
         docker,

@@ -1,17 +1,15 @@
-"""RabbitMQ and PostgreSQL from Docker: by the project's compose file for demo and run, by testcontainers in tests.
+"""RabbitMQ and PostgreSQL from Docker: by its command line for demo and run, by testcontainers in tests.
 
 Without an engine, the image, or a registry to pull it from, Unavailable is raised within a bounded time.
 """
 
 import contextlib
-import os
 import shutil
 import subprocess
 import textwrap
 import time
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 from sandbox.servers import management, ports
 from sandbox.servers.process_group import POLL_SECONDS, succeeds
@@ -23,7 +21,6 @@ POSTGRES_IMAGE = "postgres:17"
 PULL_SECONDS = 180
 #: Seconds for a container to be ready.
 START_SECONDS = 90
-COMPOSE_FILE = Path(__file__).parents[2] / "docker-compose.yml"
 
 #: The URLs of AMQP and of the management API (None: unreachable).
 Urls = tuple[str, str | None]
@@ -43,39 +40,29 @@ def require_image(image: str, say: Say) -> None:
 
 
 @contextlib.contextmanager
-def compose_rabbitmq(name: str, *, keep: bool, say: Say) -> Iterator[tuple[Urls, str]]:
-    """The compose file's RabbitMQ, in a compose project of its own; with `keep`, its volume is kept after the block."""
+def rabbitmq(name: str, *, keep: bool, say: Say) -> Iterator[tuple[Urls, str]]:
+    """RabbitMQ in a container that this machine alone can reach; with `keep`, its volume is kept after the block."""
     require_image(RABBITMQ_IMAGE, say)
-    program = ["docker", "compose"] if succeeds(["docker", "compose", "version"]) else ["docker-compose"]
-    if not succeeds([*program, "version"]):
-        raise Unavailable("Docker is installed, but neither `docker compose` nor `docker-compose` is")
-    compose = [*program, "--project-name", f"order-service-{name}", "--file", COMPOSE_FILE.name]
+    container = f"order-service-{name}"
     amqp, console_port = ports.free_ports(5672, 15672)
-    login = _compose_login()
-    env = os.environ | {"RABBITMQ_PORT": str(amqp), "RABBITMQ_CONSOLE_PORT": str(console_port)}
-    say(f"Starting RabbitMQ with `{' '.join(compose)} up`, which takes 10 to 20 seconds ...")
+    options = ["--name", container, "--hostname", "rabbitmq", "--ulimit", "nofile=8192:8192"]
+    options += ["--publish", f"127.0.0.1:{amqp}:5672", "--publish", f"127.0.0.1:{console_port}:15672"]
+    options += ["--env", "RABBITMQ_DEFAULT_USER=guest", "--env", "RABBITMQ_DEFAULT_PASS=guest"]
+    if keep:
+        options += ["--volume", f"{container}:/var/lib/rabbitmq"]
+    say(f"Starting {RABBITMQ_IMAGE} with Docker, which takes 10 to 20 seconds ...")
     try:
-        _compose([*compose, "up", "--detach", "rabbitmq"], env)
-        yield _ready(f"{login}@localhost", amqp, console_port), f"Docker, {RABBITMQ_IMAGE} by compose"
+        _docker("run", "--detach", "--rm", *options, RABBITMQ_IMAGE)
+        yield _ready("guest:guest@localhost", amqp, console_port), f"Docker, {RABBITMQ_IMAGE}"
     finally:
         with contextlib.suppress(Unavailable):
-            _compose([*compose, "down", "--timeout", "20", *([] if keep else ["--volumes"])], env)
+            _docker("stop", "--time", "20", container)
 
 
-def _compose_login() -> str:
-    """The login that the compose file sets, from the environment or .env, which is created with random passwords."""
-    subprocess.run([COMPOSE_FILE.parent / "deploy" / "make-env"], check=True)  # noqa: S603
-    lines = (COMPOSE_FILE.parent / ".env").read_text().splitlines()
-    values = dict(line.split("=", 1) for line in lines if "=" in line) | os.environ
-    return f"{values.get('RABBITMQ_USER', 'order_service')}:{values['RABBITMQ_PASSWORD']}"
-
-
-def _compose(command: list[str], env: dict[str, str]) -> None:
-    done = subprocess.run(  # noqa: S603
-        command, cwd=COMPOSE_FILE.parent, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
+def _docker(*arguments: str) -> None:
+    done = subprocess.run(["docker", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # noqa: S603, S607
     if done.returncode:
-        raise Unavailable(f"`{' '.join(command)}` failed: {textwrap.shorten(done.stderr[-400:], 300)}")
+        raise Unavailable(f"`docker {arguments[0]}` failed: {textwrap.shorten(done.stderr[-400:], 300)}")
 
 
 def _ready(authority: str, amqp_port: int, management_port: int) -> Urls:

@@ -1,10 +1,15 @@
 """A deployment per test, on both databases; nothing is migrated, declared or started yet."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from order_service.contract.broker_rights import definitions
+from sandbox.processes import Logins
+from sandbox.servers import broker_users
+from sandbox.servers.broker import Broker
 from tests.e2e.deployment import Deployment
 
 
@@ -18,6 +23,18 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def deployment(amqp_url: str, database_url: str, tmp_path: Path) -> Iterator[Deployment]:
-    with Deployment(amqp_url, database_url, tmp_path) as deployment:
+def logins(broker: Broker, amqp_url: str) -> Iterator[Logins]:
+    """The URL of each of the broker's users, with its rights; the topology is not declared yet."""
+
+    def without_topology(vhost: str, passwords: Mapping[str, str]) -> dict[str, Any]:
+        return definitions(passwords, vhost=vhost) | {"exchanges": [], "queues": [], "bindings": []}
+
+    with broker_users.created(broker, amqp_url, without_topology) as logins:
+        yield logins
+
+
+@pytest.fixture
+def deployment(amqp_url: str, logins: Logins, database_url: str, tmp_path: Path) -> Iterator[Deployment]:
+    """Each process has its own user of the broker."""
+    with Deployment(amqp_url, database_url, tmp_path, logins=logins) as deployment:
         yield deployment

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +15,8 @@ import pytest
 
 from order_service.contract import topology
 from order_service.storage import migrate
+from sandbox.processes import Logins, with_login
+from sandbox.servers.broker_users import USERS
 from tests.e2e.client import Client
 from tests.e2e.process import PROCFILE, PROJECT_DIR, START_SECONDS, Process, free_ports
 from tests.e2e.records import Records
@@ -29,10 +31,16 @@ ON_POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect
 
 
 class Deployment:
-    """Processes of the Procfile; leaving the `with` block stops all of them."""
+    """Processes of the Procfile; leaving the `with` block stops all of them.
 
-    def __init__(self, amqp_url: str, database_url: str, directory: Path, **settings: str) -> None:
+    With `logins`, the broker's URL for each of its users, each process has its own; else all have `amqp_url`.
+    """
+
+    def __init__(
+        self, amqp_url: str, database_url: str, directory: Path, *, logins: Logins = None, **settings: str
+    ) -> None:
         self.amqp_url, self.database_url, self.directory = amqp_url, database_url, directory
+        self.logins = logins
         self.ports = dict(zip(PORT_SETTINGS, free_ports(len(PORT_SETTINGS)), strict=True))
         self.client = Client(self.ports)
         self.records = Records(amqp_url, database_url, directory / "sandbox")
@@ -61,14 +69,17 @@ class Deployment:
         for process in self.processes:
             process.close()
 
-    def run(self, *command: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end, in the environment of the processes."""
+    def run(
+        self, *command: str, seconds: float = 60, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end, in the environment of the processes, without a login of its own, or in this one."""
         return subprocess.run(
-            command, env=self.env, cwd=PROJECT_DIR, capture_output=True, text=True, check=False, timeout=seconds
+            command, env=env or self.env, cwd=PROJECT_DIR, capture_output=True, text=True, check=False, timeout=seconds
         )
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self.run("python", "-m", "order_service", *arguments)
+        env = with_login(self.env, arguments[0], self.logins) if arguments[0] in USERS else self.env
+        return self.run("python", "-m", "order_service", *arguments, env=env)
 
     def prepare(self) -> None:
         """Migrate the database and declare the topology, without the cost of two more processes."""
@@ -85,7 +96,8 @@ class Deployment:
 
     def start_command(self, name: str, command_line: str, **settings: str) -> Process:
         log_file = self.directory / "logs" / f"{name}.{len(self.processes)}.log"
-        self.processes.append(Process(name, command_line, self.env | settings, log_file))
+        env = {**with_login(self.env, name, self.logins), **settings}
+        self.processes.append(Process(name, command_line, env, log_file))
         return self.processes[-1]
 
     def start_all(self, **settings: str) -> dict[str, Process]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from sandbox.demo import SECURED
 from sandbox.servers.broker import Broker
 from tests.e2e.deployment import ON_SQLITE, Deployment
 from tests.e2e.process import PROJECT_DIR
@@ -78,6 +79,7 @@ def test_curl_of_the_readme_is_answered_as_shown_and_the_order_becomes_paid(depl
 @ON_SQLITE
 def test_faults_of_the_sandbox_are_set_by_the_commands_shown(deployment: Deployment) -> None:
     # given
+    deployment.declare_topology()
     deployment.start("menu")
     deployment.wait_until_healthy("menu")
 
@@ -138,6 +140,7 @@ def test_make_demo_shows_a_paid_order(broker: Broker) -> None:
     # then
     assert done.returncode == 0, done.stdout + done.stderr
     assert "The order is paid." in done.stdout
+    assert SECURED in done.stdout
 
 
 #: The test of each block by page and language, in order. Blocks without a language are drawings.
@@ -150,6 +153,7 @@ TESTS: dict[tuple[str, str], list[object]] = {
     (README, "json"): [test_curl_of_the_readme_is_answered_as_shown_and_the_order_becomes_paid],
     ("docs/operations.md", "sh"): ["tests/integration/test_restore.py"] * 6,
     ("docs/rest.md", "sh"): ["tests/e2e/test_access.py"],
+    ("docs/rights.md", "sh"): ["tests/integration/test_broker_rights.py"],
     ("docs/saga.md", "mermaid"): ["tests/unit/test_pages.py"],
     ("docs/siblings.md", "json"): [SIBLING_KIT] * 2,
     ("docs/siblings.md", "sh"): [SIBLING_KIT, test_faults_of_the_sandbox_are_set_by_the_commands_shown],

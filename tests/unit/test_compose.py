@@ -13,13 +13,17 @@ from typing import Any
 import pytest
 import yaml
 
+from order_service.contract import broker_rights
+from sandbox.servers.broker_users import USERS
+
 ROOT = Path(__file__).parents[2]
+PASSWORDS = {"POSTGRES_PASSWORD", *(user.password_variable for user in broker_rights.USERS)}
 
 
 def test_compose_file_requires_every_password_and_names_the_command_that_creates_it() -> None:
     used = re.findall(r"\$\{(\w*PASSWORD)([^}]*)\}", (ROOT / "docker-compose.yml").read_text())
 
-    assert {name for name, _ in used} == {"RABBITMQ_PASSWORD", "POSTGRES_PASSWORD"}
+    assert {name for name, _ in used} == PASSWORDS
     assert {default for _, default in used} == {":?run deploy/make-env once"}
 
 
@@ -42,9 +46,9 @@ def test_passwords_are_random_private_and_kept(tmp_path: Path) -> None:
 
     # then
     assert created == again
-    assert created.keys() == {"RABBITMQ_PASSWORD", "POSTGRES_PASSWORD"}
+    assert created.keys() == PASSWORDS
     assert all(re.fullmatch("[0-9a-f]{32}", password) for password in created.values())
-    assert len({*created.values()}) == 2
+    assert len({*created.values()}) == len(PASSWORDS)
     assert (tmp_path / ".env").stat().st_mode & 0o777 == 0o600
 
 
@@ -54,7 +58,7 @@ def test_only_missing_passwords_are_added_to_an_existing_file(tmp_path: Path) ->
     completed = make_env(tmp_path)
 
     assert (completed["RABBITMQ_PORT"], completed["POSTGRES_PASSWORD"]) == ("5673", "mine")
-    assert completed["RABBITMQ_PASSWORD"]
+    assert completed["MENU_SERVICE_PASSWORD"]
 
 
 def test_compose_file_builds_the_image_once_and_limits_every_container() -> None:
@@ -79,6 +83,15 @@ def test_api_of_the_compose_file_is_published_to_this_machine_only_unless_it_req
     assert "DATABASE_URL" in api["environment"]
     assert "ENV HOST=0.0.0.0" in (ROOT / "Dockerfile").read_text()
     assert "ORDER_AUTH" not in re.sub("^#.*", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+
+
+def test_each_process_of_the_compose_file_has_its_own_user_of_the_broker() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+
+    urls = {name: (service.get("environment") or {}).get("RABBITMQ_URL", "") for name, service in services.items()}
+
+    users = {name: re.sub(r"amqp://(.*?):\$\{(\w+):.*", r"\1 \2", url) for name, url in urls.items() if url}
+    assert users == {name: f"{user} {user.upper().replace('-', '_')}_PASSWORD" for name, user in USERS.items()}
 
 
 def _dependencies(services: dict[str, Any], name: str) -> set[str]:
