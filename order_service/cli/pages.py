@@ -23,6 +23,7 @@ SETTINGS_INTRO = """# Settings
 
 Environment variables, read once at start. If a variable is invalid, the process prints its name and exits with
 status 2. This page is generated from `order_service/config.py`: `python -m order_service settings > docs/settings.md`.
+`broker definitions` also reads the passwords of the broker's users: [rights.md](rights.md).
 
 """
 INTRO = """# The saga

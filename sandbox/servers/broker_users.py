@@ -11,6 +11,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -18,6 +19,7 @@ from sandbox.servers.broker import Broker
 from sandbox.servers.http_client import RequestFailed
 from sandbox.servers.management import Management
 
+PROJECT_DIR = Path(__file__).parents[2]
 #: The user of each process of the Procfile that connects to the broker, and of the command that declares the topology.
 USERS = {
     "topology": "order-topology", "consumers": "order-service", "publishers": "order-service",
@@ -31,8 +33,13 @@ Definitions = Callable[[str, Mapping[str, str]], dict[str, Any]]
 def from_command(vhost: str, passwords: Mapping[str, str]) -> dict[str, Any]:
     """The definitions that the service's own command prints."""
     command = [sys.executable, "-m", "order_service", "broker", "definitions", "--vhost", vhost]
-    variables = {f"{user.upper().replace('-', '_')}_PASSWORD": password for user, password in passwords.items()}
-    done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=True)  # noqa: S603
+    variables: dict[str, str] = {}
+    for user, password in passwords.items():
+        name = f"{user.upper().replace('-', '_')}_PASSWORD"
+        variables |= {name: password, f"{name}_FILE": ""}
+    done = subprocess.run(  # noqa: S603
+        command, cwd=PROJECT_DIR, env=os.environ | variables, capture_output=True, text=True, check=True
+    )
     printed: dict[str, Any] = json.loads(done.stdout)
     return printed
 

@@ -254,7 +254,7 @@ def test_a_dead_letter_exchange_reaches_no_queue_of_another_publisher(secured: S
 @pytest.mark.parametrize("user", SIBLINGS)
 def test_a_binding_between_exchanges_reaches_no_queue_of_another_publisher(secured: Secured, user: str) -> None:
     own, mine = SIBLINGS[user], f"{user}.mine"
-    assert secured.accepts(user, lambda channel: channel.exchange_declare(mine, "topic"))
+    assert secured.accepts(user, lambda channel: channel.exchange_declare(mine, "topic", durable=True))
     for destination, source in itertools.product([*EXCHANGES, "amq.topic"], [*EXCHANGES, mine, "amq.topic"]):
         # Reading from an exchange and writing to the other are two rights.
         may = destination == own and source in (own, mine, EXCHANGE)
