@@ -153,7 +153,12 @@ TESTS: dict[tuple[str, str], list[object]] = {
     (README, "json"): [test_curl_of_the_readme_is_answered_as_shown_and_the_order_becomes_paid],
     ("docs/operations.md", "sh"): ["tests/integration/test_restore.py"] * 6,
     ("docs/rest.md", "sh"): ["tests/e2e/test_access.py"],
-    ("docs/rights.md", "sh"): ["tests/integration/test_broker_rights.py"],
+    ("docs/rights.md", "sh"): [
+        "tests/integration/test_broker_rights.py",
+        "tests/e2e/test_tls.py",
+        "tests/integration/test_roles.py",
+        "tests/integration/test_postgres_tls.py",
+    ],
     ("docs/saga.md", "mermaid"): ["tests/unit/test_pages.py"],
     ("docs/siblings.md", "json"): [SIBLING_KIT] * 2,
     ("docs/siblings.md", "sh"): [SIBLING_KIT, test_faults_of_the_sandbox_are_set_by_the_commands_shown],

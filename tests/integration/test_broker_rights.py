@@ -154,7 +154,7 @@ def test_definitions_create_the_topology_that_the_command_declares(
 
 
 def test_the_commands_of_the_page_write_the_file_that_rabbitmqctl_imports(tmp_path: Path) -> None:
-    [block] = re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs" / "rights.md").read_text(), re.MULTILINE | re.DOTALL)
+    block, *_ = re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs" / "rights.md").read_text(), re.MULTILINE | re.DOTALL)
     *commands, last = block.splitlines()
     assert last == "rabbitmqctl import_definitions definitions.json"
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
