@@ -7,9 +7,10 @@ not read.
 import json
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 import jwt
@@ -84,13 +85,19 @@ class Key:
     public: Any
 
 
-class Keys(Protocol):
-    """The public keys of the issuer."""
+class Keys:
+    """Public keys, of a file."""
+
+    def __init__(self, keys: Sequence[Key] = ()) -> None:
+        self._keys = keys
 
     def find(self, id: str | None, algorithm: str) -> Key | None:
         """The key with this id for this algorithm; without an id, the only one. Raises KeysUnavailable."""
+        found = [key for key in self._keys if algorithm in key.algorithms and (id is None or key.id in (id, None))]
+        return found[0] if len(found) == 1 else None
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End the connections to the issuer, if there are any."""
 
 
 class Verifier:
@@ -155,45 +162,31 @@ def verifier(settings: Settings) -> Verifier | None:
     if settings.jwt_jwks_url:
         return Verifier(settings, FetchedKeys(str(settings.jwt_jwks_url)))
     try:
-        return Verifier(settings, FileKeys(Path(settings.jwt_key_file)))
+        text = Path(settings.jwt_key_file).read_bytes()
+        return Verifier(settings, Keys(_jwks(text) if text.lstrip().startswith(b"{") else _pem(text)))
     except (OSError, ValueError) as error:
         refuse(f"ORDER_JWT_KEY_FILE: must name a file with a public key (PEM) or a JWKS: {error}")
 
 
-class FileKeys:
-    """The keys of a file."""
-
-    def __init__(self, path: Path) -> None:
-        """Raises OSError or ValueError if the file has no usable key, or a private one."""
-        text = path.read_bytes()
-        self._keys = _jwks(text) if text.lstrip().startswith(b"{") else _pem(text)
-
-    def find(self, id: str | None, algorithm: str) -> Key | None:
-        return _find(self._keys, id, algorithm)
-
-    def close(self) -> None:
-        pass
-
-
-class FetchedKeys:
+class FetchedKeys(Keys):
     """The keys that the issuer publishes at an address. They outlast an outage of the issuer."""
 
     def __init__(self, url: str) -> None:
+        super().__init__()
         address = urlsplit(url)
         self._name = masked(url)
         self._path = f"{address.path}?{address.query}" if address.query else address.path
         self._client = HttpClient(f"{address.scheme}://{address.netloc}", total_seconds=FETCH_SECONDS)
         self._fetching = threading.Lock()
         self._reported = Postponed[str](REPORT_BACKOFF)
-        self._keys: list[Key] = []
         #: On the monotonic clock: when the keys may be fetched again, and when they have to be.
         self._next_at = self._stale_at = 0.0
 
     def find(self, id: str | None, algorithm: str) -> Key | None:
-        found = _find(self._keys, id, algorithm)
+        found = super().find(id, algorithm)
         if found is None:
             self._fetch()
-            found = _find(self._keys, id, algorithm)
+            found = super().find(id, algorithm)
             if not self._keys:
                 raise KeysUnavailable
         elif time.monotonic() > max(self._stale_at, self._next_at) and not self._fetching.locked():
@@ -218,11 +211,6 @@ class FetchedKeys:
                 if self._reported.add(self._name):
                     log.warning("cannot fetch the keys of the issuer", url=self._name, error=first_line(error))
             self._next_at = time.monotonic() + (REFRESH_SECONDS if self._keys else RETRY_SECONDS)
-
-
-def _find(keys: list[Key], id: str | None, algorithm: str) -> Key | None:
-    found = [key for key in keys if algorithm in key.algorithms and (id is None or key.id in (id, None))]
-    return found[0] if len(found) == 1 else None
 
 
 def _pem(text: bytes) -> list[Key]:

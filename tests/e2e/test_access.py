@@ -91,7 +91,6 @@ def test_no_token_is_logged_wherever_it_is_sent(command: str, tmp_path: Path) ->
                 raw(deployment, f"GET /orders?access_token={token}", host),
             ]
             assert all(answers)
-            assert not [answer for answer in answers if token.encode() in answer]
         deployment.client.request("DELETE", "/orders/1", headers=bearer(till))
         deployment.wait_until(lambda: "privileged request" in api.log, "the last request to be logged")
 

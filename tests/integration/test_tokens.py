@@ -10,6 +10,7 @@ from typing import Any
 
 import jwt
 import pytest
+import time_machine
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from flask import Response
@@ -17,7 +18,7 @@ from flask import Response
 from order_service.config import Settings
 from order_service.web import tokens
 from order_service.web.tokens import InvalidToken, KeysUnavailable, Verifier, verifier
-from sandbox.issuer import Issuer, development_key
+from sandbox.issuer import Issuer, create_app, development_key
 from tests.http_service import Eventually
 from tests.integration import core
 from tests.tokens import ISSUER, Published, published
@@ -207,6 +208,38 @@ def test_token_without_a_key_id_is_accepted_while_there_is_one_key(
     assert outcome(verifying(**keys.settings), token) == "1"
     issuer.rotate()
     assert outcome(verifying(**keys.settings), token) == "unknown_key"
+
+
+def test_issuer_of_the_sandbox_gives_tokens_and_rotates_its_keys(
+    verifying: Callable[..., Verifier], issuer: Issuer, keys: Published
+) -> None:
+    # given
+    client = create_app(issuer).test_client()
+    wanted = {"sub": "7", "scope": "orders payments", "seconds": "60"}
+
+    # when
+    first = client.post("/token", data=wanted).get_json()
+    client.post("/rotate")
+    second = client.post("/token", data=wanted).get_json()
+
+    # then
+    verify = verifying(**keys.settings)
+    assert {verify.verify(given["access_token"]).scopes for given in (first, second)} == {
+        frozenset({"orders", "payments"})
+    }
+    assert [(given["token_type"], given["expires_in"]) for given in (first, second)] == [("Bearer", 60)] * 2
+    assert len(client.get("/jwks.json").get_json()["keys"]) == 2
+    assert client.post("/token", data={"sub": "7"}).status_code == 400
+
+
+def test_accepted_token_is_refused_once_it_has_expired(
+    verifying: Callable[..., Verifier], issuer: Issuer, keys: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verify, token = verifying(**keys.settings), issuer.token("1", "orders", seconds=60)
+    assert [outcome(verify, token) for _ in range(2)] == ["1", "1"]
+
+    with time_machine.travel(time.time() + 60 + tokens.LEEWAY_SECONDS + 1):
+        assert [outcome(verify, token) for _ in range(2)] == ["expired", "expired"]
 
 
 # Algorithms and types of keys.
