@@ -283,7 +283,7 @@ class Settings(BaseSettings):
     @field_validator("rate_limit_storage")
     @classmethod
     def _is_rate_limit_storage(cls, value: str) -> str:
-        value = _with_plain_scheme(value) if value != "memory" else value
+        value = _with_plain_scheme(value)
         try:
             if value != "memory":
                 _check_redis(value)

@@ -66,7 +66,7 @@ UNUSABLE = [
         "60", "0/minute", "-1/minute", "60/fortnight", "60/minute;5/second", "1/year", "9999999/minute", "1.5/minute"
     )),
     *(("ORDER_RATE_LIMIT_STORAGE", value, "ORDER_RATE_LIMIT_STORAGE: must be memory, or look like redis://") for value in (
-        "redis", "Memory", "redis://", "redis://host:99999/0", "redis://host/x", "redis://[::1/0", "memcached://host",
+        "redis", "memory://", "redis://", "redis://host:99999/0", "redis://host/x", "redis://[::1/0", "memcached://host",
         "redis://host/0?no_option=1", "redis://host/0?socket_timeout=abc"
     )),
     *((str(field.validation_alias), "unusable", f"{field.validation_alias}: ")
@@ -288,6 +288,7 @@ def test_pending_orders_and_streams_are_limited_by_default_where_requests_need_t
 
 
 @pytest.mark.parametrize(("name", "given", "read"), [
+    ("ORDER_RATE_LIMIT_STORAGE", "Memory", "memory"),
     ("ORDER_RATE_LIMIT_STORAGE", "REDIS://u:P@host/1", "redis://u:P@host/1"),
     ("LOG_LEVEL", "info", "INFO"), ("LOG_LEVEL", "Warn", "WARNING"),
     ("DATABASE_URL", "postgres://me@host/orders", "postgresql://me@host/orders"),
