@@ -10,12 +10,16 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
+from order_service import handlers
 from order_service.domain.order import State
+from order_service.storage.database import Database
 from order_service.web import openapi
 from order_service.web.limits import MemoryHits
 from sandbox.issuer import Issuer
+from tests import builders
 from tests.builders import order_request
 from tests.http_service import RESPOND_ASYNC, Service, ServiceWith, body_of, problem, send, served
+from tests.integration import core
 
 ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 #: Behind one proxy, which reports the address of its client last.
@@ -208,6 +212,17 @@ def test_a_user_may_have_only_so_many_pending_orders(service_with: ServiceWith) 
     assert service.rows()[0] == 4
 
 
+def test_placements_of_one_transaction_count_for_each_other(database: Database) -> None:
+    mine, other = (builders.placement(user_id=user_id, pending_limit=2) for user_id in (1, 2))
+    without_limit = builders.placement(user_id=1)
+    core.place(database, user_id=1)
+
+    with core.unit_of_work(database) as work:
+        room = handlers.has_room(work, [mine, mine, other, without_limit, other, other, mine])
+
+    assert room == [True, False, True, True, True, False, False]
+
+
 @ON_SQLITE
 def test_an_order_counts_until_it_ends(service_with: ServiceWith) -> None:
     service = service_with(pending_limit=1)
@@ -278,19 +293,17 @@ def test_a_client_keeps_open_only_so_many_streams(service_with: ServiceWith) -> 
 
 
 @ON_SQLITE
-def test_a_client_without_a_place_in_the_process_keeps_its_own(service_with: ServiceWith) -> None:
-    service = service_with(streams=1, stream_limit=1)
+def test_a_client_for_which_the_process_has_no_place_keeps_its_own(service_with: ServiceWith) -> None:
+    service = service_with(streams=1, stream_limit=1, **BEHIND_A_PROXY)
     path = f"/orders/{service.order_in(State.AWAITING_PAYMENT)}/events"
+    one, other = ({"X-Forwarded-For": address} for address in ("203.0.113.1", "203.0.113.2"))
 
-    with service.client.get(path, buffered=False):
-        pass
-    with service.client.get(path, buffered=False) as one:
-        refused = service.get(path)
+    with service.client.get(path, headers=one, buffered=False):
+        refused = service.get(path, other)
+    with service.client.get(path, headers=other, buffered=False) as later:
+        assert later.status_code == 200
 
-    assert one.status_code == 200
-    problem(refused, 429, "too_many_own_streams")
-    with service.client.get(path, buffered=False) as again:
-        assert again.status_code == 200
+    problem(refused, 503, "too_many_streams")
 
 
 def test_document_has_the_fields_of_every_limited_answer() -> None:
