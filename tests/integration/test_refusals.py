@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import secrets
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -151,12 +152,14 @@ def test_every_node_that_cannot_be_reached_is_named_with_its_error() -> None:
 def poor_role(postgres_url: str) -> Iterator[tuple[psycopg.Connection[Any], str]]:
     """A connection of the owner of an empty database, and the URL of a role without rights on it."""
     with contextlib.closing(psycopg.connect(postgres_url, autocommit=True)) as owner:
-        owner.execute("create role poor_role login password 'S3cret'")
+        # Roles belong to the whole server, which other tests use at the same time.
+        name = f"poor_{secrets.token_hex(4)}"
+        owner.execute(f"create role {name} login password 'S3cret'".encode())
         parts = urlsplit(postgres_url)
         try:
-            yield owner, urlunsplit(parts._replace(netloc=f"poor_role:S3cret@{parts.netloc.rpartition('@')[2]}"))
+            yield owner, urlunsplit(parts._replace(netloc=f"{name}:S3cret@{parts.netloc.rpartition('@')[2]}"))
         finally:
-            owner.execute("drop owned by poor_role; drop role poor_role")
+            owner.execute(f"drop owned by {name}; drop role {name}".encode())
 
 
 def migrate(url: str) -> tuple[int, str]:
@@ -181,7 +184,7 @@ def test_a_missing_right_on_the_schema_is_named_with_the_grant_that_gives_it(
 
 
 @pytest.mark.parametrize(("wrong", "answer"), [
-    (lambda url: url.replace("poor_role", "unknown_role"), "unknown_role"),
+    (lambda url: url.replace("poor_", "unknown_"), "unknown_"),
     (lambda url: re.sub("/[^/]*$", "/unknown_db", url), 'database "unknown_db" does not exist'),
 ])  # fmt: skip
 def test_a_wrong_login_or_database_name_is_named(
