@@ -38,7 +38,9 @@ def follow(deployment: Deployment, order_id: int) -> list[str]:
 
 
 def test_every_process_does_its_whole_job_with_its_own_role(roles: Roles, amqp_url: str, tmp_path: Path) -> None:
-    settings = {"ORDER_PAYMENT_SECONDS": str(PAYMENT_SECONDS), "ORDER_COMPENSATION_SECONDS": "0.5"}
+    settings = {
+        "ORDER_PAYMENT_SECONDS": str(PAYMENT_SECONDS), "ORDER_COMPENSATION_SECONDS": "0.5", "ORDER_PENDING_LIMIT": "20",
+    }  # fmt: skip
     with Deployment(amqp_url, roles.database_url, tmp_path, **settings) as deployment:
         deployment.declare_topology()
         for process in "api", "consumers", "publishers":
