@@ -327,6 +327,7 @@ def test_file_without_a_usable_public_key_is_named(
     assert printed.startswith("ORDER_JWT_KEY_FILE: must name a file with a public key (PEM) or a JWKS: ")
     assert len(printed.splitlines()) == 1, printed
     assert "c2VjcmV0" not in printed
+    assert ("private key, which only the issuer may have" in printed) == (content == "a private key")
 
 
 def test_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
