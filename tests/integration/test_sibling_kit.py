@@ -18,6 +18,8 @@ from order_service.contract.events import OUTGOING
 from order_service.domain.order import State
 from order_service.storage.database import Database
 from publishers.relay import Relay
+from sandbox.servers import broker_users
+from sandbox.servers.broker import Broker
 from tests.integration import core
 from tests.integration.core import Eventually, Message, Wire, completed
 
@@ -222,6 +224,29 @@ def test_a_documented_service_that_is_killed_and_started_again_passes_every_rule
     assert {rule["outcome"] for rule in json.loads(output)["rules"]} == {"passed"}, output
 
 
+PYTHON_MENU = [sys.executable, "menu.py"]
+
+
+@pytest.mark.parametrize(("menu", "payment"), [
+    pytest.param(PYTHON_MENU, [sys.executable, "payment.py"], id="python"),
+    pytest.param(["node", "menu.mjs"], ["node", "payment.mjs"], id="javascript", marks=NEEDS_NODE),
+    *(pytest.param(PYTHON_MENU, *each.values, id=each.id, marks=each.marks) for each in WITH_LIBRARIES),
+])  # fmt: skip
+def test_the_documented_siblings_need_no_more_than_the_rights_of_their_users(
+    menu: list[str], payment: list[str], tmp_path: Path, broker: Broker, amqp_url: str, database: Database, wire: Wire,
+    eventually: Eventually,
+):  # fmt: skip
+    write_files("python", tmp_path)
+    write_files("javascript", tmp_path)
+    with ExitStack() as stack:
+        logins = stack.enter_context(broker_users.created(broker, amqp_url))
+        assert logins
+        for user, command in (("menu-service", menu), ("payment-service", payment)):
+            stack.enter_context(started(command, tmp_path, logins[user], eventually))
+        stack.enter_context(our_processes(logins["order-service"], database))
+        check_orders_and_compensations(database, wire, eventually)
+
+
 #: Messages that are no requests.
 UNREADABLE: list[tuple[bytes, dict[str, Any]]] = [
     *((body, {}) for body in (b"{", b"[]", b"1", b"{}", b"\xff", b'{"type": "PaymentRequested"}')),
@@ -237,7 +262,8 @@ def test_a_reply_that_no_queue_takes_is_published_later(
     write_files("python", tmp_path)
     write_files("javascript", tmp_path)
     with wire.channel() as channel:
-        channel.queue_unbind("order-service.payment", topology.EXCHANGE, "payment.completed")
+        for exchange in topology.PAYMENT.exchanges:
+            channel.queue_unbind("order-service.payment", exchange, "payment.completed")
     with started(command, tmp_path, amqp_url, eventually):
         wire.send_raw("payment.requested", json.dumps(samples.event("PaymentRequested")).encode())
         wire.listen("payment.refunded", queue="refunds")
