@@ -368,18 +368,46 @@ def test_every_event_is_part_of_the_matrix() -> None:
     assert {key for _, key in TARGETS} >= {model.routing_key for model in EVENTS.values()}
 
 
-def test_the_operator_sees_the_queues_in_the_console_and_may_change_nothing(
+def console(secured: Secured, broker: Broker, user: str) -> Management:
+    """The management API with the login of a user."""
+    parts, login = urlsplit(str(broker.management_url)), urlsplit(secured.logins[user])
+    return Management(f"{parts.scheme}://{login.username}:{login.password}@{parts.netloc.rpartition('@')[2]}")
+
+
+def test_the_operator_sees_all_queues_in_the_console(
     secured: Secured, broker: Broker, management: VhostManagement
 ) -> None:
-    assert broker.management_url
-    parts, login = urlsplit(broker.management_url), urlsplit(secured.logins[OPERATOR])
-    host = parts.netloc.rpartition("@")[2]
-    console = Management(f"{parts.scheme}://{login.username}:{login.password}@{host}")
+    found = console(secured, broker, OPERATOR).call("GET", "queues", management.vhost)
 
-    assert {queue["name"] for queue in console.call("GET", "queues", management.vhost)} >= set(OURS)
-    for method, *path in (("PUT", "users", "another"), ("DELETE", "queues", management.vhost, MENU.name),
-                          ("PUT", "permissions", management.vhost, str(login.username))):  # fmt: skip
+    assert {queue["name"] for queue in found} >= {*OURS, MENU_QUEUE}
+
+
+#: What would circumvent the rights: a policy can give any queue a dead-letter exchange, and a parameter a shovel.
+FORBIDDEN = {
+    "create a user": ("PUT", ["users", "another"], {"password": "x", "tags": "administrator"}),
+    "give oneself rights": ("PUT", ["permissions", "{vhost}", "{user}"], {"configure": ".*", "write": ".*", "read": ".*"}),
+    "read the hashes of passwords": ("GET", ["definitions"], None),
+    "import definitions": ("POST", ["definitions"], {"users": []}),
+    "set a policy": (
+        "PUT", ["policies", "{vhost}", "all"], {"pattern": ".*", "definition": {"dead-letter-exchange": EXCHANGE}}
+    ),
+    "set a parameter": ("PUT", ["parameters", "shovel", "{vhost}", "all"], {"value": {}}),
+    "delete our queue": ("DELETE", ["queues", "{vhost}", MENU.name], None),
+    "delete the virtual host": ("DELETE", ["vhosts", "{vhost}"], None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("act", FORBIDDEN)
+def test_nobody_gets_further_by_the_console(
+    secured: Secured, broker: Broker, management: VhostManagement, act: str
+) -> None:
+    method, path, body = FORBIDDEN[act]
+    # The topology's user has no console, and may delete a queue.
+    for user in (SERVICE, TOPOLOGY, *SIBLINGS, OPERATOR):
+        name = urlsplit(secured.logins[user]).username
+        filled = [part.format(vhost=management.vhost, user=name) for part in path]
+
         with pytest.raises(RequestFailed, match=r"40[013]"):
-            console.call(
-                method, *path, body={"configure": ".*", "write": ".*", "read": ".*", "password": "", "tags": ""}
-            )
+            console(secured, broker, user).call(method, *filled, body=body)
+
+    assert MENU.name in management.queues()
