@@ -1,7 +1,12 @@
 """An issuer of access tokens for trials and tests: `python -m sandbox.issuer`, on port 5005 (ISSUER_PORT).
 
+It checks no password: everyone gets every token. docs/access.md uses it in place of a real one.
+
+GET  /.well-known/openid-configuration   the addresses of the others
 GET  /jwks.json   its public keys
-POST /token       a token, for anyone: the form fields sub, scope, and seconds until it expires
+GET  /authorize   log in the user that login_hint names, and redirect with a code for a token
+POST /token       a token for such a code, for the client (grant_type=client_credentials), or, without a grant_type, for
+                  the form field sub; with the form fields scope, and seconds until it expires
 POST /rotate      sign with a new key; the former one stays published
 
 ORDER_AUTH=jwt ORDER_JWT_ISSUER=http://localhost:5005 ORDER_JWT_JWKS_URL=http://localhost:5005/jwks.json
@@ -11,15 +16,20 @@ import json
 import os
 import secrets
 import time
+from base64 import urlsafe_b64encode
+from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
-from flask import Flask, request
+from flask import Flask, redirect, request
 from flask.typing import ResponseReturnValue
 from jwt.algorithms import ECAlgorithm
+from werkzeug.exceptions import BadRequest
 
 from sandbox.siblings.http import json_app, port_of, serve
 
@@ -69,15 +79,37 @@ def _given(members: dict[str, Any]) -> dict[str, Any]:
 
 def create_app(issuer: Issuer) -> Flask:
     app = json_app("issuer")
+    #: What was asked for, by the code that was given for it.
+    logins: dict[str, Mapping[str, str]] = {}
+
+    @app.get("/.well-known/openid-configuration")
+    def describe() -> ResponseReturnValue:
+        paths = {"jwks_uri": "jwks.json", "authorization_endpoint": "authorize", "token_endpoint": "token"}
+        return {"issuer": issuer.name} | {name: f"{issuer.name}/{path}" for name, path in paths.items()}
 
     @app.get("/jwks.json")
     def publish() -> ResponseReturnValue:
         return issuer.jwks()
 
+    @app.get("/authorize")
+    def log_in() -> ResponseReturnValue:
+        code, asked = secrets.token_urlsafe(), request.args
+        logins[code] = {name: asked[name] for name in ("login_hint", "scope", "code_challenge", "redirect_uri")}
+        return redirect(f"{asked['redirect_uri']}?{urlencode({'code': code, 'state': asked.get('state', '')})}")
+
     @app.post("/token")
     def give() -> ResponseReturnValue:
         seconds = request.form.get("seconds", 3600, type=int)
-        token = issuer.token(request.form["sub"], request.form["scope"], seconds=seconds)
+        match request.form.get("grant_type"):
+            case None:
+                subject, scope = request.form["sub"], request.form["scope"]
+            case "client_credentials":
+                client = request.authorization.username if request.authorization else request.form["client_id"]
+                subject, scope = str(client), request.form["scope"]
+            case _:
+                login = _checked(logins.pop(request.form["code"], {}))
+                subject, scope = login["login_hint"], login["scope"]
+        token = issuer.token(subject, scope, seconds=seconds)
         return {"access_token": token, "token_type": "Bearer", "expires_in": seconds}
 
     @app.post("/rotate")
@@ -86,6 +118,15 @@ def create_app(issuer: Issuer) -> Flask:
         return issuer.jwks()
 
     return app
+
+
+def _checked(login: Mapping[str, str]) -> Mapping[str, str]:
+    """The login, if the current request is of the client that began it (PKCE, RFC 7636, with S256); else 400."""
+    challenge = urlsafe_b64encode(sha256(request.form["code_verifier"].encode()).digest()).rstrip(b"=").decode()
+    expected = {"code_challenge": challenge, "redirect_uri": request.form["redirect_uri"]}
+    if not expected.items() <= login.items():
+        raise BadRequest("invalid_grant")
+    return login
 
 
 def development_key(directory: Path) -> Path:
