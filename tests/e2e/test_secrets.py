@@ -1,15 +1,19 @@
 """No process writes a credential to its log, whether its servers are unreachable, refuse it or serve it.
 
-tests/unit/test_config.py does the same with the commands.
+tests/unit/test_config.py does the same with the commands, and test_access.py with tokens in every place of a request.
 """
 
+import base64
 import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from order_service.contract.broker_rights import USERS
 from order_service.storage import migrate
+from sandbox.issuer import Issuer
 from tests.conftest import VhostManagement
 from tests.e2e.deployment import Deployment
+from tests.tokens import ISSUER, bearer, published
 
 CANARY = "S3cretCanary"
 HTTP = f"http://{CANARY}:{CANARY}%20x@127.0.0.1:1/?token={CANARY}"
@@ -21,6 +25,7 @@ SETTINGS = {
     "ORDER_RATE_LIMIT": "9/minute",
     "ORDER_RATE_LIMIT_STORAGE": f"redis://me:{CANARY}@127.0.0.1:1/0",
     "OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Bearer {CANARY}",
+    **{user.password_variable: CANARY for user in USERS},
     "LOG_LEVEL": "DEBUG",
 }
 
@@ -43,7 +48,7 @@ def test_no_process_logs_a_credential(
     with Deployment(amqp_url, sqlite, tmp_path, **SETTINGS) as deployment:
         # when
         waiting = [
-            *deployment.start("consumers", "publishers", "menu"),
+            *deployment.start("consumers", "publishers", "menu", "payment"),
             *deployment.start("consumers", DATABASE_URL=refused["DATABASE_URL"]),
             *deployment.start("consumers", RABBITMQ_URL=refused["RABBITMQ_URL"]),
             *deployment.start("consumers", RABBITMQ_URL=forbidden["RABBITMQ_URL"]),
@@ -67,3 +72,47 @@ def test_no_process_logs_a_credential(
     assert "cannot check the user" in api.log
     assert [each.name for each in deployment.processes if CANARY in each.log] == []
     assert [each.args for each in commands if CANARY in each.stdout + each.stderr or each.returncode != 1] == []
+
+
+def test_the_api_logs_no_credential_of_its_issuer_and_none_of_its_callers(tmp_path: Path) -> None:
+    # given: an address of the keys with a login and a key in its query, served and unreachable; a private key
+    issuer, database_url = Issuer(ISSUER), f"sqlite:///{tmp_path}/orders.db"
+    secret = tmp_path / "private.pem"
+    secret.write_text(f"-----BEGIN PRIVATE KEY-----\n{CANARY}\n-----END PRIVATE KEY-----\n")
+    migrate.upgrade(database_url)
+    common = SETTINGS | {"USER_SERVICE_URL": "", "ORDER_AUTH": "jwt", "ORDER_JWT_ISSUER": ISSUER}
+    with published(issuer) as keys, Deployment("amqp://127.0.0.1:1", database_url, tmp_path, **common) as deployment:
+
+        def secured(url: str) -> dict[str, str]:
+            login = f"//me:{CANARY}@"
+            return {"ORDER_JWT_JWKS_URL": f"{url.replace('//', login)}?key={CANARY}&{CANARY}"}
+
+        [invalid] = deployment.start("api", ORDER_JWT_KEY_FILE=str(secret))
+        [refused] = deployment.start("api", **secured("http://login.example/jwks.json"))
+        assert (invalid.exit_status(), refused.exit_status()) == (2, 2)
+        statuses = []
+        for url in (keys.url, keys.url.replace(f":{keys.port}", ":1")):
+            # when
+            deployment.start("api", **secured(url))
+            deployment.wait_until_healthy("api")
+            credentials = base64.b64encode(f"me:{CANARY}".encode()).decode()
+            for headers in (
+                bearer(issuer.token("1", "orders", canary=CANARY)),
+                bearer(Issuer(ISSUER).token("1", "orders", canary=CANARY)),
+                {"Authorization": f"Basic {credentials}"},
+                {"Authorization": CANARY, "Cookie": CANARY, "X-Forwarded-For": CANARY},
+            ):
+                sent = headers | {"Idempotency-Key": CANARY, "Prefer": "respond-async"}
+                answer = deployment.client.request("POST", "/orders", {"user_id": 1, "menu_ids": [1]}, headers=sent)
+                statuses.append(answer.status)
+            deployment.wait_until(lambda: deployment.processes[-1].log.count("access refused") >= 2, "the log")
+            deployment.processes[-1].terminate()
+
+    # then
+    *_, served, unreachable = deployment.processes
+    assert statuses == [202, 401, 401, 401, 503, 503, 401, 401]
+    assert ("ORDER_JWT_KEY_FILE" in invalid.log, "ORDER_JWT_JWKS_URL" in refused.log) == (True, True)
+    assert "cannot fetch the keys of the issuer" in unreachable.log
+    assert "the storage of the rate limit is unreachable" in served.log
+    hidden = [CANARY, credentials, *(base64.b64encode(f'"{CANARY}'.encode()[n:]).decode()[:-4] for n in range(3))]
+    assert [each.log_file.name for each in deployment.processes if any(text in each.log for text in hidden)] == []

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
@@ -14,6 +16,7 @@ from pydantic.fields import FieldInfo
 from order_service import process
 from order_service.cli.main import main
 from order_service.config import Settings, explain, masked
+from order_service.contract.broker_rights import USERS
 from sandbox.processes import environment
 from sandbox.servers.broker import Broker
 from sandbox.siblings.http import port_of
@@ -134,6 +137,9 @@ UNREACHABLE = {
     "MENU_SERVICE_URL": HTTP,
     "ORDER_RATE_LIMIT_STORAGE": f"redis://me:{CANARY}@127.0.0.1:1/0",
     "OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Bearer {CANARY}",
+    "ORDER_JWT_ISSUER": "https://login.example",
+    "ORDER_JWT_JWKS_URL": HTTP,
+    **{user.password_variable: f"{CANARY} {user.name}" for user in USERS},
     "LOG_LEVEL": "DEBUG",
 }
 ENVIRONMENTS = {
@@ -148,12 +154,19 @@ ENVIRONMENTS = {
         "USER_SERVICE_URL": f"http://me:{CANARY}@",
         "MENU_SERVICE_URL": f"me:{CANARY}@host",
         "ORDER_RATE_LIMIT_STORAGE": f"redis://me:{CANARY}@host/x",
+        "ORDER_JWT_JWKS_URL": f"http://me:{CANARY}@login.example/?key={CANARY}",
+        "ORDER_AUTH": CANARY,
+        "ORDER_CORS_ORIGINS": f"https://me:{CANARY}@host",
     },
 }
 #: The commands that read the settings; the Procfile's processes are in tests/e2e/test_secrets.py.
 CONNECTING = ["migrate", "topology", "events tail"]
-PRINTING = [
-    "settings", "saga", "asyncapi", "events page", "events sample OrderCreated", "--help", "events publish --help", "none",
+#: All others, with arguments; {file} names one that has a secret.
+COMMANDS = [
+    "settings", "saga", "asyncapi", "schemas {directory}", "events page", "events sample OrderCreated",
+    "events validate {file}", "events publish --unchecked {file}", "broker rights", "broker definitions", "compensations list",
+    "compensations confirm 1", "database roles", "ids", "siblings check menu", "token --sub 1 --scope orders --key {file}",
+    "--help", "events publish --help", "none",
 ]  # fmt: skip
 
 
@@ -173,12 +186,37 @@ def test_no_command_prints_a_credential(places: str) -> None:
     assert "127.0.0.1" in outputs["migrate"] or "DATABASE_URL" in outputs["migrate"]
 
 
-@pytest.mark.parametrize("command", PRINTING)
-def test_no_document_has_a_credential_of_its_reader(command: str) -> None:
-    printed = CliRunner(env=UNREACHABLE).invoke(main, command.split()).output
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_other_command_prints_a_credential(command: str, tmp_path: Path) -> None:
+    secret = tmp_path / "key.pem"
+    secret.write_text(f"-----BEGIN PRIVATE KEY-----\n{CANARY}\n-----END PRIVATE KEY-----\n")
 
-    assert printed
-    assert CANARY not in printed
+    arguments = command.format(directory=tmp_path, file=secret).split()
+    printed = CliRunner(env=UNREACHABLE).invoke(main, arguments)
+
+    assert printed.output or arguments[0] == "schemas"
+    assert CANARY not in printed.output
+    assert isinstance(printed.exception, SystemExit | None)
+
+
+def test_no_password_is_printed_beside_a_missing_one(tmp_path: Path) -> None:
+    for missing in (None, str(tmp_path), CANARY):
+        env = UNREACHABLE | {"ORDER_OPERATOR_PASSWORD": None, "ORDER_OPERATOR_PASSWORD_FILE": missing}
+        printed = CliRunner(env=env).invoke(main, ["broker", "definitions"])
+
+        assert (printed.exit_code, CANARY in printed.output) == (2, False), printed.output
+
+
+def test_every_command_is_tried_with_credentials() -> None:
+    def names(command: click.Command, *path: str) -> Iterator[str]:
+        if isinstance(command, click.Group):
+            for name, each in command.commands.items():
+                yield from names(each, *path, name)
+        else:
+            yield " ".join(path)
+
+    tried = [f"{each} " for each in CONNECTING + COMMANDS]
+    assert [name for name in names(main) if not any(each.startswith(f"{name} ") for each in tried)] == []
 
 
 def test_an_origin_is_compared_as_browsers_write_it() -> None:
