@@ -151,8 +151,9 @@ TESTS: dict[tuple[str, str], list[object]] = {
         test_production_commands_of_the_readme_bring_an_order_to_paid,
     ],
     (README, "json"): [test_curl_of_the_readme_is_answered_as_shown_and_the_order_becomes_paid],
+    ("docs/access.md", "sh"): ["tests/e2e/test_access_page.py"] * 6,
     ("docs/operations.md", "sh"): ["tests/integration/test_restore.py"] * 6,
-    ("docs/rest.md", "sh"): ["tests/e2e/test_access.py"],
+    ("docs/rest.md", "sh"): ["tests/e2e/test_access.py", "tests/e2e/test_proxies.py"],
     ("docs/rights.md", "sh"): [
         "tests/integration/test_broker_rights.py",
         "tests/e2e/test_tls.py",

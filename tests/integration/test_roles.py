@@ -1,7 +1,11 @@
 """Each process can do its job with its role of `database roles`, and nothing else; every right is needed."""
 
 import contextlib
+import os
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -300,6 +304,33 @@ def test_the_tables_of_an_earlier_login_become_the_owners(postgres_url: str) -> 
             do_consumers(roles, database)
     finally:
         roles.drop(login)
+
+
+@pytest.mark.skipif(not shutil.which("psql"), reason="needs psql")
+def test_the_commands_of_the_page_create_the_roles_and_migrate(postgres_url: str, tmp_path: Path) -> None:
+    # given: other names, because roles belong to the whole server, and passwords without the prompt of \\password
+    roles = Roles(postgres_url)
+    [block] = re.findall(r"^```sh\n([^`]*database roles[^`]*)^```", RIGHTS_PAGE.read_text(), re.MULTILINE)
+    for documented, here in (
+        ("database roles", f"database roles --prefix {roles.prefix}"),
+        ("'\\password order_owner'", f"\"ALTER ROLE {roles.name(OWNER)} PASSWORD 'S3cret'\""),
+        ("postgresql://order_owner@db.example/orders", f"'{roles.url(OWNER)}'"),
+        ("python -m", f"{sys.executable} -m"),
+    ):
+        assert documented in block
+        block = block.replace(documented, here)
+    env = os.environ | {"ADMINISTRATOR_URL": postgres_url, "PYTHONPATH": str(RIGHTS_PAGE.parents[1])}
+
+    try:
+        # when
+        subprocess.run(["bash", "-euc", block], cwd=tmp_path, env=env, check=True, capture_output=True, timeout=120)
+
+        # then
+        roles.set_passwords()
+        with opened(roles, "api") as api:
+            do_api(roles, api)
+    finally:
+        roles.drop()
 
 
 def test_the_sql_contains_no_password_and_refuses_unusable_prefixes() -> None:
