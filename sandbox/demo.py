@@ -73,7 +73,8 @@ def demo() -> None:
 The order is paid. All messages passed through this broker, whose console shows queues and messages:
   {console(found.management_url)}
 Everything that the demo started is stopped again. `make run` keeps everything running: post orders, and watch the
-queues order-service.menu and order-service.payment in the console.""")
+queues order-service.menu and order-service.payment in the console. `make run AUTH=jwt` does the same with an API that
+requires access tokens, as one that customers may use has to (docs/access.md).""")
 
 
 def _follow_order(amqp_url: str) -> None:

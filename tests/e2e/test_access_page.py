@@ -31,7 +31,7 @@ def test_every_command_of_the_page_works_as_it_says(tmp_path: Path) -> None:
             return script.replace("localhost:5005", f"localhost:{issuer_port}")
 
         # given
-        deployment.client.ports["issuer"] = issuer_port
+        deployment.ports["issuer"] = issuer_port
         deployment.start_command("issuer", here(ISSUER).strip(), ISSUER_PORT=str(issuer_port))
         *prepare, serve = here(API).splitlines()
         script = "\n".join(["set -eu", *prepare, f"exec {serve}"])
