@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from order_service.config import Settings
 from order_service.contract.events import EVENTS
 from order_service.web.problems import KINDS
 from order_service.web.routes import ROUTES
@@ -108,14 +109,31 @@ def test_make_run_names_the_pages() -> None:
     assert {"/docs", "/asyncapi"} <= set(re.findall(r"http://localhost:{api}(/[a-z]+)\n", READY))
 
 
+def anchors(page: Path) -> set[str]:
+    """What GitHub lets links name: the headings, in lower case, without punctuation and with dashes for spaces."""
+    headings = re.findall("^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_every_internal_link_has_a_target() -> None:
-    pages = [*TWINS, *(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 
     lost = [
-        f"{page}: {link}"
+        f"{page.name}: {link}#{anchor}"
         for page in pages
-        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", prose(page))
-        if not ((ROOT / page).parent / link).exists()
+        for link, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", prose(str(page.relative_to(ROOT))))
+        for target in [page.parent / link if link else page]
+        if not target.exists() or (anchor and anchor not in anchors(target))
     ]
 
     assert lost == []
+
+
+def test_every_file_and_setting_that_security_names_exists() -> None:
+    quoted = set(re.findall("`([^`]+)`", text("SECURITY.md")))
+    files = {each for each in quoted if re.fullmatch(r"[\w/]+\.py", each)}
+    settings = {each.partition("=")[0] for each in quoted if re.fullmatch("(ORDER_)?[A-Z_]{4,}(=.*)?", each)}
+
+    assert len(files) > 5
+    assert [each for each in files if not (ROOT / each).exists() and not (ROOT / "order_service" / each).exists()] == []
+    assert settings - {str(field.validation_alias) for field in Settings.model_fields.values()} == set()
