@@ -47,8 +47,8 @@ def test_every_command_of_the_page_works_as_it_says(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     requests = [found.groups() for line in lines if (found := REQUEST.fullmatch(line))]
     assert len(requests) == len([line for line in lines if line.startswith("curl")]) > 10
-    answers = [re.split("[ \r\n]+", text, maxsplit=2)[1:] for text in done.stdout.split("\n@@@")[1:]]
-    answered = [(status, json.loads(rest.partition("\r\n\r\n")[2]).get("code")) for status, rest in answers]
+    answers = [text.split(maxsplit=2)[1:] for text in done.stdout.split("\n@@@")[1:]]
+    answered = [(status, json.loads(rest.partition("\n\n")[2]).get("code")) for status, rest in answers]
     assert [(command, *answer) for (command, *_), answer in zip(requests, answered, strict=True)] == requests
 
 
