@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from concurrent.futures import CancelledError
+from contextlib import aclosing
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -14,6 +15,8 @@ import httpx2 as httpx
 MAX_RESPONSE_BYTES = 64 * 1024
 #: The part of the deadline in which a connection must be made, to tell a failure to connect from a lost response.
 CONNECT_SHARE = 0.8
+#: How many redirects of one GET are followed.
+MAX_REDIRECTS = 3
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
@@ -54,7 +57,7 @@ class HttpClient:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def request(self, method: str, path: str, body: object = None) -> ServiceResponse:
-        """Send one request once. Raises RequestFailed if no status arrives within the deadline."""
+        """Send one request once; only a GET follows redirects. Raises RequestFailed if no status arrives in time."""
         try:
             return asyncio.run_coroutine_threadsafe(self._request(method, path, body), self._running_loop()).result()
         except CancelledError as error:
@@ -90,7 +93,7 @@ class HttpClient:
         try:
             async with (
                 asyncio.timeout(self._total_seconds),
-                self._client.stream(method, self._url + path, json=body) as response,
+                aclosing(await self._response(method, self._url + path, body)) as response,
             ):
                 status = response.status_code
                 async for part in response.aiter_bytes():
@@ -103,6 +106,19 @@ class HttpClient:
             if status is None:
                 raise RequestFailed(error, is_sent=not isinstance(error, _NOT_SENT)) from error
         return ServiceResponse(status, content)
+
+    async def _response(self, method: str, url: str, body: object) -> httpx.Response:
+        """The response whose body is to be read, after at most MAX_REDIRECTS redirects."""
+        request = self._client.build_request(method, url, json=body)
+        response = await self._client.send(request, stream=True)
+        for _ in range(MAX_REDIRECTS if method == "GET" else 0):
+            following = response.next_request
+            # From https to http, anybody on the network could answer.
+            if following is None or (request.url.scheme, following.url.scheme) == ("https", "http"):
+                break
+            await response.aclose()
+            request, response = following, await self._client.send(following, stream=True)
+        return response
 
     async def _finish(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}

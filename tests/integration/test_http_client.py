@@ -11,7 +11,7 @@ from decimal import Decimal
 import pytest
 
 import sandbox.servers.http_client
-from order_service.http_client import MAX_RESPONSE_BYTES, HttpClient, RequestFailed
+from order_service.http_client import MAX_REDIRECTS, MAX_RESPONSE_BYTES, HttpClient, RequestFailed
 from tests.integration.stand_in import Answer, StandIn, drips, hangs_up, says, silent
 
 TOTAL_SECONDS = 0.5
@@ -60,6 +60,23 @@ def test_answer_has_the_status_and_json_with_exact_decimals(stand_in: StandIn, c
     assert (found.status, found.json()) == (200, {"price": Decimal("0.1"), "stock": 3})
     assert (missing.status, missing.json()) == (404, None)
     assert stand_in.asked == ["GET /a HTTP/1.1", "PUT /b HTTP/1.1"]
+
+
+def moved(location: str) -> Answer:
+    return says(b"HTTP/1.1 308 Moved\r\nLocation: %b\r\nContent-Length: 0\r\n\r\n" % location.encode())
+
+
+def test_get_follows_a_few_redirects_and_a_change_none(stand_in: StandIn, client: HttpClient) -> None:
+    stand_in.answers = [moved("/users/1/"), moved(f"{stand_in.url}/v2/users/1"), says(ok(b"1"))]
+    assert client.request("GET", "/users/1").json() == 1
+    assert stand_in.asked == ["GET /users/1 HTTP/1.1", "GET /users/1/ HTTP/1.1", "GET /v2/users/1 HTTP/1.1"]
+
+    stand_in.answers = [moved("/again")] * (MAX_REDIRECTS + 2)
+    assert client.request("GET", "/").status == 308
+    assert len(stand_in.asked) == 3 + 1 + MAX_REDIRECTS
+
+    assert client.request("PUT", "/", {"sold_quantity": 1}).status == 308
+    assert stand_in.asked[-1] == "PUT / HTTP/1.1"
 
 
 @pytest.mark.parametrize(
