@@ -69,7 +69,7 @@ def test_api_exits_with_2_and_names_the_address_where_it_cannot_listen(command_l
         )
         for host, problem in (("127.0.0.1", in_use), ("192.0.2.1", foreign)):
             path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-            env = os.environ | {"HOST": host, "PORT": port, "PATH": path}
+            env = os.environ | {"HOST": host, "PORT": port, "PATH": path, "ORDER_AUTH": "none"}
             process = Process("api", command_line, env, tmp_path / f"{host}.log")
             with contextlib.closing(process):
                 assert process.exit_status() == 2
