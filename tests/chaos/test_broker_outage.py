@@ -12,7 +12,7 @@ import pytest
 from sandbox.servers import rabbitmq_node
 from sandbox.servers.broker import refusal
 from tests.e2e.client import RESPOND_ASYNC, order_of
-from tests.e2e.deployment import ON_SQLITE, Deployment
+from tests.e2e.deployment import MOSTLY_ON_SQLITE, ON_SQLITE, Deployment
 from tests.e2e.proxy import TcpProxy
 from tests.polling import wait_until
 
@@ -105,6 +105,7 @@ def test_stopped_and_restarted_broker_delays_orders_and_loses_none(
         deployment.assert_stops_with_empty_queues()
 
 
+@MOSTLY_ON_SQLITE
 def test_broken_connections_to_the_broker_lose_no_message(amqp_url: str, database_url: str, tmp_path: Path) -> None:
     with TcpProxy(amqp_url) as proxy, Deployment(proxy.url, database_url, tmp_path) as deployment:
         # given

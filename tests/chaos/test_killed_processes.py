@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.client import RESPOND_ASYNC, order_of, repeating
-from tests.e2e.deployment import ON_POSTGRESQL, ON_SQLITE, Deployment, api_alone
+from tests.e2e.deployment import MOSTLY_ON_POSTGRESQL, MOSTLY_ON_SQLITE, ON_POSTGRESQL, ON_SQLITE, Deployment, api_alone
 from tests.e2e.process import PROCFILE
 from tests.e2e.proxy import TcpProxy
 
@@ -27,6 +27,7 @@ def orders_arriving(deployment: Deployment) -> Iterator[list[int]]:
     deployment.records.assert_reserved_and_paid_once(menu_id)
 
 
+@MOSTLY_ON_SQLITE
 def test_killed_consumers_and_publishers_lose_nothing_and_do_nothing_twice(deployment: Deployment) -> None:
     # given
     processes = deployment.start_all()
@@ -43,6 +44,7 @@ def test_killed_consumers_and_publishers_lose_nothing_and_do_nothing_twice(deplo
     deployment.assert_stops_with_empty_queues()
 
 
+@MOSTLY_ON_POSTGRESQL
 def test_two_consumers_and_two_publishers_share_the_work_and_continue_after_one_of_each_is_killed(
     deployment: Deployment,
 ) -> None:
@@ -81,6 +83,7 @@ def test_power_cut_of_everything_but_broker_and_database_loses_no_accepted_order
     assert not any(depth for name, depth in deployment.records.queue_depths().items() if name.endswith(".dlq"))
 
 
+@MOSTLY_ON_SQLITE
 def test_every_order_that_a_killed_api_accepted_exists(database_url: str, tmp_path: Path) -> None:
     with api_alone(database_url, tmp_path) as deployment:
         # given

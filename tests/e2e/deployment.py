@@ -28,6 +28,13 @@ T = TypeVar("T")
 PORT_SETTINGS = {"api": "PORT", "users": "USERS_PORT", "menu": "MENU_PORT", "payment": "PAYMENT_PORT"}
 ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 ON_POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+#: For tests that take half a minute or more: on the other database with `make test-field` only.
+MOSTLY_ON_SQLITE = pytest.mark.parametrize(
+    "database_url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.field)], indirect=True
+)
+MOSTLY_ON_POSTGRESQL = pytest.mark.parametrize(
+    "database_url", [pytest.param("sqlite", marks=pytest.mark.field), "postgresql"], indirect=True
+)
 
 
 class Deployment:

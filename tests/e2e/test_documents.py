@@ -16,7 +16,7 @@ import pytest
 
 from sandbox.demo import SECURED
 from sandbox.servers.broker import Broker
-from tests.e2e.deployment import ON_SQLITE, Deployment
+from tests.e2e.deployment import MOSTLY_ON_POSTGRESQL, ON_SQLITE, Deployment
 from tests.e2e.process import PROJECT_DIR
 from tests.polling import wait_until
 
@@ -95,6 +95,7 @@ def test_faults_of_the_sandbox_are_set_by_the_commands_shown(deployment: Deploym
     assert active == [{"delay": 2, "duplicate": True}, {"delay": 2, "duplicate": True}, {}]
 
 
+@MOSTLY_ON_POSTGRESQL
 def test_production_commands_of_the_readme_bring_an_order_to_paid(deployment: Deployment) -> None:
     # given: deploy/make-venv has run the two install commands for the venv of this test run
     venv, install, export, migrate, topology, *processes = without_comments(blocks(README, "sh")[2])

@@ -17,7 +17,7 @@ import pytest
 
 from order_service.config import ANSWERING_THREADS
 from tests.e2e.client import order_of, repeating
-from tests.e2e.deployment import ON_POSTGRESQL, ON_SQLITE, Deployment, api_alone
+from tests.e2e.deployment import MOSTLY_ON_SQLITE, ON_POSTGRESQL, ON_SQLITE, Deployment, api_alone
 from tests.e2e.process import PROCFILE, Process
 from tests.e2e.proxy import TcpProxy
 
@@ -49,6 +49,7 @@ def assert_refuse_to_start(processes: list[Process], *, naming: str) -> None:
         assert "Traceback" not in process.log
 
 
+@MOSTLY_ON_SQLITE
 def test_processes_refuse_to_start_before_migrate_and_topology_and_name_the_command(deployment: Deployment) -> None:
     unmigrated = deployment.start("api", "consumers", "publishers")
     assert_refuse_to_start(unmigrated, naming="python -m order_service migrate")
@@ -93,6 +94,7 @@ def all_logged(processes: list[Process], *texts: str) -> bool:
     return all(any(text in process.log for text in texts) for process in processes)
 
 
+@MOSTLY_ON_SQLITE
 def test_processes_wait_for_a_broker_that_is_unreachable_at_their_start(
     amqp_url: str, database_url: str, tmp_path: Path
 ) -> None:

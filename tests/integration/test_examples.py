@@ -40,10 +40,20 @@ def user_service() -> Iterator[str]:
         yield f"http://{host}:{port}"
 
 
+#: Limits that only the scenarios of these problems need.
+LIMITS: dict[str, dict[str, Any]] = {
+    "rate_limited": {"rate_limit": "1/minute"},
+    "too_many_pending": {"pending_limit": 20},
+    "too_many_own_streams": {"streams": 2, "stream_limit": 1},
+}
+
+
 @pytest.fixture
-def service(service_with: ServiceWith, user_service: str) -> Service:
+def service(service_with: ServiceWith, user_service: str, request: pytest.FixtureRequest) -> Service:
     """A service whose one stream ends soon after its first event."""
-    return service_with(user_service_url=user_service, streams=1, stream_seconds=0.05)
+    parameters = getattr(request.node, "callspec", None)
+    limits = LIMITS.get(parameters.params.get("name", "") if parameters else "", {})
+    return service_with(**{"user_service_url": user_service, "streams": 1, "stream_seconds": 0.05} | limits)
 
 
 # The scenes.
@@ -82,6 +92,11 @@ def unpaid(method: str, path: str, **request: Any) -> Scenario:
 def under_a_used_key(service: Service) -> TestResponse:
     service.post(headers=RESPOND_ASYNC | {"Idempotency-Key": "k1"})
     return service.post(order_request(user_id=2), {"Idempotency-Key": "k1"})
+
+
+def after(count: int) -> Scenario:
+    """A POST after this many others."""
+    return lambda service: [service.post(headers=RESPOND_ASYNC) for _ in range(count + 1)][-1]
 
 
 def sent(method: str, path: str, **request: Any) -> Scenario:
@@ -153,6 +168,8 @@ SCENARIOS: dict[tuple[str, str], Scenario] = {
     ("placeOrder", "idempotency_key_reused"): under_a_used_key,
     ("placeOrder", "user_not_found"): partial(refused_user, user_id=UNKNOWN_USER),
     ("placeOrder", "user_service_unavailable"): partial(refused_user, user_id=FAILING_USER),
+    ("placeOrder", "rate_limited"): after(1),
+    ("placeOrder", "too_many_pending"): after(20),
     **of_body("placeOrder", "POST", "/orders", order_request()),
     ("listOrders", "200"): sent_in(State.AWAITING_PAYMENT, "GET", "/orders"),
     ("listOrders", "invalid_request"): sent("GET", "/orders?note=1"),
@@ -173,6 +190,7 @@ SCENARIOS: dict[tuple[str, str], Scenario] = {
     ("streamOrder", "200"): sent_in(State.AWAITING_PAYMENT, "GET", "/orders/1/events"),
     ("streamOrder", "204"): streamed_after_the_last_event,
     ("streamOrder", "too_many_streams"): one_stream_too_many,
+    ("streamOrder", "too_many_own_streams"): one_stream_too_many,
     **{(name, "order_not_found"): sent(*request, json=PAID) for name, request in OF_ONE_ORDER.items()},
     ("health", "200"): sent("GET", "/healthz"),
     ("readiness", "200"): sent("GET", "/readyz"),

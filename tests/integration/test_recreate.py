@@ -19,6 +19,7 @@ from order_service.contract.topology import DEAD_LETTER_EXCHANGE, EXCHANGE, MENU
 from order_service.storage.database import Database
 from order_service.storage.tables import outbox
 from tests import builders
+from tests.e2e.deployment import MOSTLY_ON_POSTGRESQL
 from tests.integration import core
 from tests.integration.core import Eventually, Start, Wire, reserved
 
@@ -131,6 +132,7 @@ class Publisher:
         self._running.stop()
 
 
+@MOSTLY_ON_POSTGRESQL
 def test_the_way_from_the_former_topology_loses_no_message(
     database: Database, wire: Wire, amqp_url: str, relaying: Start, eventually: Eventually
 ) -> None:
