@@ -68,10 +68,15 @@ class Process:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports below the range from which the kernel takes those of outgoing connections, to avoid collisions."""
+    """Return ports below the range from which the kernel takes those of outgoing connections, to avoid collisions.
+
+    Each worker of pytest-xdist has a range of its own, because a port is free until its process has started.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 6
+    own = range(20_000 + 2_000 * worker, 22_000 + 2_000 * worker)
     with contextlib.ExitStack() as bound:  # all bound at once, so that they differ
         ports: list[int] = []
-        for port in random.sample(range(20_000, 32_000), 1000):
+        for port in random.sample(own, 1000):
             if len(ports) == count:
                 break
             with contextlib.suppress(OSError):
