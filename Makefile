@@ -17,7 +17,8 @@ export PYTHON
 python := .venv/bin/python
 javascript := tests/contract-js
 clients := tests/clients
-tests := $(python) -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup $(PYTEST)
+# Three on two cores too: many tests wait for processes to start.
+tests := $(python) -m pytest --numprocesses 3 --dist loadgroup $(PYTEST)
 
 # A venv that was moved, or whose Python was removed, is rebuilt even if its stamps are current.
 venv_works := $(shell exec 2>/dev/null; grep -qF '$(CURDIR)/.venv/bin/python' .venv/bin/pip && $(python) -c '' && echo yes)
