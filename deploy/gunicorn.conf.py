@@ -34,17 +34,20 @@ def _connections(threads: int) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if not 0 <= soft < wanted + OTHER_FILES:
         return wanted
+    possible = wanted + OTHER_FILES if hard == resource.RLIM_INFINITY else min(wanted + OTHER_FILES, hard)
     with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted + OTHER_FILES, hard))
-        return wanted
+        resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
+        soft = possible
     if soft - OTHER_FILES <= threads:
         process.refuse(
             f"ORDER_STREAMS and ORDER_WAITERS need at least {threads + OTHER_FILES + 1} open files, and the limit is "
             f"{soft}: raise it (ulimit -n) or lower them"
         )
-    return soft - OTHER_FILES
+    return min(wanted, soft - OTHER_FILES)
 
 
+# gunicorn takes it for the prefix of every path; only a documented variable may change the service.
+os.environ.pop("SCRIPT_NAME", None)
 _settings = process.begin(is_api=True)
 bind = _settings.address
 worker_class = "order_service.gunicorn_worker.Worker"

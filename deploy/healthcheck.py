@@ -23,7 +23,7 @@ def answers(port: int, path: str) -> bool:
 
 def is_connected() -> bool:
     """Whether a connection to a port of RABBITMQ_URL is open; a container has no connections of other containers."""
-    urls = os.environ.get("RABBITMQ_URL", "amqp://localhost").split(",")
+    urls = (os.environ.get("RABBITMQ_URL") or "amqp://localhost").split(",")
     default_ports = {"amqp": 5672, "amqps": 5671}
     ports = {url.port or default_ports.get(url.scheme) for url in map(urlsplit, map(str.strip, urls))}
     for table in ("tcp", "tcp6"):
@@ -40,7 +40,7 @@ def is_healthy() -> bool:
     command = Path("/proc/1/cmdline").read_text()
     if "consumers" in command or "publishers" in command:
         return is_connected()
-    return answers(int(os.environ.get("PORT", 5003)), "/readyz")
+    return answers(int(os.environ.get("PORT") or 5003), "/readyz")
 
 
 if __name__ == "__main__":

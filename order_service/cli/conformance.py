@@ -50,7 +50,8 @@ def _own_id(body: bytes, properties: Mapping[str, Any]) -> object:
         event = json.loads(body)
         if "specversion" in event:
             return event.get("id")
-    return properties.get("message_id") or headers.get("cloudEvents:id") or headers.get("cloudEvents_id")
+    binary = (headers.get(f"{prefix}id") for prefix in ("cloudEvents:", "cloudEvents_", "ce-"))
+    return properties.get("message_id") or next(filter(None, binary), None)
 
 
 def _ids_are_used_once(talk: Talk) -> None:

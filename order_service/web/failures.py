@@ -17,6 +17,7 @@ MESSAGES: Mapping[str, tuple[str, str]] = {
     ),
     "expired": ("Menu tidak menjawab tepat waktu.", "The menu did not answer in time."),
 }
+_OTHER = ("Pesanan gagal.", "The order has failed.")
 _UNPAID = ("Pembayaran tidak diterima tepat waktu.", "No payment came in time.")
 
 
@@ -33,5 +34,6 @@ def values(order: Order) -> dict[str, object]:
 def message(order: Order, *, english: bool) -> str:
     """The message of a failed order."""
     is_unpaid = order.reason == "expired" and order.total_price is not None
-    texts = _UNPAID if is_unpaid else MESSAGES[order.reason or ""]
+    # A newer version may have written the order with a reason of its own.
+    texts = _UNPAID if is_unpaid else MESSAGES.get(order.reason or "", _OTHER)
     return texts[english].format(**values(order))

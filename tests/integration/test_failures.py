@@ -8,8 +8,16 @@ import pytest
 from order_service.domain.messages import Message
 from order_service.domain.order import State
 from order_service.process import utc_now
-from order_service.web.failures import MESSAGES
-from tests.builders import menu_rejected, menu_reserved, order_request, payment_completed, payment_failed, policy
+from order_service.web.failures import MESSAGES, message
+from tests.builders import (
+    menu_rejected,
+    menu_reserved,
+    order_after,
+    order_request,
+    payment_completed,
+    payment_failed,
+    policy,
+)
 from tests.http_service import ANSWER_SECONDS, ORDER_KEYS, RESPOND_ASYNC, Service, body_of, problem
 from tests.integration import core
 
@@ -183,3 +191,10 @@ def test_etag_of_a_failed_order_is_that_of_its_language(service: Service) -> Non
     # then
     assert [(first.status_code, second.status_code) for _, first, second in seen] == [(304, 200), (200, 304)]
     assert {answer.headers["Vary"] for _, *answers in seen for answer in answers} == {"Accept-Language"}
+
+
+def test_reason_of_a_newer_version_has_a_message_too() -> None:
+    order = order_after(menu_rejected("out_of_stock", 2))
+    order.reason = "kitchen_closed"
+
+    assert (message(order, english=False), message(order, english=True)) == ("Pesanan gagal.", "The order has failed.")
