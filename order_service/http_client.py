@@ -50,8 +50,11 @@ class HttpClient:
     every byte received.
     """
 
-    def __init__(self, url: str, *, total_seconds: float, reuses_connections: bool = True) -> None:
+    def __init__(
+        self, url: str, *, total_seconds: float, reuses_connections: bool = True, follows_redirects: bool = True
+    ) -> None:
         self._url, self._total_seconds = url.rstrip("/"), total_seconds
+        self._max_redirects = MAX_REDIRECTS if follows_redirects else 0
         self._limits = httpx.Limits(max_keepalive_connections=None if reuses_connections else 0)
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -108,10 +111,10 @@ class HttpClient:
         return ServiceResponse(status, content)
 
     async def _response(self, method: str, url: str, body: object) -> httpx.Response:
-        """The response whose body is to be read, after at most MAX_REDIRECTS redirects."""
+        """The response whose body is to be read, after the redirects of a GET."""
         request = self._client.build_request(method, url, json=body)
         response = await self._client.send(request, stream=True)
-        for _ in range(MAX_REDIRECTS if method == "GET" else 0):
+        for _ in range(self._max_redirects if method == "GET" else 0):
             following = response.next_request
             # From https to http, anybody on the network could answer.
             if following is None or (request.url.scheme, following.url.scheme) == ("https", "http"):

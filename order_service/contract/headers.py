@@ -29,7 +29,9 @@ def copied(headers: Mapping[Any, Any]) -> tuple[dict[str, Any], list[str]]:
     left_out: list[str] = []
     size = 0
     for given, value in headers.items():
-        name = _name(f"x-original-{given.lower()}" if given in _ROUTING else given)
+        name = _name(given)  # compared after decoding: pika gives names that are not UTF-8 as bytes
+        if name in _ROUTING:
+            name = f"x-original-{name.lower()}"
         try:
             encoded = _encoded(value, MAX_DEPTH)
             needed = max(pika.data.encode_table([], {name: value}), len(json.dumps({name: encoded})))

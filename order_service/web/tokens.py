@@ -36,6 +36,8 @@ MAX_SUBJECT_CHARACTERS = 255
 MAX_ACCEPTED_TOKENS = 4096
 #: The time limit for fetching the keys, in seconds.
 FETCH_SECONDS = 3.0
+#: How long a token with an unknown key waits for another request that is fetching the keys, in seconds.
+WAIT_SECONDS = 0.3
 #: An unknown key id has the keys fetched again at most this often, in seconds.
 REFRESH_SECONDS = 30.0
 #: The same while no key is known at all.
@@ -176,7 +178,10 @@ class FetchedKeys(Keys):
         address = urlsplit(url)
         self._name = masked(url)
         self._path = f"{address.path}?{address.query}" if address.query else address.path
-        self._client = HttpClient(f"{address.scheme}://{address.netloc}", total_seconds=FETCH_SECONDS)
+        # Only the address of the settings is trusted.
+        self._client = HttpClient(
+            f"{address.scheme}://{address.netloc}", total_seconds=FETCH_SECONDS, follows_redirects=False
+        )
         self._fetching = threading.Lock()
         self._reported = Postponed[str](REPORT_BACKOFF)
         #: On the monotonic clock: when the keys may be fetched again, and when they have to be.
@@ -199,7 +204,10 @@ class FetchedKeys(Keys):
 
     def _fetch(self) -> None:
         """Fetch the keys, unless they were fetched recently; keep the former ones if that fails."""
-        with self._fetching:
+        # Unknown ids must not occupy all threads while the issuer does not answer.
+        if not self._fetching.acquire(timeout=WAIT_SECONDS if self._keys else -1):
+            return
+        try:
             if time.monotonic() < self._next_at:
                 return
             try:
@@ -211,6 +219,8 @@ class FetchedKeys(Keys):
                 if self._reported.add(self._name):
                     log.warning("cannot fetch the keys of the issuer", url=self._name, error=first_line(error))
             self._next_at = time.monotonic() + (REFRESH_SECONDS if self._keys else RETRY_SECONDS)
+        finally:
+            self._fetching.release()
 
 
 def _pem(text: bytes) -> list[Key]:

@@ -161,6 +161,16 @@ def test_known_keys_stay_in_use_while_the_issuer_answers_nonsense(
     assert [outcome(each, new) for each in (verify, late)] == ["1", "1"]
 
 
+def test_keys_of_another_address_are_not_accepted(verifying: Callable[..., Verifier], keys: Published) -> None:
+    other = Issuer(ISSUER)
+    with published(other) as elsewhere:
+        address = str(elsewhere.settings["jwt_jwks_url"])
+        keys.fault = lambda: Response(status=302, headers={"Location": address})
+
+        assert outcome(verifying(**keys.settings), other.token("1", "orders")) == "unavailable"
+        assert elsewhere.requests == []
+
+
 @pytest.mark.usefixtures("impatient")
 def test_known_keys_stay_in_use_while_the_issuer_is_down(
     verifying: Callable[..., Verifier], issuer: Issuer, monkeypatch: pytest.MonkeyPatch

@@ -104,6 +104,14 @@ def run_healthcheck(*arguments: str, **env: str) -> int:
     return subprocess.run(command, env=os.environ | env, capture_output=True, check=False).returncode
 
 
+def test_only_processes_of_the_order_service_have_the_login_of_the_database() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+
+    having = {name for name, each in services.items() if "POSTGRES_PASSWORD" in str(each.get("environment"))}
+
+    assert having == {"postgres", "migrate", "api", "consumers", "publishers"}
+
+
 def test_the_health_check_of_a_container_needs_an_answer_with_200() -> None:
     with socket.create_server(("localhost", 0)) as server:
         answers = iter([b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 503 Service Unavailable\r\n\r\n"])
