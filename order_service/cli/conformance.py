@@ -11,6 +11,7 @@ from order_service.cli.conversation import Broken, Conversation, NotChecked
 from order_service.cli.menu_rules import MENU_RULES
 from order_service.cli.payment_rules import PAYMENT_RULES
 from order_service.cli.talk import QUIET_SECONDS, Rule, Talk, Wanted
+from order_service.contract.envelope import Delivery, binary_attributes
 from order_service.contract.events import INCOMING, OUTGOING
 from order_service.contract.topology import EXCHANGE, published_on
 
@@ -32,7 +33,7 @@ def _replies_are_published_as_agreed(talk: Talk) -> str | None:
             "routing key": each.delivery.routing_key,
             "delivery mode": properties.get("delivery_mode"),
             "expiration": properties.get("expiration"),
-            "id": "present" if _own_id(each.delivery.body, properties) else "absent",
+            "id": "present" if _own_id(each.delivery) else "absent",
         }
         exchange = EXCHANGE if each.exchange == EXCHANGE else own_exchange
         agreed = {"exchange": exchange, "routing key": key, "delivery mode": 2, "expiration": None, "id": "present"}
@@ -43,15 +44,13 @@ def _replies_are_published_as_agreed(talk: Talk) -> str | None:
     return None
 
 
-def _own_id(body: bytes, properties: Mapping[str, Any]) -> object:
+def _own_id(delivery: Delivery) -> object:
     """The id that the sender gave a message."""
-    headers = properties.get("headers") or {}
     with suppress(ValueError, TypeError):
-        event = json.loads(body)
+        event = json.loads(delivery.body)
         if "specversion" in event:
             return event.get("id")
-    binary = (headers.get(f"{prefix}id") for prefix in ("cloudEvents:", "cloudEvents_", "ce-"))
-    return properties.get("message_id") or next(filter(None, binary), None)
+    return delivery.properties.get("message_id") or binary_attributes(delivery).get("id")
 
 
 def _ids_are_used_once(talk: Talk) -> None:

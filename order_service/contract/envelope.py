@@ -226,7 +226,7 @@ class _Reader:
 
     def __init__(self, delivery: Delivery) -> None:
         self._delivery = delivery
-        self._attributes: Mapping[str, Any] = _binary_attributes(delivery)
+        self._attributes: Mapping[str, Any] = binary_attributes(delivery)
         self._is_structured = False
 
     def reply(self) -> Reply:
@@ -327,7 +327,7 @@ class _Reader:
         return message_id
 
 
-def _binary_attributes(delivery: Delivery) -> Mapping[str, Any]:
+def binary_attributes(delivery: Delivery) -> Mapping[str, Any]:
     """The attributes in the headers of the binary mode; empty if there are none, or the mode is the structured one."""
     headers = delivery.properties.get("headers")
     if not headers or str(delivery.properties.get("content_type", "")).lower().startswith(_STRUCTURED):
