@@ -101,7 +101,9 @@ class Database:
             event.listen(self.engine, "connect", lambda connection, _: _configure_postgresql(connection, settings))
             # Never for a session: a pooler that is not recognized would give it to the API.
             local = [] if durable else ["synchronous_commit TO off"]
-            event.listen(self.engine, "begin", lambda connection: _begin_postgresql(connection, settings, local))
+            # A pooler gives the server's connection, with the settings of its session, to another client's transaction.
+            direct, pooled = _local(local), _local([*settings, *local])
+            event.listen(self.engine, "begin", lambda connection: _begin_postgresql(connection, direct, pooled))
             event.listen(self.engine, "handle_error", _recognize_lost_connection)
         self._lock: TextIO | None = None
         # SQLite allows one writer at a time; the threads of one process are serialized by a lock.
@@ -197,14 +199,17 @@ def _recognize_lost_connection(context: sa.engine.ExceptionContext) -> None:
         context.is_disconnect = True
 
 
-def _begin_postgresql(connection: sa.Connection, settings: Sequence[str], local: Sequence[str]) -> None:
+def _local(settings: Sequence[str]) -> bytes:
+    """The statements that make these settings for the present transaction."""
+    return "".join(f"SET LOCAL {setting}; " for setting in settings).encode()
+
+
+def _begin_postgresql(connection: sa.Connection, direct: bytes, pooled: bytes) -> None:
+    """Begin with these statements: on a connection to the server itself, or through a pooler."""
     driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
-    if not _is_direct(driver):
-        # A pooler gives the server's connection, with the settings of its session, to another client's transaction.
-        local = [*settings, *local]
-    statements = "".join(f"SET LOCAL {setting}; " for setting in local)
+    statements = direct if _is_direct(driver) else pooled
     try:
-        connection.info[SERVER_TIME] = vendor.begin_with_time(driver, statements.encode()), time.monotonic()
+        connection.info[SERVER_TIME] = vendor.begin_with_time(driver, statements), time.monotonic()
     except psycopg.Error as error:
         if driver.closed:
             connection.invalidate(error)
