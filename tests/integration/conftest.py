@@ -13,10 +13,12 @@ from order_service import vendor
 from order_service.storage.database import Database
 from publishers import deadlines
 from publishers.relay import Relay
+from sandbox.issuer import Issuer
 from tests.http_service import Eventually, Service, ServiceWith, application
 from tests.integration import core
 from tests.integration.old_menu import OldMenu
 from tests.integration.stand_in import StandIn
+from tests.tokens import ISSUER, Published, published
 
 
 @pytest.fixture
@@ -37,6 +39,17 @@ def service_with(database_url: str, eventually: Eventually) -> Iterator[ServiceW
     """`service_with(waiters=3)` is the API on this test's database with these settings."""
     with contextlib.ExitStack() as stack:
         yield lambda **settings: stack.enter_context(contextlib.closing(Service(database_url, eventually, **settings)))
+
+
+@pytest.fixture
+def issuer() -> Issuer:
+    return Issuer(ISSUER)
+
+
+@pytest.fixture
+def keys(issuer: Issuer) -> Iterator[Published]:
+    with published(issuer) as keys:
+        yield keys
 
 
 @pytest.fixture

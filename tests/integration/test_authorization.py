@@ -21,7 +21,7 @@ from sandbox.issuer import Issuer
 from tests.builders import menu_reserved, order_request
 from tests.http_service import ANSWER_SECONDS, Address, Service, ServiceWith, application, served
 from tests.integration import core
-from tests.tokens import ALL, ISSUER, REFUSED, Published, bearer, published
+from tests.tokens import ALL, ISSUER, REFUSED, Published, bearer
 
 JWT = {"auth": "jwt", "jwt_issuer": ISSUER, "jwt_jwks_url": "https://login.example/jwks"}
 ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -87,17 +87,6 @@ class Protected(NamedTuple):
                 name: sorted((tuple(row) for row in connection.execute(sa.select(table))), key=str)
                 for name, table in metadata.tables.items()
             }
-
-
-@pytest.fixture
-def issuer() -> Issuer:
-    return Issuer(ISSUER)
-
-
-@pytest.fixture
-def keys(issuer: Issuer) -> Iterator[Published]:
-    with published(issuer) as keys:
-        yield keys
 
 
 @pytest.fixture

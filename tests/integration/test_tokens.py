@@ -25,17 +25,6 @@ from tests.tokens import ISSUER, Published, published
 
 
 @pytest.fixture
-def issuer() -> Issuer:
-    return Issuer(ISSUER)
-
-
-@pytest.fixture
-def keys(issuer: Issuer) -> Iterator[Published]:
-    with published(issuer) as keys:
-        yield keys
-
-
-@pytest.fixture
 def verifying() -> Iterator[Callable[..., Verifier]]:
     """`verifying(**settings)` verifies with these settings, until the end of the test."""
     made: list[Verifier] = []
