@@ -63,10 +63,6 @@ class UnknownOrder(OrderError):
     """No order has the requested id."""
 
 
-class TooManyPending(OrderError):
-    """The user has as many pending orders as one may have."""
-
-
 @dataclass(frozen=True, slots=True)
 class Payment:
     """A payment reported for an order. One reported over REST has neither id nor amount, and counts as the total."""

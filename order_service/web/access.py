@@ -120,7 +120,7 @@ def _allow_origin(allowed: Set[str], response: Response) -> Response:
     Flask answers OPTIONS for every path, and `Allow` lists its methods.
     """
     response.vary.add("Origin")
-    origin = "*" if "*" in allowed else header("Origin")
+    origin = "*" if "*" in allowed else header("Origin", "")
     if origin in allowed:
         response.headers["Access-Control-Allow-Origin"] = origin
         response.headers["Access-Control-Expose-Headers"] = _EXPOSED

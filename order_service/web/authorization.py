@@ -92,7 +92,7 @@ def _authorize(verifier: Verifier | None, scopes: Mapping[str, Scopes]) -> None:
 
 
 def _claims(verifier: Verifier) -> Claims:
-    scheme, _, token = header("Authorization").partition(" ")
+    scheme, _, token = header("Authorization", "").partition(" ")
     if scheme.lower() != "bearer":
         raise refused("token_required", challenge="")
     try:

@@ -13,7 +13,7 @@ from order_service import handlers, vendor
 from order_service.config import Settings
 from order_service.contract.events import MAX_ID
 from order_service.domain.messages import Cancel, Message, ReportFailed, ReportPaid, ReportPending
-from order_service.domain.order import AWAITING_MENU, Order, State, TooManyPending, UnknownOrder
+from order_service.domain.order import AWAITING_MENU, Order, State, UnknownOrder
 from order_service.domain.saga import Decision, Outcome
 from order_service.process import StopFlag
 from order_service.storage import history, migrate, orders
@@ -23,7 +23,7 @@ from order_service.web import failures, limits, requests, responses, tokens
 from order_service.web.authorization import caller, refused
 from order_service.web.headers import header
 from order_service.web.observability import trace_context
-from order_service.web.placing import MenuWait, Recorder, UnreadableOrders, Watcher
+from order_service.web.placing import MenuWait, Recorder, TooManyPending, UnreadableOrders, Watcher
 from order_service.web.problems import Problem, prefers_english
 from order_service.web.requests import OrderQuery, OrderRequest, PageQuery
 from order_service.web.responses import json_response
@@ -80,7 +80,7 @@ class Api:
         body, key = requests.parse(OrderRequest, requests.json_body()), requests.idempotency_key()
         _require_own(body.user_id)
         # The server has already joined repeated headers, so get() is sufficient.
-        wait_seconds, applied = requests.preferred_wait(header("Prefer"), self.settings.wait_seconds)
+        wait_seconds, applied = requests.preferred_wait(header("Prefer", ""), self.settings.wait_seconds)
         order = self._find_repeated(body, key) if key else None
         if order is None:
             self._check_user(body.user_id)
@@ -137,7 +137,7 @@ class Api:
         return json_response(responses.History.of(order, [entry for _, entry in page], next_cursor))
 
     def stream_order(self, order_id: int) -> Response:
-        order, last_event_id = self._read(order_id), request.headers.get("Last-Event-ID")
+        order, last_event_id = self._read(order_id), header("Last-Event-ID", None)
         return self.streams.open(order, last_event_id, expires_at=caller().expires_at)
 
     def update_payment(self, order_id: int) -> Response:

@@ -36,12 +36,12 @@ def trace_context() -> dict[str, str]:
 
     A traceparent of a later version that is longer than version 00 becomes one of version 00, as the standard demands.
     """
-    given = header("traceparent")
+    given = header("traceparent", "")
     match = _TRACEPARENT.fullmatch(given)
     if not match or (match[1] == "00" and match[3]):
         return {}
     traceparent = f"00{given[2:53]}{int(match[2], 16) & 1:02x}" if match[3] else given
-    entries = header("tracestate").split(",")
+    entries = header("tracestate", "").split(",")
     named = [entry.strip(" \t") for entry in entries if entry.strip(" \t")]
     keys = {entry.partition("=")[0] for entry in named}
     if not 0 < len(named) == len(keys) <= 32 or not all(map(_TRACESTATE_ENTRY.fullmatch, named)):
@@ -58,7 +58,7 @@ def install(app: Flask) -> None:
 
 
 def _begin() -> None:
-    given = header("X-Request-ID")
+    given = header("X-Request-ID", "")
     g.request_id = given if _REQUEST_ID.match(given) else secrets.token_hex(8)
     g.started = time.perf_counter()
     structlog.contextvars.clear_contextvars()

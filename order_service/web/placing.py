@@ -15,7 +15,7 @@ import structlog
 
 from order_service import handlers
 from order_service.backoff import Backoff, Postponed
-from order_service.domain.order import AWAITING_MENU, Order, TooManyPending
+from order_service.domain.order import AWAITING_MENU, Order
 from order_service.domain.saga import Policy
 from order_service.handlers import Placement
 from order_service.process import StopFlag, first_line
@@ -39,6 +39,10 @@ IDLE_SECONDS = 10.0
 REPORT_BACKOFF = Backoff(first=60, longest=3600)
 #: How often a waiting request or an open stream checks whether the process is stopping, in seconds.
 STOP_CHECK_SECONDS = 1.0
+
+
+class TooManyPending(Exception):
+    """The user has as many pending orders as one may have."""
 
 
 class _Entry:

@@ -185,7 +185,7 @@ class Problem(Exception):
 
 def prefers_english() -> bool:
     """Whether the client prefers English to Indonesian, the default."""
-    if not header("Accept-Language"):
+    if not header("Accept-Language", ""):
         return False
     # q=0 means "not acceptable".
     languages = (tag.lower().split("-")[0] for tag, quality in request.accept_languages if quality > 0)
@@ -212,7 +212,7 @@ def respond(problem: Problem) -> Response:
 
 
 def _is_event_source() -> bool:
-    return request.endpoint == "streamOrder" and header("Accept").strip() == "text/event-stream"
+    return request.endpoint == "streamOrder" and header("Accept", "").strip() == "text/event-stream"
 
 
 def install(app: Flask) -> None:

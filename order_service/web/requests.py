@@ -209,9 +209,9 @@ def idempotency_key() -> str | None:
 
     https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/ makes it a structured field's string.
     """
-    if "HTTP_IDEMPOTENCY_KEY" not in request.environ:
+    key = header("Idempotency-Key", None)
+    if key is None:
         return None
-    key = header("Idempotency-Key")
     if not re.fullmatch(IDEMPOTENCY_KEY, key):
         raise _invalid({"Idempotency-Key": _REMEDIES["Idempotency-Key"]})
     return re.sub(r"\\(.)", r"\1", key[1:-1]) if key.startswith('"') else key
