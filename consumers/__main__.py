@@ -19,6 +19,7 @@ def main() -> None:
     if settings.menu_service_url:
         # A thread and a connection of its own, so that a slow Menu Service delays no other message.
         workers.append(MenuHttpConsumer(settings, database, Menus(str(settings.menu_service_url)), stop))
+    process.tune_garbage_collection()
     process.run_together(stop, *(worker.run for worker in workers))
 
 

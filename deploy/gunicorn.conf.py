@@ -70,7 +70,8 @@ if workers > 1 and METRICS_DIR not in os.environ:
 
 
 def post_worker_init(worker: Any) -> None:
-    """On SIGTERM, end open streams and waits before gunicorn waits for their requests."""
+    """Once the application is loaded; on SIGTERM, end open streams and waits before gunicorn waits for requests."""
+    process.tune_garbage_collection()
     stopping = worker.wsgi.extensions["api"].stopping
     handle_sigterm = signal.getsignal(signal.SIGTERM)
 

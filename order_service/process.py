@@ -1,6 +1,7 @@
 """Code that all processes share: logging, signals, the retry loop and the threads."""
 
 import errno
+import gc
 import logging
 import os
 import select
@@ -29,6 +30,8 @@ REPORTS = Backoff(first=10, longest=600)
 AUDIT = "order_service.audit"
 #: How long a process waits for its threads when it stops, in seconds.
 STOP_SECONDS = 8.0
+#: How many more objects than before Python's garbage collector looks through, and how rarely the older ones.
+GARBAGE_THRESHOLDS = 10_000, 20, 20
 
 
 def configure_logging(level: str) -> None:
@@ -253,6 +256,16 @@ def run_together(stop: StopFlag, *runs: Callable[[], None]) -> None:
         thread.join(max(0, end - time.monotonic()))
     if any(statuses):
         raise SystemExit(max(statuses))
+
+
+def tune_garbage_collection() -> None:
+    """Collect garbage less often, and never look through what exists already: call it when all is imported.
+
+    A batch creates objects by the thousand, nearly all of which reference counting frees; with the default thresholds
+    the collector takes an eighth of a consumer's CPU time. https://docs.python.org/3/library/gc.html#gc.freeze
+    """
+    gc.freeze()
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
 
 
 def client_name(role: str) -> str:

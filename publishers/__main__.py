@@ -20,6 +20,7 @@ def main() -> None:
     )
     wait_for_database(database, stop)
     relay, deadlines = Relay(settings, relay_database, stop), Deadlines(settings, database, stop)
+    process.tune_garbage_collection()
     process.run_together(stop, relay.run, deadlines.run)
 
 
