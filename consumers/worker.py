@@ -169,5 +169,8 @@ class _ServingStop:
 
 def _decoded(properties: BasicProperties) -> dict[str, Any]:
     """The properties that are set, by name; pika leaves a text that is not UTF-8 as bytes."""
-    values = {name: value for name, value in vars(properties).items() if value is not None}
-    return {n: v.decode(errors="replace") if isinstance(v, bytes) else v for n, v in values.items()}
+    return {
+        name: value.decode(errors="replace") if isinstance(value, bytes) else value
+        for name, value in vars(properties).items()
+        if value is not None
+    }

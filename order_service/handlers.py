@@ -126,10 +126,11 @@ def apply_replies(work: UnitOfWork, replies: Sequence[Reply]) -> list[Rejection]
     found = order_rows.lock_orders(work.connection, sorted({reply.order_id for reply in replies}))
     # A message cannot be a repeat for an order to which nothing was applied yet.
     changed = {order.id for order in found.values() if not order.is_new}
-    seen = inbox.applied(work.connection, [_key(reply) for reply in replies if reply.order_id in changed])
+    keys = [(reply.order_id, reply.type, reply.message_id) for reply in replies]
+    seen = inbox.applied(work.connection, [key for key in keys if key[0] in changed])
     rejections: list[Rejection] = []
-    for reply in replies:
-        key, digest = _key(reply), reply.digest
+    for key, reply in zip(keys, replies, strict=True):
+        digest = reply.digest
         if key in seen:
             if seen[key] not in (digest, None):
                 problem = f"was used for another {reply.type} of this order; send this message again under a new id"
@@ -146,10 +147,6 @@ def apply_replies(work: UnitOfWork, replies: Sequence[Reply]) -> list[Rejection]
         else:
             seen[key] = digest
     return rejections
-
-
-def _key(reply: Reply) -> inbox.Key:
-    return reply.order_id, reply.type, reply.message_id
 
 
 def pass_deadlines(work: UnitOfWork, take: Take) -> int:

@@ -26,9 +26,6 @@ from order_service.contract.topology import target_exchange
 from order_service.storage.outbox import Claim, Outcomes, Route, is_mandatory
 from order_service.vendor import GatheringConnection
 
-#: The columns that are also headers.
-_TRACE = ("traceparent", "tracestate")
-
 
 @dataclass(eq=False)
 class Batch:
@@ -186,17 +183,18 @@ class ConfirmChannel:
 
 def _properties(row: sa.Row[Any]) -> BasicProperties:
     """The AMQP properties of an outbox row; a dead letter keeps its own, and its headers contain the reason."""
-    if row.properties:
-        own = json.loads(row.properties)
-        own["headers"] = {name: decoded(value) for name, value in own.get("headers", {}).items()}
-    else:
-        own = {"app_id": APP_ID, "content_type": CONTENT_TYPE}
-        own["headers"] = {name: row._mapping[name] for name in _TRACE if row._mapping[name]} or None
-    added = {
+    added: dict[str, Any] = {
         "type": row.type,
         "message_id": row.message_id,
         "correlation_id": None if row.order_id is None else str(row.order_id),
         "timestamp": int(row.created_at.timestamp()),
     }
-    kept = {name: value for name, value in own.items() if value is not None}
-    return BasicProperties(**added | kept | {"delivery_mode": DeliveryMode.Persistent})
+    if row.properties:
+        own = json.loads(row.properties)
+        added |= {name: value for name, value in own.items() if value is not None}
+        added["headers"] = {name: decoded(value) for name, value in own.get("headers", {}).items()}
+    else:
+        trace = {"traceparent": row.traceparent, "tracestate": row.tracestate}
+        headers = {name: value for name, value in trace.items() if value} or None
+        added |= {"app_id": APP_ID, "content_type": CONTENT_TYPE, "headers": headers}
+    return BasicProperties(**added | {"delivery_mode": DeliveryMode.Persistent})
