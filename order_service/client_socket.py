@@ -49,6 +49,9 @@ class ClientSocket(socket.socket):
         #: Whether the client has taken too long, and its request counts as ended.
         self.is_expired = False
         self.has_continued = False
+        #: Whether the head of a response is next, and the head that is sent with the first piece of its body: two
+        #: system calls and packets take a client longer, and 2 % more of the CPU of a POST.
+        self.holds_head, self._head = False, b""
 
     def settimeout(self, value: float | None) -> None:
         """Ignored: gthread changes the timeout several times per request."""
@@ -80,6 +83,11 @@ class ClientSocket(socket.socket):
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         """Send what the kernel takes now; the rest becomes `unsent`."""
+        if self.holds_head:
+            self.holds_head, self._head = False, data
+            return
+        if self._head:
+            data, self._head = self._head + data, b""
         try:
             if self.unsent:
                 self._wait_until_sent()
@@ -88,6 +96,12 @@ class ClientSocket(socket.socket):
         except OSError:
             self.unsent = memoryview(b"")
             raise
+
+    def send_head(self) -> None:
+        """Send the head of a response without a body."""
+        self.holds_head = False
+        if self._head:
+            self.sendall(b"")
 
     def close(self) -> None:
         self.unsent = memoryview(b"")

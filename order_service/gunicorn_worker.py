@@ -222,8 +222,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         # What follows the request.
         unreader = conn.parser.unreader
         unreader.unread(unreader.take_buffered() + bytes(conn.sock.received[conn.sock.read_bytes :]))
-        conn.sock.received = None
-        return super().handle_request(req, conn)
+        conn.sock.received, conn.sock.holds_head = None, True
+        result = super().handle_request(req, conn)
+        conn.sock.send_head()
+        return result
 
     def _receive_body(self, req: Any, sock: Any) -> None:
         if req._expected_100_continue and not sock.has_continued:
@@ -254,6 +256,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             log.warning("a request cannot be read", client=addr and addr[0], code=code, error=type(exc).__name__)
         else:
             log.error("unexpected error while handling a request", exc_info=exc)
+        client.holds_head = False
         with suppress(OSError):
             client.sendall(access.refusal(code))
 

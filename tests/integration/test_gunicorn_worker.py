@@ -360,6 +360,17 @@ def test_response_that_is_read_late_is_complete_and_the_next_request_is_answered
     assert rest[LARGE_BYTES:].startswith(b"HTTP/1.1 200 OK")
 
 
+def test_head_is_sent_with_the_body_in_one_piece_and_alone_without_one(server: int) -> None:
+    with connected(server, POST + b"Content-Length: 4\r\n\r\nbody") as connection:
+        # when: one call to the system receives what one call has sent
+        piece = connection.recv(65536)
+        assert piece.startswith(b"HTTP/1.1 200 OK") and piece.endswith(b"\r\n\r\nbody")
+        # and: on the same connection, a response without a body
+        connection.sendall(b"HEAD / HTTP/1.1\r\nHost: here\r\n\r\n")
+        piece = connection.recv(65536)
+        assert piece.startswith(b"HTTP/1.1 200 OK") and piece.endswith(b"\r\n\r\n")
+
+
 def test_request_that_stops_is_answered_as_one_that_ends(tmp_path: Path) -> None:
     stopped = [b"", GET[:-2], SLOW_CLIENTS["stop in the body"]]
     with gunicorn(tmp_path, read_seconds=0.3) as port, ThreadPoolExecutor(3) as pool:
