@@ -3,10 +3,11 @@
 import ipaddress
 import json
 import re
-from collections.abc import Set
+from collections.abc import Callable, Iterable, Set
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from http import HTTPStatus
+from typing import Any
 
 from flask import Flask, Response, request
 from werkzeug.http import http_date
@@ -44,7 +45,7 @@ def install(app: Flask, accepted_hosts: Set[str] | None, allowed_origins: Set[st
     `accepted_hosts`: None accepts every name. `allowed_origins`: "*" in it allows every origin.
     """
     app.before_request(partial(_check, accepted_hosts))
-    app.after_request(_add_headers)
+    app.wsgi_app = _with_headers(app.wsgi_app)  # type: ignore[method-assign]
     if allowed_origins:
         app.after_request(partial(_allow_origin, allowed_origins))
 
@@ -87,31 +88,50 @@ def _check_host(accepted_hosts: Set[str] | None) -> None:
     A page of another site can have its own name resolve to the address of this service, and then read the responses:
     https://en.wikipedia.org/wiki/DNS_rebinding. An address in the Host header excludes that.
     """
+    environ = request.environ
     # The authority of a target in absolute form replaces Host (RFC 9112, section 3.2.2), which must be sent as well.
-    if target := _ABSOLUTE.match(request.environ.get("RAW_URI", "")):
+    if target := _ABSOLUTE.match(environ.get("RAW_URI", "")):
         _check_name(accepted_hosts, target[1])
-    host = request.environ.get("HTTP_HOST")
-    if host is not None or request.environ.get("SERVER_PROTOCOL") != "HTTP/1.0":
-        _check_name(accepted_hosts, host)
+    host = environ.get("HTTP_HOST")
+    if host is not None or environ.get("SERVER_PROTOCOL") != "HTTP/1.0":
+        _check_name(accepted_hosts, host or "")
 
 
-def _check_name(accepted_hosts: Set[str] | None, host: str | None) -> None:
-    found = _HOST.fullmatch(host or "")
-    if not found:
+def _check_name(accepted_hosts: Set[str] | None, host: str) -> None:
+    name = _name(host)
+    if name is None:
         raise Problem("bad_request")
-    name = (found[1] or found[2]).lower().removesuffix(".")
-    if accepted_hosts is None or name in accepted_hosts or request.path in _PROBES:
-        return
+    if not (accepted_hosts is None or name in accepted_hosts or request.path in _PROBES or _is_address(name)):
+        raise Problem("host_not_accepted")
+
+
+# Nearly all requests name the same few hosts.
+@lru_cache(maxsize=64)
+def _name(host: str) -> str | None:
+    """The name or address in a Host header; None if it is malformed."""
+    found = _HOST.fullmatch(host)
+    return (found[1] or found[2]).lower().removesuffix(".") if found else None
+
+
+def _is_address(name: str) -> bool:
     with suppress(ValueError):
         ipaddress.ip_address(name)
-        return
-    raise Problem("host_not_accepted")
+        return True
+    return False
 
 
-def _add_headers(response: Response) -> Response:
-    present = {name.lower() for name in response.headers.keys()}  # noqa: SIM118 - iterating yields pairs
-    response.headers.extend([(name, value) for name, value in _HEADERS.items() if name.lower() not in present])
-    return response
+def _with_headers(app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+    """Complete the headers of every response; as middleware, because werkzeug checks each header that is set."""
+    defaults = [(name.lower(), (name, value)) for name, value in _HEADERS.items()]
+
+    def complete(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
+            present = {name.lower() for name, _ in headers}
+            return start_response(status, headers + [h for name, h in defaults if name not in present], *error)
+
+        return app(environ, start)
+
+    return complete
 
 
 def _allow_origin(allowed: Set[str], response: Response) -> Response:

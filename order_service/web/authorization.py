@@ -1,8 +1,8 @@
 """Who may send which request: tokens (RFC 6750), scopes, and the log of refused and privileged requests."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import structlog
 from flask import Flask, Response, g, request
@@ -38,8 +38,7 @@ REASONS: Mapping[str, Texts] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """Who sends a request. Without authentication, and on open routes, only the address is known."""
 
     address: str
