@@ -130,7 +130,7 @@ RETRY_AFTER_SECONDS = 5
 class FieldError(BaseModel):
     """An invalid field and its remedy."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
     field: str
     message: str
 
@@ -138,7 +138,7 @@ class FieldError(BaseModel):
 class ProblemDetails(BaseModel):
     """An RFC 9457 problem; `code` is for programs, `message` for people."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
     type: Annotated[str, Field(pattern="^urn:restaurant:problem:[a-z_]+$")]
     title: str
     status: int

@@ -26,9 +26,12 @@ NextCursor = Annotated[str | None, Field(description="The `cursor` of the next p
 
 
 class Body(BaseModel):
-    """A response body, without the members that are not set; its values come from the database and are valid."""
+    """A response body, without the members that are not set; its values come from the database and are valid.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True)
+    Clients must accept members that a later version adds, so no response schema forbids others.
+    """
+
+    model_config = ConfigDict(frozen=True, validate_by_name=True)
 
 
 class Item(Body):

@@ -75,25 +75,30 @@ def found(value: T | None, message: str) -> T:
     return value
 
 
+def setting(name: str, default: str) -> str:
+    """The value of an environment variable; an empty one is unset, as for the Order Service."""
+    return os.environ.get(name) or default
+
+
 def db_path(name: str) -> Path:
-    return Path(os.environ.get("SANDBOX_DIR", "var/sandbox")) / name
+    return Path(setting("SANDBOX_DIR", "var/sandbox")) / name
 
 
 def port_of(variable: str, default: int) -> int:
     """The port that the variable sets; Kubernetes sets MENU_PORT=tcp://... beside a Service called `menu`."""
-    value = os.environ.get(variable, "")
-    return default if not value or value.startswith("tcp://") else int(value)
+    value = setting(variable, str(default))
+    return default if value.startswith("tcp://") else int(value)
 
 
 def serve(app: Flask, port_variable: str, default_port: int, service: Service | None = None) -> None:
     """Serve HTTP, and the broker in another thread, until SIGTERM or SIGINT."""
-    level = os.environ.get("LOG_LEVEL", "INFO").upper()
+    level = setting("LOG_LEVEL", "INFO").upper()
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)-7s %(message)s")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # not every request
     # Blocked before the first thread starts, so that sigwait below receives them.
     stop_signals = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
-    host = os.environ.get("HOST", "127.0.0.1")
+    host = setting("HOST", "127.0.0.1")
     try:
         server = make_server(host, port_of(port_variable, default_port), app, threaded=True)
     except OSError as error:

@@ -64,7 +64,7 @@ class Service:
         self.name, self.database, self.handlers = name, database, handlers
         self.queue = f"{name}.orders"
         self.exchange = os.environ.get("REPLY_EXCHANGE") or f"{name}.events"
-        self.amqp_url = os.environ.get("RABBITMQ_URL", "amqp://guest:guest@localhost:5672/")
+        self.amqp_url = os.environ.get("RABBITMQ_URL") or "amqp://guest:guest@localhost:5672/"
         self.connected = False
         create(database, OUTBOX + schema)
 
