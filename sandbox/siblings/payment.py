@@ -7,7 +7,6 @@ neither charged nor replied to: the order has ended, so no reply is expected. A 
 request gets the same reply.
 """
 
-import os
 import sqlite3
 from contextlib import closing
 from functools import partial
@@ -19,7 +18,19 @@ from flask.typing import ResponseReturnValue
 from pydantic import BaseModel
 
 from sandbox.siblings.faults import Faults, FaultyService, add_routes, from_environment
-from sandbox.siblings.http import Amount, Id, OwnId, Reference, db_path, found, json_app, json_number, read_body, serve
+from sandbox.siblings.http import (
+    Amount,
+    Id,
+    OwnId,
+    Reference,
+    db_path,
+    found,
+    json_app,
+    json_number,
+    read_body,
+    serve,
+    setting,
+)
 from sandbox.siblings.kit import Event, Handler, connect, trace_context, transaction
 
 #: `closed_orders`: orders that were refunded completely and are not charged again. `declined_orders`: orders whose
@@ -142,7 +153,7 @@ def create_app(service: FaultyService) -> Flask:
 
 
 def main() -> None:
-    mode = os.environ.get("PAYMENT_MODE", "auto")
+    mode = setting("PAYMENT_MODE", "auto")
     if mode not in ("auto", "manual"):
         raise SystemExit(f"PAYMENT_MODE is {mode}, neither auto nor manual")
     switched = from_environment("PAYMENT_FAULTS", DECIDING if mode == "auto" else ())

@@ -210,6 +210,14 @@ def test_http_and_sigterm_work_without_a_broker(start: Start, name: str, path: s
         assert sibling.stop() == 0
 
 
+def test_process_takes_empty_variables_as_unset(start: Start) -> None:
+    names = ("HOST", "LOG_LEVEL", "PAYMENT_MODE", "PAYMENT_FAULTS", "REPLY_EXCHANGE", "RABBITMQ_CA_FILE")
+
+    with start("payment", **dict.fromkeys(names, "")) as sibling:
+        sibling.wait(CONNECTED)
+        assert sibling.stop() == 0
+
+
 @pytest.mark.parametrize(("variable", "value"), [("PAYMENT_MODE", "sometimes"), ("PAYMENT_FAULTS", "unknown")])
 def test_invalid_setting_is_reported_at_the_start(tmp_path: Path, variable: str, value: str) -> None:
     environment = os.environ | {variable: value, "SANDBOX_DIR": str(tmp_path)}

@@ -51,6 +51,15 @@ def test_the_page_prints_the_kit_that_the_sandbox_uses() -> None:
     assert blocks("python")[0] == f"# kit.py\n{kit}"
 
 
+@pytest.mark.parametrize("language", ["python", "javascript"])
+def test_the_pages_services_take_an_empty_variable_as_unset(language: str) -> None:
+    """`RABBITMQ_URL=` in an .env file."""
+    defaults = [line for block in blocks(language) for line in block.splitlines() if "amqp://guest" in line]
+
+    assert defaults
+    assert all(re.search(r"RABBITMQ_URL(\"\) or| \|\|) ", line) for line in defaults), defaults
+
+
 def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 

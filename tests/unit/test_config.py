@@ -19,7 +19,8 @@ from order_service.config import Settings, explain, masked
 from order_service.contract.broker_rights import USERS
 from sandbox.processes import environment
 from sandbox.servers.broker import Broker
-from sandbox.siblings.http import port_of
+from sandbox.siblings.http import db_path, port_of
+from sandbox.siblings.kit import Service
 
 ROOT = Path(__file__).parents[2]
 DATABASE, BROKER = "DATABASE_URL: must look like", "RABBITMQ_URL: must look like"
@@ -302,6 +303,16 @@ def test_the_sandbox_ignores_the_port_variables_of_kubernetes(monkeypatch: pytes
     monkeypatch.setenv("USERS_PORT", "6001")
 
     assert (port_of("MENU_PORT", 5002), port_of("USERS_PORT", 5001)) == (5002, 6001)
+
+
+def test_the_sandbox_takes_an_empty_variable_as_unset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("RABBITMQ_URL", "REPLY_EXCHANGE", "USERS_PORT", "SANDBOX_DIR"):
+        monkeypatch.setenv(name, "")
+
+    service = Service("menu-service", tmp_path / "menu.db", "", {})
+
+    assert (service.amqp_url, service.exchange) == ("amqp://guest:guest@localhost:5672/", "menu-service.events")
+    assert (port_of("USERS_PORT", 5001), str(db_path("menu.db"))) == (5001, "var/sandbox/menu.db")
 
 
 @pytest.mark.parametrize(
