@@ -6,6 +6,7 @@ from dataclasses import asdict
 from decimal import Decimal
 
 import click
+import pika
 
 from order_service import process
 from order_service.cli import conformance
@@ -13,6 +14,7 @@ from order_service.cli.broker import open_channel
 from order_service.cli.conformance import Result
 from order_service.cli.conversation import Conversation
 from order_service.cli.talk import Wanted
+from order_service.contract import topology
 from order_service.contract.events import MAX_ID, exact_decimal
 
 _COLOURS = {"passed": "green", "failed": "red", "skipped": "yellow"}
@@ -96,8 +98,8 @@ def check(
     the replies. Prints a line for each rule. Exits with 0 if no rule failed, with 1 if one did, with 2 if the check
     could not run.
 
-    Do not run it against a sibling in production: stock is reserved and money is charged, and what is given back
-    depends on the sibling.
+    Needs a virtual host without the queues of an Order Service. Do not run it against a sibling in production: stock is
+    reserved and money is charged, and what is given back depends on the sibling.
     """
     try:
         wanted = Wanted(
@@ -134,12 +136,23 @@ def _run(sibling: str, wanted: Wanted, *, wait_seconds: float, user_id: int, to_
     remedy = "The check needs a login with all rights, on the broker of a test installation."
     results = []
     with open_channel(process.begin(), role="siblings check", remedy=remedy) as channel:
+        _require_no_order_service(channel.connection)
         conversation = Conversation(channel, wait_seconds=wait_seconds, user_id=user_id)
         click.echo(f"Checking {sibling} with the orders after {conversation.first_id}", err=True)
         for result in conformance.check(sibling, conversation, wanted):
             _show(result, to_stderr=to_stderr)
             results.append(result)
     return results
+
+
+def _require_no_order_service(connection: pika.BlockingConnection) -> None:
+    """Exit with 2 if a queue of the Order Service exists: the replies, about unknown orders, would end up in it."""
+    if found := [queue.name for queue in topology.BY_NAME.values() if topology.exists(connection, queue.name)]:
+        process.refuse(
+            f"{found[0]} exists on this virtual host, so an Order Service uses it: the replies to the check would stay "
+            "in its queues. Run the check and the sibling on a virtual host of their own (`rabbitmqctl add_vhost "
+            "check`, and a RABBITMQ_URL that ends with /check)."
+        )
 
 
 def _show(result: Result, *, to_stderr: bool) -> None:

@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 
 from order_service.cli.conformance import RULES
 from order_service.cli.main import main
+from order_service.contract import topology
 from sandbox.siblings import faults, kit, menu, payment
 from sandbox.siblings.faults import Faults, FaultyService
 from sandbox.siblings.kit import connect
@@ -256,7 +257,7 @@ def test_check_leaves_no_queue_binding_or_message_behind(check: Check, sibling: 
     assert management.depth("menu-service.orders") == 0
 
 
-def test_check_that_cannot_run_exits_with_2_and_says_why(check: Check, wire: Any, monkeypatch: Any) -> None:
+def test_check_that_cannot_run_exits_with_2_and_says_why(check: Check, monkeypatch: Any) -> None:
     no_sibling = check("menu")
     misused = check("menu", "--dish", "1=18000")
     unclear = check("menu", "--dish", "Nasi=18000", "--dish", "2=20000")
@@ -268,6 +269,25 @@ def test_check_that_cannot_run_exits_with_2_and_says_why(check: Check, wire: Any
     assert "give --dish twice" in misused.stderr
     assert "'Nasi=18000' is not a dish and its price" in unclear.stderr
     assert "RABBITMQ_URL" in no_broker.stderr
+
+
+@pytest.mark.parametrize("queue", topology.BY_NAME.values(), ids=lambda queue: queue.name)
+def test_check_refuses_a_virtual_host_with_a_queue_of_the_order_service(
+    check: Check, sibling: Any, wire: Any, management: Any, queue: topology.Queue
+) -> None:
+    """The replies to it would stay there."""
+    sibling("menu")
+    with wire.channel() as channel:
+        for each in topology.BY_NAME.values():
+            channel.queue_delete(each.name)
+        topology.declare(channel, [queue])
+
+    result = check("menu")
+
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith(f"{queue.name} exists on this virtual host")
+    assert "rabbitmqctl add_vhost" in result.stderr
+    assert management.depth(queue.name) == management.depth("menu-service.orders") == 0
 
 
 def test_failed_rule_shows_what_was_sent_what_came_and_what_should_have_come(check: Check, sibling: Any) -> None:
