@@ -15,15 +15,14 @@ from pika.spec import BasicProperties
 from order_service.config import Settings
 from order_service.contract import tls, topology
 from order_service.contract.envelope import CONTENT_TYPE
-from order_service.process import AccessRefused, first_line
+from order_service.process import AccessRefused, first_line, refuse
 
 
 @contextmanager
 def open_channel(settings: Settings, *, role: str, remedy: str) -> Iterator[BlockingChannel]:
-    """Open a channel on the broker at RABBITMQ_URL. Raises ClickException if the broker is unreachable.
+    """Open a channel on the broker at RABBITMQ_URL. Exits with 2 if the broker or a file for amqps:// cannot be used.
 
-    If the broker closes the channel, the ClickException also shows `remedy`. Exits with 2 if a file for amqps:// cannot
-    be used.
+    If the broker closes the channel, raises ClickException, which also shows `remedy`.
     """
     tls.require_usable_files(settings)
     try:
@@ -32,13 +31,15 @@ def open_channel(settings: Settings, *, role: str, remedy: str) -> Iterator[Bloc
     except ChannelClosedByBroker as error:
         raise click.ClickException(f"{error.reply_text}\n{remedy}") from error
     except AccessRefused as error:
-        raise click.ClickException(
-            f"access to the broker is refused: {error}\nCheck RABBITMQ_URL and the rights of its user (docs/rights.md)."
-        ) from error
+        refuse(
+            f"RABBITMQ_URL: access to the broker is refused: {error}\n"
+            "Check RABBITMQ_URL and the rights of its user (docs/rights.md)."
+        )
     except topology.UNREACHABLE as error:
-        raise click.ClickException(
-            f"the broker is unreachable: {first_line(error)}\nCheck that it is running and that RABBITMQ_URL is right."
-        ) from error
+        refuse(
+            f"RABBITMQ_URL: the broker is unreachable: {first_line(error)}\n"
+            "Check that it is running and that RABBITMQ_URL is right."
+        )
 
 
 def event_properties(body: bytes, event_type: str) -> BasicProperties:

@@ -9,6 +9,7 @@ import click
 import sqlalchemy as sa
 
 from order_service import handlers, process
+from order_service.cli.open_database import open_database
 from order_service.config import Settings
 from order_service.domain.messages import Message, PaymentRefunded, StockReleased
 from order_service.domain.order import RELEASE, UnknownOrder, amount_text
@@ -60,20 +61,13 @@ def confirm(compensation_id: str) -> None:
 
 @contextmanager
 def _database() -> Iterator[tuple[Settings, Database]]:
-    """The settings and the database. Raises ClickException if it cannot be used, or does not know the order."""
+    """The settings and the database. Raises ClickException if the database does not know the order."""
     settings = process.begin()
-    database = Database(settings.database_url, pool_size=1)
     try:
-        yield settings, database
+        with open_database(settings.database_url) as database:
+            yield settings, database
     except UnknownOrder as error:
         raise click.ClickException(str(error)) from error
-    except sa.exc.SQLAlchemyError as error:
-        raise click.ClickException(
-            f"the database cannot be used: {process.first_line(error)}\n"
-            "Check that it is running, that DATABASE_URL is right, and that `python -m order_service migrate` was run."
-        ) from error
-    finally:
-        database.dispose()
 
 
 def _shown(row: sa.Row[Any], settings: Settings) -> dict[str, object]:

@@ -1,13 +1,11 @@
 """The command for the ids of new orders."""
 
 import click
-import sqlalchemy as sa
 
 from order_service import process
+from order_service.cli.open_database import open_database
 from order_service.contract.events import MAX_ID
 from order_service.storage import ids as sequence
-from order_service.storage import migrate as migrations
-from order_service.storage.database import Database
 
 #: How long `--start-at` waits for a transaction that writes orders; new orders wait with it.
 LOCK_SECONDS = 10
@@ -18,27 +16,16 @@ LOCK_SECONDS = 10
 def ids(start_at: int | None) -> None:
     """Print the id that the next order gets (DATABASE_URL), or raise it to that of --start-at. May be repeated.
 
-    Exits with 2, and changes nothing, if the next id is already higher. After a restore from a backup: see
-    docs/operations.md.
+    Exits with 2, and changes nothing, if the next id is already higher. On PostgreSQL, use the login that migrates.
+    After a restore from a backup: see docs/operations.md.
     """
-    database = Database(process.begin().database_url, pool_size=1, lock_seconds=LOCK_SECONDS)
-    try:
-        migrations.check_migrated(database)
+    with open_database(process.begin().database_url, lock_seconds=LOCK_SECONDS) as database:
         if start_at is None:
             with database.reading() as connection:
                 found = sequence.next_id(connection)
         else:
             with database.writing() as connection:
                 found = sequence.start_at(connection, start_at)
-    except migrations.NotMigrated as error:
-        raise click.ClickException(f"{error}: run `python -m order_service migrate` first") from error
-    except sa.exc.SQLAlchemyError as error:
-        raise click.ClickException(
-            f"the database cannot be used: {process.first_line(error)}\n"
-            "Check that it is running, that DATABASE_URL is right, and that its user is the one that migrates."
-        ) from error
-    finally:
-        database.dispose()
     if start_at and found > start_at:
         process.refuse(f"Nothing was changed: the next order gets the id {found}, and ids must not be given out twice.")
     click.echo(f"The next order gets the id {found}.")

@@ -1,10 +1,10 @@
 """The commands that set up the database and the broker."""
 
 import click
-import sqlalchemy as sa
 
 from order_service import process
 from order_service.cli.broker import open_channel
+from order_service.cli.open_database import requires_database
 from order_service.cli.recreate import declare, recreate_queue
 from order_service.config import masked
 from order_service.contract import topology
@@ -16,14 +16,10 @@ _RECREATE = """The services work with these queues as they are. To replace them 
 
 @click.command()
 def migrate() -> None:
-    """Migrate the database (DATABASE_URL). May be repeated."""
+    """Migrate the database (DATABASE_URL). May be repeated. Exits with 2 if the database cannot be used."""
     url = process.begin().database_url
-    try:
+    with requires_database(url):
         migrations.upgrade(url)
-    except process.AccessRefused as error:
-        raise click.ClickException(f"access to the database is refused: {error}") from error
-    except sa.exc.SQLAlchemyError as error:
-        raise click.ClickException(f"the database is unreachable: {process.first_line(error)}") from error
     click.echo(f"The database is up to date: {masked(url)}")
 
 
@@ -32,7 +28,7 @@ def migrate() -> None:
 def declare_topology(recreate: bool) -> None:
     """Declare exchanges and queues (RABBITMQ_URL). May be repeated.
 
-    Exits with 2 if a queue exists with other arguments.
+    Exits with 2 if a queue exists with other arguments, or the broker cannot be used.
     """
     settings = process.begin()
     queues = topology.declared_queues(menu_over_http=bool(settings.menu_service_url))

@@ -71,7 +71,7 @@ def test_no_process_logs_a_credential(
     assert (posted.status, posted.body["code"]) == (503, "user_service_unavailable")
     assert "cannot check the user" in api.log
     assert [each.name for each in deployment.processes if CANARY in each.log] == []
-    assert [each.args for each in commands if CANARY in each.stdout + each.stderr or each.returncode != 1] == []
+    assert [each.args for each in commands if CANARY in each.stdout + each.stderr or each.returncode != 2] == []
 
 
 def test_the_api_logs_no_credential_of_its_issuer_and_none_of_its_callers(tmp_path: Path) -> None:

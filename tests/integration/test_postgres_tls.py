@@ -86,7 +86,7 @@ def test_a_wrong_ca_and_a_wrong_host_name_are_refused_with_the_reason(
         assert server.password not in refusal
 
         status, output = run_migrate(url)
-        assert (status, reason in output) == (1, True), output
+        assert (status, reason in output) == (2, True), output
         assert "access to the database is refused" in output
         assert server.password not in output
 
@@ -94,6 +94,6 @@ def test_a_wrong_ca_and_a_wrong_host_name_are_refused_with_the_reason(
 def test_a_server_without_tls_is_refused(postgres_server: str, server: TlsServer, tmp_path: Path) -> None:
     status, output = run_migrate(f"{postgres_server}?sslmode=verify-full&sslrootcert={server.authority.file}")
 
-    assert status == 1
+    assert status == 2
     assert "server does not support SSL" in output
     assert "access to the database is refused" in output

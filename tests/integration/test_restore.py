@@ -192,12 +192,3 @@ def test_next_id_is_not_lowered_by_an_order_that_is_being_placed(
 
     assert results[0].exit_code == 2
     assert core.place(database) == [10]
-
-
-def test_unusable_databases_are_named(command: Command, tmp_path: Path) -> None:
-    not_migrated = command(f"sqlite:///{tmp_path}/new.db", "ids")
-    unreachable = command(f"sqlite:///{tmp_path}", "ids", "--start-at", "5")
-
-    assert (not_migrated.exit_code, unreachable.exit_code) == (1, 1)
-    assert "python -m order_service migrate" in not_migrated.stderr
-    assert "DATABASE_URL" in unreachable.stderr

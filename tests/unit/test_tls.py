@@ -99,7 +99,7 @@ def test_a_certificate_without_a_key_needs_one(usable: dict[str, Path]) -> None:
 def test_usable_files_are_used(usable: dict[str, Path]) -> None:
     status, output = topology(usable)
 
-    assert status == 1
+    assert status == 2
     assert "the broker is unreachable" in output
 
 
