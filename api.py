@@ -56,7 +56,8 @@ def create_app(settings: Settings | None = None, stopping: StopFlag | None = Non
     authorization.install(app, api.verifier, {route.operation_id: route.scopes for route in routes.ROUTES})
     problems.install(app)
     if proxies := settings.trusted_proxies:
-        fix = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies, x_host=proxies, x_prefix=proxies)
+        # Not X-Forwarded-Host, which would replace Host: a proxy that does not set it passes on the client's.
+        fix = ProxyFix(app.wsgi_app, x_for=proxies, x_proto=proxies, x_host=0, x_prefix=proxies)
         app.wsgi_app = fix  # type: ignore[method-assign]
     return app
 

@@ -96,8 +96,8 @@ class Settings(BaseSettings):
     """The origins whose pages may call the API from a browser, such as https://shop.example, separated by commas;
     * allows every origin. When unset, none."""
     trusted_proxies: int = Field(0, ge=0, le=10)
-    """How many proxies in front of the API are believed: the last values of X-Forwarded-For, -Proto, -Host and
-    -Prefix."""
+    """How many proxies in front of the API are believed: the last values of X-Forwarded-For, -Proto and -Prefix.
+    ORDER_HOSTS applies to the Host that the last proxy sends."""
     auth: Literal["jwt", "none"] | None = None
     """jwt: requests need an access token (docs/rest.md); none: everyone may do everything. When unset, none if HOST is
     a loopback address; otherwise the API does not start."""

@@ -22,14 +22,19 @@ http {{
 """
 
 
-SERVER = "server {{ listen 127.0.0.1:{port}; location {prefix} {{ proxy_pass http://127.0.0.1:{api_port}/; }} }}"
+SERVER = """
+server {{
+  listen 127.0.0.1:{port};
+  location {prefix} {{ proxy_pass http://127.0.0.1:{api_port}/; {directive} }}
+}}
+"""
 
 
 @contextlib.contextmanager
-def nginx(directory: Path, api_port: int, prefix: str) -> Iterator[str]:
-    """An nginx with nothing but proxy_pass; the address of the API behind it."""
+def nginx(directory: Path, api_port: int, prefix: str, directive: str = "") -> Iterator[str]:
+    """An nginx with nothing but proxy_pass and this directive; the address of the API behind it."""
     [port] = free_ports(1)
-    with serving(directory, SERVER.format(port=port, prefix=prefix, api_port=api_port), port):
+    with serving(directory, SERVER.format(port=port, prefix=prefix, api_port=api_port, directive=directive), port):
         yield f"http://127.0.0.1:{port}{prefix}"
 
 

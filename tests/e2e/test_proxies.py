@@ -87,6 +87,31 @@ def test_location_streams_and_pages_work_behind_nginx(database_url: str, tmp_pat
 @pytest.mark.field
 @pytest.mark.skipif(PROGRAM is None, reason="needs nginx (apt-get install nginx-light)")
 @ON_SQLITE
+@pytest.mark.parametrize(("directive", "hosts", "foreign"), [
+    ("", "", 200),  # nginx sends the address of the API
+    ("proxy_set_header Host $host;", "shop.example", 400),
+])  # fmt: skip
+def test_name_that_a_proxy_passes_on_is_checked_and_every_address_is_relative(
+    database_url: str, tmp_path: Path, directive: str, hosts: str, foreign: int
+) -> None:
+    own = {"Host": "shop.example"}
+    with (
+        api_alone(database_url, tmp_path, ORDER_HOSTS=hosts, ORDER_TRUSTED_PROXIES="1") as deployment,
+        nginx(tmp_path / "nginx", deployment.ports["api"], "/shop/", directive) as address,
+    ):
+        for headers in (own, own | {"X-Forwarded-Host": "evil.example"}):
+            with response_of(f"{address}orders", "POST", EXAMPLE, RESPOND_ASYNC | headers) as response:
+                assert response.status == 202
+                assert re.fullmatch("orders/[0-9]+", response.headers["Location"])
+        with response_of(f"{address}openapi.json", headers=own) as response:
+            assert json.load(response)["servers"] == [{"url": "."}]
+        for headers in ({"Host": "evil.example"}, {"Host": "evil.example", "X-Forwarded-Host": "shop.example"}):
+            assert status(f"{address}openapi.json", headers=headers) == foreign
+
+
+@pytest.mark.field
+@pytest.mark.skipif(PROGRAM is None, reason="needs nginx (apt-get install nginx-light)")
+@ON_SQLITE
 def test_the_documented_nginx_serves_https(database_url: str, tmp_path: Path) -> None:
     [port], authority = free_ports(1), Authority(tmp_path / "ca")
     certificate = authority.issue("orders.example", "orders.pem", key_file="orders.key")
@@ -112,16 +137,16 @@ def test_the_documented_nginx_serves_https(database_url: str, tmp_path: Path) ->
 
 
 @ON_SQLITE
-@pytest.mark.parametrize(("trusted", "expected"), [("0", 400), ("1", 200)])
-def test_headers_of_a_proxy_are_believed_only_by_the_setting(
-    database_url: str, tmp_path: Path, trusted: str, expected: int
-) -> None:
+@pytest.mark.parametrize("trusted", ["0", "1"])
+def test_forwarded_name_does_not_replace_the_host(database_url: str, tmp_path: Path, trusted: str) -> None:
+    """A proxy that does not set it passes on what the client wrote."""
     forwarded = {"X-Forwarded-Host": "localhost", "X-Forwarded-Prefix": "/shop", "X-Forwarded-Proto": "https"}
     with api_alone(database_url, tmp_path, ORDER_TRUSTED_PROXIES=trusted) as deployment:
         address, foreign = f"http://127.0.0.1:{deployment.ports['api']}/openapi.json", {"Host": "shop.example"}
 
         assert status(address, headers=foreign) == 400
-        assert status(address, headers=foreign | forwarded) == expected
+        assert status(address, headers=foreign | forwarded) == 400
+        assert status(address, headers={"X-Forwarded-Host": "shop.example"}) == 200
         # gunicorn alone lets a local client name another path, such as one that accepts every Host
         assert status(address, headers=foreign | {"PATH_INFO": "/healthz"}) == 400
 
