@@ -9,7 +9,7 @@ from flask import Flask, Response, g, request
 
 from order_service.contract.events import MAX_ID
 from order_service.process import AUDIT
-from order_service.web.headers import header
+from order_service.web.headers import client_address, header
 from order_service.web.problems import Problem, Texts, in_language
 from order_service.web.tokens import Claims, InvalidToken, KeysUnavailable, Verifier
 
@@ -68,7 +68,7 @@ def install(app: Flask, verifier: Verifier | None, scopes: Mapping[str, Scopes])
 
 
 def _authorize(verifier: Verifier | None, scopes: Mapping[str, Scopes]) -> None:
-    g.caller = Caller(request.remote_addr or "")
+    g.caller = Caller(client_address())
     if verifier is None:
         return
     if "access_token" in request.args:

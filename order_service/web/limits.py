@@ -34,12 +34,12 @@ PENDING_RETRY_SECONDS = 30
 
 
 def client_network(address: str) -> str:
-    """The address of a client, as the trusted proxies report it; of an IPv6 address, its network."""
+    """The address of a client; of an IPv6 address, its network. What is no address stands for itself."""
     text = address.partition("%")[0]
     try:
         parsed = ipaddress.ip_address(text)
     except ValueError:
-        return text[:64]  # a Unix socket has none
+        return text
     if isinstance(parsed, ipaddress.IPv6Address):
         if parsed.ipv4_mapped:
             return str(parsed.ipv4_mapped)
