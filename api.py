@@ -16,7 +16,7 @@ from order_service.config import Settings
 from order_service.process import StopFlag
 from order_service.storage.database import Database
 from order_service.storage.migrate import wait_for_database
-from order_service.web import access, authorization, observability, openapi, problems, routes
+from order_service.web import access, audit, authorization, observability, openapi, problems, routes
 from order_service.web.endpoints import Api
 from order_service.web.requests import MAX_REQUEST_BYTES
 
@@ -52,6 +52,7 @@ def create_app(settings: Settings | None = None, stopping: StopFlag | None = Non
     app.extensions["api"] = api
     routes.install(app, api)
     observability.install(app)
+    audit.install(app)
     access.install(app, settings.accepted_hosts, settings.allowed_origins)
     authorization.install(app, api.verifier, {route.operation_id: route.scopes for route in routes.ROUTES})
     problems.install(app)

@@ -12,12 +12,15 @@ from typing import Any
 from flask import Flask, Response, request
 from werkzeug.http import http_date
 
+from order_service.web.audit import refused
 from order_service.web.headers import header
 from order_service.web.problems import Problem
 
 #: A name or address with an optional port (RFC 9110, section 7.2). A server joins repeated headers with commas.
 _HOST = re.compile(r"\[([0-9a-f:.]+)\](?::[0-9]*)?|([a-z0-9._-]+)(?::[0-9]*)?", re.IGNORECASE)
 _ABSOLUTE = re.compile("[a-z][a-z0-9+.-]*://([^/?#]*)", re.IGNORECASE)
+#: The longest name in DNS, and so in the log.
+_HOST_CHARACTERS = 253
 #: Accept every name: probes and load balancers send any, and the responses reveal nothing.
 _PROBES = ("/healthz", "/readyz")
 #: Set unless the endpoint set the header itself. Orders are private, so nothing is cached by default.
@@ -102,7 +105,7 @@ def _check_name(accepted_hosts: Set[str] | None, host: str) -> None:
     if name is None:
         raise Problem("bad_request")
     if not (accepted_hosts is None or name in accepted_hosts or request.path in _PROBES or _is_address(name)):
-        raise Problem("host_not_accepted")
+        raise refused("host_not_accepted", host=name[:_HOST_CHARACTERS])
 
 
 # Nearly all requests name the same few hosts.

@@ -20,7 +20,8 @@ from order_service.storage import history, migrate, orders
 from order_service.storage.database import Database, OutcomeUnknown, settle
 from order_service.unit_of_work import unit_of_work
 from order_service.web import failures, limits, requests, responses, tokens
-from order_service.web.authorization import caller, refused
+from order_service.web.audit import refused
+from order_service.web.caller import caller
 from order_service.web.headers import header
 from order_service.web.observability import trace_context
 from order_service.web.placing import MenuWait, Recorder, TooManyPending, UnreadableOrders, Watcher
@@ -51,8 +52,8 @@ class Api:
         self.unreadable = UnreadableOrders()
         self.watcher = Watcher(self.database, self.unreadable)
         self.menu_wait = MenuWait(self.watcher, stopping, limit=settings.waiters)
-        self.rate_limit = limits.rate_limit(settings, _client)
-        own_streams = limits.Places(settings.most_own_streams, _client) if settings.most_own_streams else None
+        self.rate_limit = limits.rate_limit(settings, _client_key)
+        own_streams = limits.Places(settings.most_own_streams, _client_key) if settings.most_own_streams else None
         self.streams = Streams(
             self.watcher, stopping, limit=settings.streams, seconds=settings.stream_seconds, own=own_streams
         )
@@ -266,10 +267,8 @@ def _require_own(user_id: int | None) -> None:
         raise refused("not_your_user")
 
 
-def _client() -> str:
-    """Who is counted by a limit: the subject of the token, or the network of the address."""
-    found = caller()
-    return limits.client_network(found.address) if found.subject is None else f"subject {found.subject}"
+def _client_key() -> str:
+    return caller().key
 
 
 def _own_key(key: str) -> str:

@@ -4,7 +4,6 @@ The header fields of a limited request are those of draft 11 of
 https://datatracker.ietf.org/doc/draft-ietf-httpapi-ratelimit-headers/.
 """
 
-import ipaddress
 import math
 import threading
 import time
@@ -18,6 +17,7 @@ from flask import Response, after_this_request
 
 from order_service.config import Settings
 from order_service.process import RECONNECT, AccessRefused, Outage, first_line
+from order_service.web.audit import refused
 from order_service.web.problems import RETRY_AFTER_SECONDS, Problem
 
 log = structlog.get_logger(__name__)
@@ -27,24 +27,8 @@ Key = Callable[[], str]
 MOST_CLIENTS = 100_000
 #: How long a request waits for an answer of Redis before it is served without a limit, in seconds.
 REDIS_SECONDS = 0.2
-#: One client usually has a network of this length for itself: it may use any address in it.
-IPV6_PREFIX = 64
 #: After how many seconds a client whose orders are pending may try again: they wait for a payment.
 PENDING_RETRY_SECONDS = 30
-
-
-def client_network(address: str) -> str:
-    """The address of a client; of an IPv6 address, its network. What is no address stands for itself."""
-    text = address.partition("%")[0]
-    try:
-        parsed = ipaddress.ip_address(text)
-    except ValueError:
-        return text
-    if isinstance(parsed, ipaddress.IPv6Address):
-        if parsed.ipv4_mapped:
-            return str(parsed.ipv4_mapped)
-        return str(ipaddress.ip_network((parsed, IPV6_PREFIX), strict=False))
-    return str(parsed)
 
 
 class Hits(Protocol):
@@ -149,7 +133,7 @@ class RateLimit:
         reset = max(math.ceil(left), 1)
         limit = f'"orders";r={max(self._quota - count, 0)};t={reset}'
         if count > self._quota:
-            raise Problem("rate_limited", headers=_fields(self._policy, limit, reset))
+            raise refused("rate_limited", headers=_fields(self._policy, limit, reset))
 
         def add_fields(response: Response) -> Response:
             # A problem has those of the limit that it is about.
@@ -174,7 +158,7 @@ class Places:
         with self._lock:
             if self._taken[key] >= self._limit:
                 policy = f'"streams";q={self._limit};qu="concurrent-requests"'
-                raise Problem("too_many_own_streams", headers=_fields(policy, '"streams";r=0', RETRY_AFTER_SECONDS))
+                raise refused("too_many_own_streams", headers=_fields(policy, '"streams";r=0', RETRY_AFTER_SECONDS))
             self._taken[key] += 1
 
         def give_back() -> None:
@@ -187,9 +171,9 @@ class Places:
 
 
 def too_many_pending(limit: int) -> Problem:
-    """The problem that a user has this many pending orders."""
+    """The problem that a user has this many pending orders, which is logged."""
     fields = _fields(f'"pending";q={limit}', '"pending";r=0', PENDING_RETRY_SECONDS)
-    return Problem("too_many_pending", {"limit": limit}, headers=fields)
+    return refused("too_many_pending", {"limit": limit}, headers=fields)
 
 
 def rate_limit(settings: Settings, key: Key) -> RateLimit | None:

@@ -98,7 +98,7 @@ def test_no_token_is_logged_wherever_it_is_sent(command: str, tmp_path: Path) ->
         log = api.log
         parts = {part for token in sent for part in token.split(".")[1:]} | {segment(CANARY.encode()), CANARY}
         assert [part for part in parts if part in log] == []
-        assert log.count("access refused") > 20
+        assert log.count("access refused") > 5
         assert "reason=expired" in log
 
 

@@ -14,12 +14,22 @@ from flask import Flask
 
 from order_service.domain.order import State
 from order_service.storage.tables import metadata
+from order_service.web import audit as audit_log
 from order_service.web import authorization, routes
 from order_service.web.authorization import OPEN, REASONS
 from order_service.web.routes import ROUTES, Route
 from sandbox.issuer import Issuer
 from tests.builders import menu_reserved, order_request
-from tests.http_service import ANSWER_SECONDS, Address, Service, ServiceWith, application, served
+from tests.http_service import (
+    ANSWER_SECONDS,
+    RESPOND_ASYNC,
+    Address,
+    Service,
+    ServiceWith,
+    application,
+    body_of,
+    served,
+)
 from tests.integration import core
 from tests.tokens import ALL, ISSUER, REFUSED, Published, bearer
 
@@ -416,7 +426,7 @@ def test_application_does_not_start_with_a_route_without_scopes(monkeypatch: pyt
 @pytest.fixture
 def audit(monkeypatch: pytest.MonkeyPatch) -> core.Log:
     log = core.Log()
-    monkeypatch.setattr(authorization, "audit", log)
+    monkeypatch.setattr(audit_log, "log", log)
     return log
 
 
@@ -467,6 +477,40 @@ def test_refused_and_privileged_requests_are_logged_and_those_of_a_customer_are_
         ("privileged request", {"subject": "till", "operation": "placeOrder", "status": 202}),
         ("privileged request", {"subject": "payments-1", **known, "operation": "updatePayment", "status": 200}),
         ("privileged request", {"subject": "till", **known, "operation": "cancelOrder", "status": 409}),
+    ]
+
+
+def test_repeats_of_a_refused_request_are_counted_in_one_line(
+    protected: Protected, audit: core.Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that no client can fill the disk with them."""
+    monkeypatch.setattr(audit_log, "PERIOD_SECONDS", 600.0)
+    for number in range(1, 51):
+        protected.send("GET", f"/orders/{number}", "garbage")
+        protected.send("PUT", f"/orders/{number}/payment", protected.issuer.token("pay", "payments"), {})
+
+    assert [(event, fields.get("code"), fields.get("status")) for event, fields in lines(audit)] == [
+        ("access refused", "invalid_token", None),
+        ("privileged request", None, 400),
+    ]
+
+
+def test_refused_hosts_and_clients_over_a_limit_are_logged(service_with: ServiceWith, audit: core.Log) -> None:
+    service = service_with(rate_limit="1/hour", stream_limit=1, hosts="shop.example", trusted_proxies=1)
+    here = RESPOND_ASYNC | {"Host": "shop.example", "X-Forwarded-For": "127.0.0.1:4711"}
+    order_id = body_of(service.post(order_request(), here))["id"]
+    opened = service.client.get(f"/orders/{order_id}/events", headers=here, buffered=False)
+
+    service.get(f"/orders/{order_id}/events", here | {"Accept": "text/event-stream"})
+    service.post(order_request(), here)
+    service.get("/orders", here | {"Host": "evil.example"})
+
+    opened.close()
+    nobody = {"subject": None}
+    assert lines(audit) == [
+        ("access refused", nobody | {"code": "too_many_own_streams", "operation": "streamOrder", "order_id": order_id}),
+        ("access refused", nobody | {"code": "rate_limited", "operation": "placeOrder"}),
+        ("access refused", nobody | {"code": "host_not_accepted", "operation": "listOrders", "host": "evil.example"}),
     ]
 
 
