@@ -56,7 +56,8 @@ def configure_logging(level: str) -> None:
     )
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer]
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _escape, renderer],
         )
     )
     logging.basicConfig(level=level, handlers=[handler], force=True)
@@ -67,6 +68,23 @@ def configure_logging(level: str) -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     # Who did what is logged at every level.
     logging.getLogger(AUDIT).setLevel(logging.INFO)
+
+
+def _escape(_: object, __: str, record: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Escape line breaks and all else that is not printable, so that no value imitates a line or drives a terminal.
+
+    The renderer quotes values with a space, = or a quote, which could imitate fields; an empty one is quoted here.
+    """
+    for name, value in record.items():
+        if isinstance(value, str) and name not in ("exception", "stack"):
+            record[name] = value if value.isprintable() else "".join(map(_printable, value))
+            if not value and name != "event":
+                record[name] = "''"
+    return record
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
 def begin(*, is_api: bool = False) -> config.Settings:

@@ -1,5 +1,7 @@
 """The retry loop of every process: when it retries, what it logs, and how it ends; without sleeping."""
 
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -165,3 +167,33 @@ def test_two_signals_close_together_stop_the_process() -> None:
     ended = subprocess.run([sys.executable, "-c", TWO_SIGNALS], cwd=ROOT, capture_output=True, text=True, timeout=60)
 
     assert (ended.returncode, ended.stdout) == (0, "stopped"), ended.stderr
+
+
+#: A field with its value, which may be quoted as in Python.
+FIELD = re.compile(r"""(\w+)=('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\S*)""")
+LOGGING = """
+import logging, structlog
+from order_service import process
+process.configure_logging("INFO")
+for value in {values}:
+    structlog.get_logger("a").info("message refused", id=value, code="x")
+    logging.getLogger("b").info("invalid request: %s", value)
+"""
+IMITATIONS = [
+    "1 code=y", "1\ncode=y", "1\r\n2026-01-01 [info] access granted", "1\tcode=y", "code=y", "'1' code=y", '"', "1\x1b[2K\x1b[1A",
+    "1\x0b\x0ccode=y", "1\x85code=y", "1\u2028code=y", "1\u202ey=edoc", "1\u00a0code=y", "\\", "", "\x00", "ünïcödé",
+]  # fmt: skip
+
+
+def test_no_logged_value_imitates_a_field_or_a_line_or_drives_a_terminal() -> None:
+    script = LOGGING.format(values=ascii(IMITATIONS))
+    environment = os.environ | {"PYTHONUTF8": "1"}
+    command = [sys.executable, "-c", script]
+
+    log = subprocess.run(command, capture_output=True, check=True, encoding="utf-8", env=environment).stderr
+
+    lines = log.removesuffix("\n").split("\n")
+    assert len(lines) == 2 * len(IMITATIONS)
+    assert [line for line in lines if not line.isprintable()] == []
+    for line in lines[::2]:
+        assert [name for name, _ in FIELD.findall(line)] == ["code", "id"], line
