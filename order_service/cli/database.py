@@ -1,10 +1,15 @@
 """The command for the operator of the database."""
 
+import os
 import re
 
 import click
 
+from order_service import process
+from order_service.cli.open_database import requires_database
+from order_service.config import secret
 from order_service.storage import roles as database_roles
+from order_service.storage.database import Database
 
 #: The longest prefix: PostgreSQL cuts names to 63 bytes.
 MAX_PREFIX = 63 - len("_publishers")
@@ -23,10 +28,37 @@ def database() -> None:
 
 @database.command()
 @click.option("--prefix", default="order", show_default=True, callback=_prefix, help="What the names begin with.")
-def roles(prefix: str) -> None:
+@click.option("--apply", is_flag=True, help="Run it (DATABASE_URL) instead, as an administrator or as the owner.")
+def roles(prefix: str, apply: bool) -> None:
     """Print the SQL that creates a role for the owner and for each process, each with the least rights.
 
-    Roles belong to a whole server: with several databases on one, use a prefix for each. The roles get no passwords;
-    docs/rights.md shows how to set them.
+    Roles belong to a whole server: with several databases on one, use a prefix for each. The SQL sets no passwords;
+    --apply sets those in DATABASE_OWNER_PASSWORD, DATABASE_API_PASSWORD, DATABASE_CONSUMERS_PASSWORD,
+    DATABASE_PUBLISHERS_PASSWORD and DATABASE_READONLY_PASSWORD, or in the files that these variables name with _FILE
+    appended, and leaves the others as they are. See docs/rights.md.
     """
-    click.echo(database_roles.sql(prefix), nl=False)
+    if apply:
+        _apply(prefix)
+    else:
+        click.echo(database_roles.sql(prefix), nl=False)
+
+
+def _apply(prefix: str) -> None:
+    url = process.begin().database_url
+    if not url.startswith("postgresql"):
+        process.refuse("DATABASE_URL: only PostgreSQL has roles; name a server (postgresql://user:password@host/name)")
+    passwords = {}
+    for role in (database_roles.OWNER, *database_roles.RIGHTS):
+        name = f"DATABASE_{role.upper()}_PASSWORD"
+        try:
+            if any(os.environ.get(each) for each in (name, f"{name}_FILE")):
+                passwords[role] = secret(name)
+        except ValueError as error:
+            process.refuse(f"{name}: {error}")
+    with requires_database(url):
+        opened = Database(url, pool_size=1)
+        try:
+            database_roles.apply(opened, prefix, passwords, lambda text: click.echo(f"PostgreSQL: {text}", err=True))
+        finally:
+            opened.dispose()
+    click.echo(f"The roles of {prefix} have their rights.")

@@ -1,7 +1,13 @@
 """The roles of PostgreSQL: an owner of the tables, and one for each process with the least rights that it needs."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import psycopg
+import psycopg.sql
 import sqlalchemy as sa
 
+from order_service.storage.database import Database
 from order_service.storage.orders import CHANGED
 from order_service.storage.tables import compensations, menu_takings, metadata, order_history, orders, outbox, suspects
 
@@ -98,6 +104,29 @@ def sql(prefix: str) -> str:
         tables=_literals(tables),
         grants="\n".join(f"    {grant};" for grant in grants),
     )
+
+
+def apply(database: Database, prefix: str, passwords: Mapping[str, str], notice: Callable[[str], None]) -> None:
+    """Run the statements of `sql`, and set the passwords of these roles; may be repeated. Tells `notice` all warnings.
+
+    Raises sqlalchemy.exc.DBAPIError, also if the login may not do it.
+    """
+    pooled = database.engine.raw_connection()
+    connection: psycopg.Connection[Any] = pooled.driver_connection  # type: ignore[assignment]
+    connection.add_notice_handler(lambda told: notice(f"{told.severity}: {told.message_primary}"))
+    try:
+        connection.execute(sql(prefix).encode())
+        for role, password in passwords.items():
+            name = f"{prefix}_{role}"
+            # Only the hash, which is all that the server logs and stores.
+            hashed = connection.pgconn.encrypt_password(password.encode(), name.encode(), b"scram-sha-256").decode()
+            statement = psycopg.sql.SQL("ALTER ROLE {} PASSWORD {}")
+            connection.execute(statement.format(psycopg.sql.Identifier(name), psycopg.sql.Literal(hashed)))
+    except psycopg.Error as error:
+        raise sa.exc.DBAPIError.instance("database roles", None, error, psycopg.Error) from error
+    finally:
+        pooled.invalidate()  # it has a notice handler
+        pooled.close()
 
 
 def _grants(role: str, name: str) -> list[str]:

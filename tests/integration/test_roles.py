@@ -13,7 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import sqlalchemy as sa
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from consumers.batch import process_batch, retry_poison_message
 from consumers.menu_http import progress
@@ -30,7 +30,7 @@ from order_service.storage.roles import OWNER, RIGHTS, has_sequence
 from order_service.storage.tables import compensations, metadata, outbox
 from tests import builders
 from tests.integration import core
-from tests.roles import Roles, created
+from tests.roles import PASSWORD, Roles, created
 
 RIGHTS_PAGE = Path(__file__).parents[2] / "docs" / "rights.md"
 #: What no process may do, whatever the data of the rights says.
@@ -329,6 +329,57 @@ def test_the_commands_of_the_page_create_the_roles_and_migrate(postgres_url: str
         roles.set_passwords()
         with opened(roles, "api") as api:
             do_api(roles, api)
+    finally:
+        roles.drop()
+
+
+def test_the_command_applies_the_roles_to_a_database_that_one_login_used_and_sets_their_passwords(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As docker-compose.yml does, also with a volume of a version without roles."""
+    monkeypatch.setattr("order_service.process.configure_logging", lambda level: None)
+    roles = Roles(postgres_url)
+    (tmp_path / "api").write_text("1st\n")
+
+    def run(url: str, *command: str, **passwords: str) -> Result:
+        return CliRunner(env={"DATABASE_URL": url, **passwords}).invoke(main, command)
+
+    def apply(url: str, **passwords: str) -> Result:
+        return run(url, "database", "roles", "--apply", "--prefix", roles.prefix, **passwords)
+
+    def accepts(role: str, password: str) -> bool:
+        try:
+            roles.administrate("SELECT * FROM alembic_version", url=roles.url(role).replace(PASSWORD, password))
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    try:
+        migrate.upgrade(postgres_url)
+        passwords = {f"DATABASE_{role.upper()}_PASSWORD": PASSWORD for role in ("owner", "consumers", "publishers")}
+
+        # when: at each start
+        for _ in range(2):
+            created = apply(postgres_url, **passwords, DATABASE_API_PASSWORD_FILE=str(tmp_path / "api"))
+            assert created.exit_code == 0, created.output
+            assert run(roles.url(OWNER), "migrate").exit_code == 0
+            assert apply(roles.url(OWNER)).exit_code == 0
+
+        # then
+        owners = roles.administrate("SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'")
+        assert owners == [(roles.name(OWNER),)]
+        assert [accepts(role, PASSWORD) for role in ("consumers", "publishers")] == [True, True]
+        assert accepts("api", "1st")
+        assert apply(postgres_url, DATABASE_API_PASSWORD="2nd").exit_code == 0
+        assert (accepts("api", "2nd"), accepts("consumers", PASSWORD)) == (True, True)
+        assert PASSWORD not in created.output
+
+        # a login that may not
+        refused = apply(roles.url("api").replace(PASSWORD, "2nd"))
+        assert (refused.exit_code, refused.stderr.startswith("DATABASE_URL: ")) == (2, True), refused.output
+        unreadable = apply(postgres_url, DATABASE_API_PASSWORD_FILE=str(tmp_path / "none"))
+        assert (unreadable.exit_code, "DATABASE_API_PASSWORD" in unreadable.stderr) == (2, True)
+        assert apply(f"sqlite:///{tmp_path}/orders.db").exit_code == 2
     finally:
         roles.drop()
 

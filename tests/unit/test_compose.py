@@ -17,7 +17,12 @@ from order_service.contract import broker_rights
 from sandbox.servers.broker_users import USERS
 
 ROOT = Path(__file__).parents[2]
-PASSWORDS = {"POSTGRES_PASSWORD", *(user.password_variable for user in broker_rights.USERS)}
+#: The role of each process in the database.
+ROLES = {"migrate": "owner", "api": "api", "consumers": "consumers", "publishers": "publishers"}
+PASSWORDS = {
+    "POSTGRES_PASSWORD", *(user.password_variable for user in broker_rights.USERS),
+    *(f"DATABASE_{role.upper()}_PASSWORD" for role in ROLES.values()),
+}  # fmt: skip
 
 
 def test_compose_file_requires_every_password_and_names_the_command_that_creates_it() -> None:
@@ -104,12 +109,16 @@ def run_healthcheck(*arguments: str, **env: str) -> int:
     return subprocess.run(command, env=os.environ | env, capture_output=True, check=False).returncode
 
 
-def test_only_processes_of_the_order_service_have_the_login_of_the_database() -> None:
+def test_each_process_of_the_compose_file_has_its_own_role_in_the_database_and_one_service_the_administrator() -> None:
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 
-    having = {name for name, each in services.items() if "POSTGRES_PASSWORD" in str(each.get("environment"))}
+    having = {name: str(each.get("environment")) for name, each in services.items()}
+    logins = {name: re.findall(r"postgresql://(\w+):\$\{(\w+):", text) for name, text in having.items()}
 
-    assert having == {"postgres", "migrate", "api", "consumers", "publishers"}
+    own = {name: [(f"order_{role}", f"DATABASE_{role.upper()}_PASSWORD")] for name, role in ROLES.items()}
+    administrator = [("order_service", "POSTGRES_PASSWORD")]
+    assert {name: found for name, found in logins.items() if found} == own | {"roles": administrator}
+    assert {name for name, text in having.items() if "POSTGRES_PASSWORD" in text} == {"postgres", "roles"}
 
 
 def test_the_health_check_of_a_container_needs_an_answer_with_200() -> None:
