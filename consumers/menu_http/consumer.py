@@ -41,7 +41,7 @@ from order_service.config import Settings
 from order_service.contract.envelope import Delivery, Rejection, rejection
 from order_service.contract.events import Id
 from order_service.contract.topology import MENU_HTTP
-from order_service.process import RECONNECT, StopFlag
+from order_service.process import RECONNECT, REPORTS, StopFlag
 from order_service.storage.database import Database
 from order_service.unit_of_work import unit_of_work
 
@@ -71,7 +71,8 @@ class MenuHttpConsumer(Worker):
     def __init__(self, settings: Settings, database: Database, menus: Menus, stop: StopFlag) -> None:
         super().__init__(settings.model_copy(update={"batch_size": PREFETCH}), database, [MENU_HTTP], stop)
         self._reserver = StockReserver(settings.policy, database, menus, stop)
-        self._menu_is_down = False
+        #: None, or the outage of the Menu Service as it is logged, at growing intervals.
+        self._reported: Postponed[str] | None = None
         #: The tags of messages for which the Menu Service was unreachable.
         self._postponed = Postponed[int](RECONNECT)
 
@@ -86,9 +87,9 @@ class MenuHttpConsumer(Worker):
             self._handle(delivery)
         except MenuServiceDown as error:
             # Perhaps for one dish only, so the other messages are tried too.
-            if not self._menu_is_down:
+            self._reported = self._reported or Postponed(REPORTS)
+            if self._reported.add("outage"):
                 log.warning("the Menu Service is unreachable, retrying", error=str(error))
-            self._menu_is_down = True
             self._postponed.add(tag)
             return
         except Interrupted:
@@ -97,7 +98,10 @@ class MenuHttpConsumer(Worker):
             self._dead_letter_failed(delivery, error)
         self._channel.basic_ack(tag)
         self._arrived.remove((tag, delivery))
-        self._menu_is_down, self._delays = bool(postponed), RECONNECT.jittered()
+        self._delays = RECONNECT.jittered()
+        if self._reported and not postponed:
+            log.info("the Menu Service is reachable again")
+            self._reported = None
 
     def _handle(self, delivery: Delivery) -> None:
         try:

@@ -71,7 +71,7 @@ class Service:
     def run(self, stopping: threading.Event | None = None) -> None:
         """Serve until stopped. After a failure, reconnect: unacknowledged messages are delivered again."""
         stopping = stopping or threading.Event()
-        logging.getLogger("pika").setLevel(logging.CRITICAL)  # it logs every failed attempt; here the first is logged
+        logging.getLogger("pika").setLevel(logging.CRITICAL)  # it logs every failed attempt
         failures = 0
         with closing(connect(self.database)) as db:
             while not stopping.is_set():
@@ -82,7 +82,7 @@ class Service:
                     # pika turns the OSError of a reset just after the broker accepted the connection into a ValueError.
                     cause = error.__context__ if isinstance(error, ValueError) else error
                     expected = isinstance(cause, AMQPError | OSError | sqlite3.Error)
-                    if failures == 1 or not expected:
+                    if is_reported(failures) or not expected:
                         log.warning("%s: not consuming, trying again: %r", self.name, error, exc_info=not expected)
                     self.connected = False
                     stopping.wait(backoff_seconds(failures))
@@ -190,7 +190,7 @@ class Service:
                 channel.basic_publish(self.exchange, key, row["body"].encode(), properties, mandatory=True)
                 changes.append(("DELETE FROM outbox WHERE seq = ?", [row["seq"]]))
             except UnroutableError:
-                if row["attempts"] == 0:
+                if is_reported(row["attempts"] + 1):
                     log.warning("%s: no queue is bound to %s, trying again", self.name, key)
                 later = [now + backoff_seconds(row["attempts"] + 1), row["seq"]]
                 changes.append(("UPDATE outbox SET attempts = attempts + 1, due_at = ? WHERE seq = ?", later))
@@ -219,6 +219,11 @@ def connection_parameters(amqp_url: str) -> pika.URLParameters:
 def backoff_seconds(attempts: int) -> float:
     """The time to wait after this many failed attempts: up to 5 s, and random to spread reconnects."""
     return random.uniform(0.1, min(5.0, 0.1 * 2 ** min(attempts, 10)))  # noqa: S311
+
+
+def is_reported(failures: int) -> bool:
+    """Whether this failure of several in a row is logged: the first, then at growing intervals up to ten minutes."""
+    return failures in (1, 10, 30, 100) or failures % 250 == 0
 
 
 def connect(database: Path) -> sqlite3.Connection:

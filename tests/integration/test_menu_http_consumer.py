@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from consumers.menu_http import consumer as menu_http
 from consumers.menu_http.client import Menus
 from consumers.menu_http.consumer import MenuHttpConsumer
+from order_service.backoff import Backoff
 from order_service.contract import topology
 from order_service.contract.envelope import KEPT_BODY_BYTES, MAX_BODY_BYTES
 from order_service.contract.topology import MENU_HTTP
@@ -18,7 +20,7 @@ from order_service.process import utc_now
 from order_service.storage.database import Database
 from order_service.storage.tables import outbox
 from tests.integration import core
-from tests.integration.core import Eventually, Wire
+from tests.integration.core import Eventually, Log, Wire
 from tests.integration.old_menu import OldMenu
 
 Make = Callable[[threading.Event], MenuHttpConsumer]
@@ -76,6 +78,23 @@ def test_message_waits_while_the_menu_is_unreachable(
     with core.running(consumer):
         eventually(lambda: core.states(database, ids) == {"awaiting_payment"}, "the order to be priced")
     assert menu.stock == {1: 14, 2: 6}
+
+
+def test_outage_of_the_menu_is_logged_again_and_again_and_so_is_its_end(
+    consumer: Make, wire: Wire, database: Database, menu: OldMenu, eventually: Eventually, log: Log,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(menu_http, "REPORTS", Backoff(first=0.05, longest=0.2))
+    ids = core.place(database, now=utc_now())
+    menu.stop()
+
+    with core.running(consumer):
+        publish(wire, database)
+        eventually(lambda: log.count("the Menu Service is unreachable, retrying") >= 3, "the third line")
+        assert log.count("the Menu Service is reachable again") == 0
+        menu.start()
+        eventually(lambda: core.states(database, ids) == {"awaiting_payment"}, "the order to be priced")
+        eventually(lambda: log.count("the Menu Service is reachable again") == 1, "the end to be logged")
 
 
 def test_dish_for_which_the_menu_is_unreachable_delays_no_other_order(

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from order_service.storage.database import Database
 from publishers.relay import Relay
 from sandbox.servers import broker_users
 from sandbox.servers.broker import Broker
+from sandbox.siblings import kit
 from tests.integration import core
 from tests.integration.core import Eventually, Message, Wire, completed
 
@@ -58,6 +60,31 @@ def test_the_pages_services_take_an_empty_variable_as_unset(language: str) -> No
 
     assert defaults
     assert all(re.search(r"RABBITMQ_URL(\"\) or| \|\|) ", line) for line in defaults), defaults
+
+
+def test_the_kit_logs_an_outage_again_at_growing_intervals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, eventually: Eventually
+) -> None:
+    monkeypatch.setenv("RABBITMQ_URL", core.UNREACHABLE_BROKER)
+    failures: list[int] = []
+
+    def backoff_seconds(count: int) -> float:
+        failures.append(count)
+        return 0.0
+
+    monkeypatch.setattr(kit, "backoff_seconds", backoff_seconds)
+    service, stop = kit.Service("menu-service", tmp_path / "menu.db", "", {}), threading.Event()
+
+    thread = threading.Thread(target=service.run, args=[stop])
+    thread.start()
+    try:
+        eventually(lambda: len(failures) >= 99, "99 attempts")
+    finally:
+        stop.set()
+        thread.join()
+
+    lines = sum("not consuming, trying again" in each.getMessage() for each in caplog.records)
+    assert 3 <= lines <= 5, lines
 
 
 def blocks(language: str) -> list[str]:
