@@ -66,6 +66,18 @@ def test_only_missing_passwords_are_added_to_an_existing_file(tmp_path: Path) ->
     assert completed["MENU_SERVICE_PASSWORD"]
 
 
+def test_existing_file_is_narrowed_to_its_owner_and_its_last_line_stays_a_line(tmp_path: Path) -> None:
+    path = tmp_path / ".env"
+    path.write_text("RABBITMQ_PORT=5673\nPOSTGRES_PASSWORD=mine")  # without a line break at its end
+    path.chmod(0o664)
+
+    completed = make_env(tmp_path)
+
+    assert completed.keys() == PASSWORDS | {"RABBITMQ_PORT"}
+    assert completed["POSTGRES_PASSWORD"] == "mine"
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 def test_compose_file_builds_the_image_once_and_limits_every_container() -> None:
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     services = compose["services"]
