@@ -17,6 +17,7 @@ import pika
 import pika.exceptions
 import pytest
 from click.testing import CliRunner, Result
+from pika.adapters.blocking_connection import BlockingChannel
 
 from order_service.cli.conformance import RULES
 from order_service.cli.main import main
@@ -89,6 +90,33 @@ def test_replies_on_the_shared_exchange_pass_with_a_note(
     assert result.exit_code == 0, result.output
     [noted] = [line for line in result.stdout.splitlines() if "restaurant.events" in line]
     assert noted.split()[:2] == ["passed", "published"]
+
+
+@pytest.mark.parametrize("prefix", ["cloudEvents:", "cloudEvents_"])
+@pytest.mark.parametrize("name", ["menu", "payment"])
+def test_service_that_replies_in_binary_mode_passes_every_rule(
+    check: Check, sibling: Any, monkeypatch: pytest.MonkeyPatch, name: str, prefix: str
+) -> None:
+    """The attributes are headers, the id among them, and the body is the data alone."""
+    publish = BlockingChannel.basic_publish
+
+    def publish_binary(
+        channel: BlockingChannel, exchange: str, key: str, body: bytes, properties: Any, mandatory: bool
+    ) -> None:
+        if properties.app_id == f"{name}-service":
+            event = json.loads(body)
+            body = json.dumps(event.pop("data")).encode()
+            properties.headers = {f"{prefix}{attribute}": value for attribute, value in event.items()}
+            properties.content_type, properties.message_id, properties.type = "application/json", None, None
+        publish(channel, exchange, key, body, properties, mandatory)
+
+    monkeypatch.setattr(BlockingChannel, "basic_publish", publish_binary)
+    sibling(name)
+
+    result = check(name, "--json")
+
+    assert set(outcomes(result).values()) == {"passed", "skipped"}, result.output
+    assert result.exit_code == 0
 
 
 FAULTS = [
