@@ -23,7 +23,19 @@ SETTINGS_INTRO = """# Settings
 
 Environment variables, read once at start. If a variable is invalid, the process prints its name and exits with
 status 2. This page is generated from `order_service/config.py`: `python -m order_service settings > docs/settings.md`.
-`broker definitions` also reads the passwords of the broker's users: [rights.md](rights.md).
+`broker definitions` also reads the passwords of the broker's users, and `database roles --apply` those of the roles of
+the database: [rights.md](rights.md).
+
+This program reads no other variable, but its libraries read some by their own rules:
+
+- libpq, `PGPASSFILE`, `PGSSLMODE`, `PGAPPNAME` and [the other `PG*`](https://www.postgresql.org/docs/current/libpq-envars.html):
+  what a `postgresql://` URL leaves open.
+- prometheus_client, `PROMETHEUS_MULTIPROC_DIR`: with several API workers, `deploy/gunicorn.conf.py` sets it to a new
+  directory. Do not set it: yours would be used as it is, with the metrics of former processes.
+- OpenSSL, `SSL_CERT_FILE` and `SSL_CERT_DIR`: the CAs for `https://`. gunicorn, `GUNICORN_CMD_ARGS`: its options.
+
+`http_proxy`, `https_proxy`, `all_proxy` and `no_proxy` are not used: sibling services and the keys of the issuer
+(`ORDER_JWT_JWKS_URL`) are requested directly, so they must be reachable without a proxy.
 
 """
 INTRO = """# The saga

@@ -351,3 +351,12 @@ def test_other_spellings_of_a_level_or_a_scheme_are_read(
     monkeypatch.setenv(name, given)
 
     assert getattr(Settings(), name.lower().removeprefix("order_")) == read
+
+
+def test_page_of_the_settings_names_what_libraries_read_and_the_proxies_that_are_not_used() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text()
+
+    assert all(
+        f"`{name}`" in page
+        for name in ("PGPASSFILE", "PROMETHEUS_MULTIPROC_DIR", "SSL_CERT_FILE", "GUNICORN_CMD_ARGS", "https_proxy")
+    )
