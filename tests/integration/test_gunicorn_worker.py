@@ -364,11 +364,13 @@ def test_head_is_sent_with_the_body_in_one_piece_and_alone_without_one(server: i
     with connected(server, POST + b"Content-Length: 4\r\n\r\nbody") as connection:
         # when: one call to the system receives what one call has sent
         piece = connection.recv(65536)
-        assert piece.startswith(b"HTTP/1.1 200 OK") and piece.endswith(b"\r\n\r\nbody")
+        assert piece.startswith(b"HTTP/1.1 200 OK")
+        assert piece.endswith(b"\r\n\r\nbody")
         # and: on the same connection, a response without a body
         connection.sendall(b"HEAD / HTTP/1.1\r\nHost: here\r\n\r\n")
         piece = connection.recv(65536)
-        assert piece.startswith(b"HTTP/1.1 200 OK") and piece.endswith(b"\r\n\r\n")
+        assert piece.startswith(b"HTTP/1.1 200 OK")
+        assert piece.endswith(b"\r\n\r\n")
 
 
 def test_request_that_stops_is_answered_as_one_that_ends(tmp_path: Path) -> None:
