@@ -16,6 +16,7 @@ from order_service import vendor
 from order_service.config import Settings
 from order_service.contract import topology
 from order_service.contract.envelope import Delivery, shortened
+from order_service.ops import Loop
 from order_service.process import RECONNECT, StopFlag, first_line, supervise
 from order_service.storage.database import Database, is_transient
 from order_service.storage.migrate import wait_for_database
@@ -41,6 +42,9 @@ class Worker:
         self, settings: Settings, database: Database, queues: Sequence[topology.Queue], stop: StopFlag
     ) -> None:
         self._settings, self._database, self._queues, self._stop = settings, database, queues, stop
+        self._role = f"consumer of {', '.join(queue.name for queue in queues)}"
+        self.loop = Loop(self._role)
+        self._disconnect()
         #: Deliveries that are not acked yet, with their tags, in order of arrival.
         self._arrived: list[tuple[int, Delivery]] = []
         self._cancelled = False
@@ -51,17 +55,27 @@ class Worker:
         """Return once stopped, after the current batch is committed and acked. Exits with 2 without the topology."""
         supervise(self._consume, self._stop, what="the broker", unreachable=topology.UNREACHABLE, restart=True)
 
+    def _disconnect(self) -> None:
+        self.loop.missing = f"{self._role}: not connected to the broker"
+
     def _consume(self, working: Callable[[], None]) -> None:
+        self.loop.turn()
+        try:
+            self._consume_connected(working)
+        finally:
+            self._disconnect()
+
+    def _consume_connected(self, working: Callable[[], None]) -> None:
         # The tags of an old channel are invalid on a new one; the broker delivers those messages again.
         self._arrived, self._cancelled = [], False
-        names = [queue.name for queue in self._queues]
-        role = f"consumer of {', '.join(names)}"
-        with topology.connected(self._settings, role=role) as (connection, _):
+        with topology.connected(self._settings, role=self._role) as (connection, _):
             self._channel = connection.channel()
             topology.require(self._channel, self._queues)
             self._subscribe()
-            log.info("consuming", queues=names)
+            self.loop.missing = ""
+            log.info("consuming", queues=[queue.name for queue in self._queues])
             while not self._stop.is_set():
+                self.loop.turn()
                 self._collect()
                 self._process()
                 # Only now: an error in the first batch must not restart the consumer without a growing delay.
@@ -110,7 +124,7 @@ class Worker:
                 raise
             # Nothing is acked or dead-lettered while the database is unreachable.
             log.warning("the transaction failed, retrying", error=first_line(error))
-            waiting = _ServingStop(self._channel.connection, self._stop)
+            waiting = _ServingStop(self._channel.connection, self._stop, self.loop)
             waiting.wait(next(self._delays))
             wait_for_database(self._database, waiting)
 
@@ -139,6 +153,7 @@ class Worker:
     def _process_singly(self, batch: Sequence[tuple[int, Delivery]]) -> None:
         """Process each message of a batch alone, so that one that fails is dead-lettered alone."""
         for tag, delivery in batch:
+            self.loop.turn()
             try:
                 if delivery.redeliveries >= POISON_AFTER:
                     retry_poison_message(self._database, self._settings.policy, delivery)
@@ -160,10 +175,11 @@ class Worker:
 class _ServingStop:
     """The process's stop event for a wait that also serves the connection, so that its heartbeats continue."""
 
-    def __init__(self, connection: pika.BlockingConnection, stop: StopFlag) -> None:
-        self._connection, self.is_set = connection, stop.is_set
+    def __init__(self, connection: pika.BlockingConnection, stop: StopFlag, loop: Loop) -> None:
+        self._connection, self.is_set, self._loop = connection, stop.is_set, loop
 
     def wait(self, timeout: float, /) -> None:
+        self._loop.turn()
         self._connection.process_data_events(time_limit=timeout)
 
 

@@ -50,6 +50,8 @@ class Placement:
     pending_limit: int | None = None
     traceparent: str | None = None
     tracestate: str | None = None
+    #: The X-Request-ID, for the log.
+    request_id: str | None = None
     #: Columns that recognize a repeated request: idempotency_key and request_hash, or nothing.
     request: Mapping[str, str] = field(default_factory=dict)
 
@@ -101,8 +103,9 @@ def record_orders(work: UnitOfWork, placed: Sequence[Order], placements: Sequenc
     """
     requests = [placement.request for placement in placements]
     order_rows.insert_orders(work.connection, list(zip(placed, requests, strict=True)))
-    for order in placed:
+    for order, placement in zip(placed, placements, strict=True):
         work.enqueue(order, Announcement.ORDER_CREATED, sequence=1)
+        work.report.placed(order, request_id=placement.request_id)
 
 
 def change_order(
@@ -134,6 +137,8 @@ def apply_replies(work: UnitOfWork, replies: Sequence[Reply]) -> list[Rejection]
             if seen[key] not in (digest, None):
                 problem = f"was used for another {reply.type} of this order; send this message again under a new id"
                 rejections.append(reply.rejection("conflicting_id", "id", problem))
+            else:
+                work.report.consumed(reply.type, "duplicate")
             continue
         order = found.get(reply.order_id)
         if order is None:
@@ -145,6 +150,7 @@ def apply_replies(work: UnitOfWork, replies: Sequence[Reply]) -> list[Rejection]
             rejections.append(reply.rejection(error.code, error.field_name or "data", str(error)))
         else:
             seen[key] = digest
+            work.report.consumed(reply.type, "applied")
     return rejections
 
 
@@ -204,7 +210,7 @@ def repeat_compensations(work: UnitOfWork, take: Take) -> Sequence[sa.Row[Any]]:
     manual = [row for row in due if not is_sent(compensations.of_row(row), work.policy)]
     for row in manual:
         compensations.reschedule(work.connection, row.id, attempts=row.attempts, due_at=None)
-        work.report_manual(row.order_id, compensations.of_row(row))
+        work.report.manual_refund(row.order_id, compensations.of_row(row))
     due = [row for row in due if row not in manual]
     for row in due:
         attempts = row.attempts + (row.id not in unsent)

@@ -1,9 +1,10 @@
 """`python -m publishers`: one relay and one deadline thread; any number may run at once."""
 
-from order_service import process
+from order_service import ops, process
 from order_service.contract import tls
 from order_service.storage.database import Database
 from order_service.storage.migrate import wait_for_database
+from publishers import gauges
 from publishers.deadlines import Deadlines
 from publishers.pipeline import MOST_BATCHES
 from publishers.relay import Relay
@@ -18,8 +19,10 @@ def main() -> None:
     relay_database = Database(
         settings.database_url, pool_size=MOST_BATCHES + 1, pre_ping=False, durable=False, role="relay"
     )
-    wait_for_database(database, stop)
     relay, deadlines = Relay(settings, relay_database, stop), Deadlines(settings, database, stop)
+    if ops.serve(settings, lambda: [relay.loop, deadlines.loop]):
+        gauges.export(settings)
+    wait_for_database(database, stop)
     process.run_together(stop, relay.run, deadlines.run)
 
 

@@ -40,6 +40,8 @@ class Batch:
     #: The start of the wait for confirms, on the monotonic clock.
     since: float = field(default_factory=time.monotonic)
     outcomes: Outcomes = field(default_factory=Outcomes)
+    #: As `since`, but not moved while the broker blocks publishers.
+    published_at: float = field(default_factory=time.monotonic)
 
 
 Entry = tuple[Batch, sa.Row[Any]]

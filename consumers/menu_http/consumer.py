@@ -32,7 +32,6 @@ from typing import Literal
 import structlog
 from pydantic import BaseModel, ValidationError
 
-from consumers.batch import dead_letter
 from consumers.menu_http.client import Menus, MenuServiceDown
 from consumers.menu_http.reservation import Interrupted, StockReserver
 from consumers.worker import Worker
@@ -70,7 +69,7 @@ class MenuHttpConsumer(Worker):
 
     def __init__(self, settings: Settings, database: Database, menus: Menus, stop: StopFlag) -> None:
         super().__init__(settings.model_copy(update={"batch_size": PREFETCH}), database, [MENU_HTTP], stop)
-        self._reserver = StockReserver(settings.policy, database, menus, stop)
+        self._reserver = StockReserver(settings.policy, database, menus, stop, self.loop)
         self._menu_is_down = False
         #: The tags of messages for which the Menu Service was unreachable.
         self._postponed = Postponed[int](RECONNECT)
@@ -97,6 +96,8 @@ class MenuHttpConsumer(Worker):
             self._dead_letter_failed(delivery, error)
         self._channel.basic_ack(tag)
         self._arrived.remove((tag, delivery))
+        if self._menu_is_down and not postponed:
+            log.info("the Menu Service is reachable again")
         self._menu_is_down, self._delays = bool(postponed), RECONNECT.jittered()
 
     def _handle(self, delivery: Delivery) -> None:
@@ -109,7 +110,7 @@ class MenuHttpConsumer(Worker):
                 self._reserver.release(delivery, data.order_id, data.release_id, data.reservation_id)
         except Rejection as error:
             with unit_of_work(self._database, self._settings.policy) as work:
-                dead_letter(work, error)
+                work.dead_letter(error)
 
 
 def _event(delivery: Delivery) -> _Event:

@@ -21,6 +21,7 @@ for command in (
     setup.declare_topology,
     documents.saga,
     documents.settings,
+    documents.metrics,
     documents.asyncapi,
     documents.schemas,
     events.events,

@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 import structlog
-from flask import Response, request
+from flask import Response, g, request
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from order_service import handlers, vendor
@@ -16,6 +16,7 @@ from order_service.domain.messages import Cancel, Message, ReportFailed, ReportP
 from order_service.domain.order import AWAITING_MENU, Order, State, UnknownOrder
 from order_service.domain.saga import Decision, Outcome
 from order_service.process import StopFlag
+from order_service.report import trace_id
 from order_service.storage import history, migrate, orders
 from order_service.storage.database import Database, OutcomeUnknown, settle
 from order_service.unit_of_work import unit_of_work
@@ -154,6 +155,9 @@ class Api:
         return json_response(responses.Health(status="ready"))
 
     def metrics(self) -> Response:
+        """Answer with the metrics, unless they have a port of their own."""
+        if self.settings.ops_port is not None:
+            raise Problem("not_found")
         return Response(vendor.prometheus_metrics(), content_type=CONTENT_TYPE_LATEST)
 
     def _find_repeated(self, body: OrderRequest, key: str) -> Order | None:
@@ -174,6 +178,7 @@ class Api:
             tuple(body.menu_ids),
             body.expected_total,
             pending_limit=self._pending_limit(),
+            request_id=g.request_id,
             request=idempotency,
             **trace_context(),
         )
@@ -211,7 +216,8 @@ class Api:
         if decision.outcome is Outcome.REFUSED:
             if isinstance(message, ReportPaid):
                 log.warning("a reported payment was refused, its caller must return the money", order_id=order.id,
-                            state=order.state.value, reason=order.end_reason)  # fmt: skip
+                            type="PutPaid", state=order.state.value, reason=order.end_reason,
+                            trace_id=trace_id(order.traceparent))  # fmt: skip
             raise _ended(order)
         return _order_response(order, 202 if decision.outcome is Outcome.REMEMBERED else 200)
 

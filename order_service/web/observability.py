@@ -3,13 +3,12 @@
 import re
 import secrets
 import time
-from functools import cache
 from urllib.parse import quote
 
 import structlog
 from flask import Flask, Response, g, request
-from prometheus_client import Counter, Histogram
 
+from order_service import metrics
 from order_service.web.headers import header
 
 log = structlog.get_logger(__name__)
@@ -25,10 +24,6 @@ _TRACESTATE_ENTRY = re.compile(
 #: The least that W3C Trace Context demands to be passed on.
 MAX_TRACESTATE_CHARACTERS = 512
 _REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
-REQUESTS = Counter("http_requests_total", "Answered requests", ["method", "route", "status"])
-SECONDS = Histogram("http_request_duration_seconds", "Time to the first byte of the answer", ["method", "route"])
-#: Cached, because the library takes a lock to look up labels.
-_requests, _seconds = cache(REQUESTS.labels), cache(SECONDS.labels)
 
 
 def trace_context() -> dict[str, str]:
@@ -68,9 +63,9 @@ def _begin() -> None:
 def _end(response: Response) -> Response:
     route = request.url_rule.rule if request.url_rule else "unknown"
     method = request.method if request.method in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS") else "other"
-    _requests(method, route, str(response.status_code)).inc()
+    metrics.REQUESTS.count(method, route, str(response.status_code))
     seconds = time.perf_counter() - g.started
-    _seconds(method, route).observe(seconds)
+    metrics.REQUEST_SECONDS.observe(seconds, method, route)
     response.headers["X-Request-ID"] = g.request_id
     write = log.debug if request.path in _PROBES else log.info
     # Quoted, because a path may contain line breaks; truncated first, which also bounds the time.

@@ -212,8 +212,8 @@ ROUTES = (
     ),
     Route(
         "metrics", "GET", "/metrics", STAFF, Api.metrics, "Read the metrics, for Prometheus",
-        {200: Answer("Prometheus's text format.", media_type="text/plain")},
-        description="With several API processes, the sum of all of them.",
+        {200: Answer("Prometheus's text format.", media_type="text/plain")}, ["not_found"],
+        description="With several API processes, the sum of all of them. With ORDER_OPS_PORT the metrics are there.",
     ),
     Route(
         "docs", "GET", "/docs", OPEN, docs_pages.openapi_page, "This document as a web page", _PAGE,
