@@ -173,7 +173,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def without_api(cls) -> Self:
-        """The settings of a process that is not the API: it has no callers, no PORT, and HOST for ORDER_OPS_PORT only."""
+        """The settings of a process that is not the API: without callers and PORT, and HOST for ORDER_OPS_PORT only."""
         unread: dict[str, Any] = {"port": 5003, "auth": "none"}
         if not cls._documented().get("ORDER_OPS_PORT"):
             unread["host"] = "127.0.0.1"

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from urllib.parse import urlsplit
 
+import psycopg
 import sqlalchemy as sa
 import structlog
 
@@ -73,9 +75,11 @@ class Server(ThreadingMixIn, TCPServer):
         try:
             migrate.check_migrated(database)
             database.check_writable()
+            with database.engine.connect() as connection:
+                connection.execute(sa.text("SELECT 1"))  # on SQLite a transaction that may write, and is rolled back
         except migrate.NotMigrated as error:
             return [str(error)]
-        except sa.exc.SQLAlchemyError as error:
+        except (sa.exc.SQLAlchemyError, sqlite3.Error, psycopg.Error) as error:  # the latter two while connecting
             return [f"the database cannot be used: {process.first_line(error)}"]
         finally:
             # Not kept: gunicorn forks its workers from this process.

@@ -1,6 +1,7 @@
 """Code that all processes share: logging, signals, the retry loop and the threads."""
 
 import errno
+import json
 import logging
 import os
 import select
@@ -89,25 +90,26 @@ def configure_logging(level: str, log_format: str | None = None) -> None:
 
 
 def _json_text(value: object, **_: object) -> str:
-    return to_json(value, fallback=repr, inf_nan_mode="strings").decode(errors="replace")
+    try:
+        return to_json(value, fallback=repr, inf_nan_mode="strings").decode()
+    except ValueError:  # bytes or surrogates that are not UTF-8
+        return json.dumps(value, default=repr)
 
 
 def log_events(logger: str, events: Sequence[Event]) -> None:
     """Log several events: as JSON in one write, at a small part of the cost of as many calls of a logger."""
     context, known = structlog.contextvars.get_contextvars(), logging.getLogger(logger)
     shared = {"timestamp": f"{utc_now():%FT%T.%fZ}", "logger": logger, **context}
-    lines: list[bytes] = []
+    lines: list[str] = []
     for level, phrase, fields in events:
         given = {key: value for key, value in fields.items() if value is not None}
         if _json_handler is None:
             structlog.stdlib.get_logger(logger).log(level, phrase, **context | given)
         elif known.isEnabledFor(level):
-            line = shared | {"level": _LEVELS[level], "event": phrase} | given
-            lines.append(to_json(line, fallback=repr, inf_nan_mode="strings"))
+            lines.append(_json_text(shared | {"level": _LEVELS[level], "event": phrase} | given) + "\n")
     if _json_handler and lines:
-        text = b"\n".join([*lines, b""]).decode(errors="replace")
         with _json_handler.lock or nullcontext():
-            _json_handler.stream.write(text)
+            _json_handler.stream.write("".join(lines))
             _json_handler.flush()
 
 

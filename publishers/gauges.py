@@ -1,9 +1,11 @@
 """The gauges of the database, queried when they are scraped, but seldom."""
 
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping
 
+import psycopg
 import sqlalchemy as sa
 import structlog
 from prometheus_client import REGISTRY
@@ -59,7 +61,7 @@ class Gauges(Collector):
         try:
             with self._database.reading() as connection:
                 found = figures.read(connection, self._attempts)
-        except sa.exc.SQLAlchemyError as error:
+        except (sa.exc.SQLAlchemyError, sqlite3.Error, psycopg.Error) as error:  # the latter two while connecting
             log.warning("the gauges of the database cannot be read", error=first_line(error))
             return {}
         return {

@@ -4,7 +4,9 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -246,3 +248,18 @@ def test_log_tells_the_whole_story_of_one_order(started: Deployment, listeners: 
     # and: the lines of libraries have the same format
     [api] = [process for process in started.processes if process.name == "api"]
     assert any(json.loads(line)["logger"] == "gunicorn.error" for line in api.log.splitlines())
+
+
+@pytest.mark.field
+@pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool, of Debian's package prometheus")
+@ON_SQLITE
+def test_promtool_has_no_complaint(started: Deployment, listeners: Listeners) -> None:
+    order_id = started.client.post_order().body["id"]
+    started.wait_until_paid([order_id])
+
+    for name in OURS:
+        _, text = listeners.get(name, "/metrics")
+        checked = subprocess.run(
+            ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False
+        )
+        assert (checked.returncode, checked.stdout + checked.stderr) == (0, ""), name
