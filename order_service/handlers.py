@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import sqlalchemy as sa
 
+from order_service import tracing
 from order_service.backoff import Backoff
 from order_service.contract import outgoing
 from order_service.contract.envelope import Rejection, Reply
@@ -144,14 +145,21 @@ def apply_replies(work: UnitOfWork, replies: Sequence[Reply]) -> list[Rejection]
         if order is None:
             rejections.append(reply.rejection("unknown_order", "data.order_id", "names no order of ours"))
             continue
+        span = _consume_span(order, reply) if tracing.is_on() else None
         try:
-            work.apply(order, reply.message, message_id=reply.message_id, digest=digest)
+            work.apply(order, reply.message, message_id=reply.message_id, digest=digest, span=span)
         except InvalidMessage as error:
             rejections.append(reply.rejection(error.code, error.field_name or "data", str(error)))
         else:
             seen[key] = digest
             work.report.consumed(reply.type, "applied")
     return rejections
+
+
+def _consume_span(order: Order, reply: Reply) -> Any:
+    headers = reply.delivery.properties.get("headers") or {}
+    trace = {name: headers[name] for name in outgoing.TRACE if isinstance(headers.get(name), str)}
+    return tracing.consumed(reply.type, reply.message_id, outgoing.trace_of(order), trace)
 
 
 def _key(reply: Reply) -> inbox.Key:

@@ -20,7 +20,7 @@ import structlog
 from pydantic import ValidationError
 from pydantic_core import to_json
 
-from order_service import config
+from order_service import config, tracing
 from order_service.backoff import Backoff
 
 log = structlog.get_logger(__name__)
@@ -124,6 +124,7 @@ def begin(*, is_api: bool = False) -> config.Settings:
     except ValidationError as error:
         refuse(config.explain(error))
     configure_logging(settings.log_level, settings.log_format)
+    tracing.start(settings.otel_endpoint)
     return settings
 
 

@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
+from order_service import tracing
 from order_service.contract import outgoing
 from order_service.contract.envelope import Rejection
-from order_service.contract.outgoing import Outgoing
+from order_service.contract.outgoing import Outgoing, trace_of
 from order_service.domain import messages
 from order_service.domain.messages import Message
 from order_service.domain.order import Announcement, Compensation, Effect, Order, State
@@ -36,16 +38,25 @@ class UnitOfWork:
         self._confirmed: list[str] = []
         #: Published after the commit.
         self.report = Report()
+        #: Ended by the commit; those of a transaction that is rolled back are not recorded.
+        self.spans: list[Any] = []
 
     def apply(
-        self, order: Order, message: Message, *, message_id: str | None = None, digest: str | None = None
+        self,
+        order: Order,
+        message: Message,
+        *,
+        message_id: str | None = None,
+        digest: str | None = None,
+        span: Any = None,
     ) -> Decision:
         """Apply a message by the decision table, and add the results; one from the broker has an id and a digest.
 
-        Raises InvalidMessage and then adds nothing.
+        `span`: that of the message, if it has one. Raises InvalidMessage and then adds nothing.
         """
         decision = decide(order, message, policy=self.policy, now=self.now)
         type_name = _HISTORY_TYPES.get(type(message)) or type(message).__name__
+        trace = self._decided_in(order, decision, type_name, span) if tracing.is_on() else None
         self.report.decided(order, decision, type_name, message_id, self.now)
         if decision.changed:
             self.update(order)
@@ -60,7 +71,7 @@ class UnitOfWork:
             self._confirmed.append(id)
             self.report.confirmed(order, type_name, id, message_id)
         for effect in decision.effects:
-            self.enqueue(order, effect, sequence=order.version)
+            self.enqueue(order, effect, sequence=order.version, trace=trace)
             if isinstance(effect, Compensation):
                 due_at = self.now + self.policy.compensation_pause if is_sent(effect, self.policy) else None
                 self._requested.append(compensations.new_row(order.id, effect, sequence=order.version, due_at=due_at))
@@ -68,14 +79,29 @@ class UnitOfWork:
                     self.report.manual_refund(order.id, effect)
         return decision
 
+    def _decided_in(self, order: Order, decision: Decision, type_name: str, span: Any) -> tracing.Carrier:
+        """Begin the span of a decision; return the trace context for its effects."""
+        states = {"order.id": order.id, "order.state.from": decision.before, "order.state.to": decision.after}
+        deciding = tracing.span(f"decide {type_name}", "INTERNAL", span or trace_of(order), states)
+        if span and self.spans:
+            # The messages of one transaction are committed together.
+            span.add_link(self.spans[0].get_span_context())
+        self.spans += [span, deciding] if span else [deciding]
+        return tracing.carrier_of(deciding)
+
     def update(self, order: Order) -> None:
         """Add an order, locked in this transaction, whose fields have changed."""
         self._orders[order.id] = order
 
-    def enqueue(self, order: Order, effect: Effect, *, sequence: int) -> None:
-        """Add the event of an effect to the outbox, unless no service receives it."""
+    def enqueue(self, order: Order, effect: Effect, *, sequence: int, trace: tracing.Carrier | None = None) -> None:
+        """Add the event of an effect to the outbox, with the order's trace context or another one.
+
+        Unless no service receives it.
+        """
         if is_sent(effect, self.policy):
-            self._outgoing.append(outgoing.event(order, effect, sequence=sequence, policy=self.policy, now=self.now))
+            self._outgoing.append(
+                outgoing.event(order, effect, sequence=sequence, policy=self.policy, now=self.now, trace=trace)
+            )
 
     def remind(self, order: Order) -> None:
         """Add the event that the order waits for again, under the same id and with its first sequence."""
@@ -121,3 +147,4 @@ def unit_of_work(database: Database, policy: Policy, *, now: datetime | None = N
         yield work
         work.write()
     work.report.publish()
+    tracing.end(work.spans)

@@ -20,14 +20,14 @@ from pika.exceptions import ChannelWrongStateError
 from pika.frame import Method
 from pika.spec import Basic, BasicProperties
 
+from order_service import tracing
 from order_service.contract.envelope import APP_ID, CONTENT_TYPE
 from order_service.contract.headers import decoded
+from order_service.contract.outgoing import TRACE
 from order_service.contract.topology import target_exchange
 from order_service.storage.outbox import Claim, Outcomes, Route, is_mandatory
+from order_service.tracing import Carrier
 from order_service.vendor import GatheringConnection
-
-#: The columns that are also headers.
-_TRACE = ("traceparent", "tracestate")
 
 
 @dataclass(eq=False)
@@ -42,6 +42,8 @@ class Batch:
     outcomes: Outcomes = field(default_factory=Outcomes)
     #: As `since`, but not moved while the broker blocks publishers.
     published_at: float = field(default_factory=time.monotonic)
+    #: The open spans of its rows, by row id.
+    spans: dict[int, Any] = field(default_factory=dict)
 
 
 Entry = tuple[Batch, sa.Row[Any]]
@@ -130,8 +132,9 @@ class ConfirmChannel:
                     foreign.append((batch, row))
                     continue
                 try:
+                    properties = _properties(row, _begin_span(batch, row))
                     self._channel.basic_publish(
-                        exchange, row.routing_key, row.body, _properties(row), mandatory=is_mandatory(row)
+                        exchange, row.routing_key, row.body, properties, mandatory=is_mandatory(row)
                     )
                 except ChannelWrongStateError:
                     raise
@@ -186,14 +189,23 @@ class ConfirmChannel:
             self._on_answers(self, list(entries), answer)
 
 
-def _properties(row: sa.Row[Any]) -> BasicProperties:
+def _begin_span(batch: Batch, row: sa.Row[Any]) -> Carrier:
+    """The trace context for the headers of a row: of the span that begins here, or else its own."""
+    own = {name: row._mapping[name] for name in TRACE if row._mapping[name]}
+    if not own or not tracing.is_on():
+        return own
+    span = batch.spans[row.id] = tracing.published(row.type, row.message_id, own, row.created_at)
+    return tracing.carrier_of(span)
+
+
+def _properties(row: sa.Row[Any], trace: Carrier) -> BasicProperties:
     """The AMQP properties of an outbox row; a dead letter keeps its own, and its headers contain the reason."""
     if row.properties:
         own = json.loads(row.properties)
         own["headers"] = {name: decoded(value) for name, value in own.get("headers", {}).items()}
     else:
         own = {"app_id": APP_ID, "content_type": CONTENT_TYPE}
-        own["headers"] = {name: row._mapping[name] for name in _TRACE if row._mapping[name]} or None
+        own["headers"] = trace or None
     added = {
         "type": row.type,
         "message_id": row.message_id,

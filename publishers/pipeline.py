@@ -396,7 +396,11 @@ class Pipeline:
 
 
 def _count(entries: list[Entry], outcome: str) -> None:
-    """Count what became of messages; a dead letter may have any type."""
+    """Count what became of messages, and end their spans; a dead letter may have any type."""
     types = Counter("dead_letter" if row.properties else str(row.type) for _, row in entries)
     for type_name, number in types.items():
         metrics.PUBLISHED.count(type_name, outcome, by=number)
+    for batch, row in entries:
+        if span := batch.spans.pop(row.id, None):
+            span.set_attribute("messaging.operation.outcome", outcome)
+            span.end()

@@ -23,6 +23,10 @@ _NOT_KEPT = {"expiration", "user_id"}
 _REJECTED = UUID("8f1c3f0e-7d0b-4c57-9d53-5a0f0b7d2c11")
 
 
+#: The columns that are also headers.
+TRACE = ("traceparent", "tracestate")
+
+
 class Outgoing(NamedTuple):
     """A message to publish, with the outbox's columns as fields; only dead letters set their `properties`."""
 
@@ -42,12 +46,28 @@ def event_id(order: Order, effect: Effect) -> str:
     return effect.id if isinstance(effect, Compensation) else order.event_id(effect.value)
 
 
-def event(order: Order, effect: Effect, *, sequence: int, policy: Policy, now: datetime) -> Outgoing:
-    """Build the event of an effect."""
+def trace_of(order: Order) -> dict[str, str]:
+    """The trace context of an order, as headers."""
+    return {name: value for name in TRACE if (value := getattr(order, name))}
+
+
+def event(
+    order: Order,
+    effect: Effect,
+    *,
+    sequence: int,
+    policy: Policy,
+    now: datetime,
+    trace: Mapping[str, str] | None = None,
+) -> Outgoing:
+    """Build the event of an effect, with the order's trace context unless another one is given."""
     id, data = event_id(order, effect), event_data(order, effect, policy)
-    trace, state = order.traceparent, order.tracestate
-    body = envelope.wrap(data, event_id=id, order_id=order.id, sequence=sequence, at=now, trace=trace, tracestate=state)
-    return Outgoing(order.id, type(data).__name__, id, EXCHANGE, data.routing_key, body, trace, state)
+    trace = trace or trace_of(order)
+    parent, state = trace.get("traceparent"), trace.get("tracestate")
+    body = envelope.wrap(
+        data, event_id=id, order_id=order.id, sequence=sequence, at=now, trace=parent, tracestate=state
+    )
+    return Outgoing(order.id, type(data).__name__, id, EXCHANGE, data.routing_key, body, parent, state)
 
 
 def event_data(order: Order, effect: Effect, policy: Policy) -> events.EventData:
