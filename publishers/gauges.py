@@ -3,7 +3,7 @@
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import psycopg
 import sqlalchemy as sa
@@ -12,12 +12,11 @@ from prometheus_client import REGISTRY
 from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from order_service import metrics
 from order_service.config import Settings
-from order_service.metrics import Metric
 from order_service.process import first_line
 from order_service.storage import figures
 from order_service.storage.database import Database
+from order_service.storage.figures import Figures
 
 log = structlog.get_logger(__name__)
 #: The least time between two queries, in seconds, and how many times their duration: during a long outage of the broker
@@ -37,7 +36,7 @@ class Gauges(Collector):
     def __init__(self, database: Database, compensation_attempts: int) -> None:
         self._database, self._attempts = database, compensation_attempts
         self._lock, self._next_query = threading.Lock(), 0.0
-        self._values: Mapping[Metric, Mapping[tuple[str, ...], float]] = {}
+        self._values: Figures = {}
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
         """Nothing, so that registering does not query."""
@@ -57,17 +56,10 @@ class Gauges(Collector):
                 family.add_metric(labels, value)
             yield family
 
-    def _query(self) -> Mapping[Metric, Mapping[tuple[str, ...], float]]:
+    def _query(self) -> Figures:
         try:
             with self._database.reading() as connection:
-                found = figures.read(connection, self._attempts)
+                return figures.read(connection, self._attempts)
         except (sa.exc.SQLAlchemyError, sqlite3.Error, psycopg.Error) as error:  # the latter two while connecting
             log.warning("the gauges of the database cannot be read", error=first_line(error))
             return {}
-        return {
-            metrics.PENDING: {(state,): count for state, count in found.pending.items()},
-            metrics.OLDEST_PENDING: {(): found.oldest_pending_seconds},
-            metrics.OUTBOX_ROWS: {(): found.outbox_rows},
-            metrics.OUTBOX_OLDEST: {(): found.outbox_oldest_seconds},
-            metrics.UNCONFIRMED: {(): found.unconfirmed},
-        }

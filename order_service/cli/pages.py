@@ -6,7 +6,6 @@ from order_service.domain.messages import Message
 from order_service.domain.order import FINAL, MAX_PAYMENTS, MAX_RESERVATIONS, State
 from order_service.domain.saga import DECISIONS, Rule
 from order_service.metrics import METRICS
-from order_service.ops import STUCK_SECONDS
 
 MEANINGS = {
     State.AWAITING_MENU: "placed, waiting for the menu's reply",
@@ -30,44 +29,15 @@ status 2. This page is generated from `order_service/config.py`: `python -m orde
 """
 METRICS_INTRO = """# Metrics
 
-What each process exports at `/metrics` of its `ORDER_OPS_PORT`, beside the Prometheus library's own `process_` and
-`python_` metrics; without that setting, the API exports its part at `/metrics` of `PORT`. This page is generated from
-`order_service/metrics.py`: `python -m order_service metrics > docs/metrics.md`.
+What each process exports at `/metrics` of its `ORDER_OPS_PORT` ([monitoring.md](monitoring.md)), beside the Prometheus
+library's own `process_` and `python_` metrics; without that setting, the API exports its part at `/metrics` of `PORT`.
+This page is generated from `order_service/metrics.py`: `python -m order_service metrics > docs/metrics.md`.
 
 A metric appears when it has its first value. The API's are the sums of all its processes. The gauges are read from the
 database at a scrape, at most every 5 s; each publisher process exports the same ones, so use `max()` for several of
 them, and `sum()` for counters and histograms.
 
 """
-HEALTH = f"""
-## Health
-
-- `/healthz` responds with 200 while every loop of the process turns, and with 503 and the name of the loop that has not
-  turned for {STUCK_SECONDS:.0f} s. A stopped process does not respond. It stays 200 while the broker or the database is
-  unreachable: to restart the process would not help.
-- `/readyz` responds with 200 once the database is migrated and writable, and the process is connected to a broker that
-  has the exchange and the queues; otherwise with 503 and the list `missing`. The API needs no broker.
-
-The listener has no access control and its address is `HOST`, so let only the monitoring system reach its port.
-
-## Log
-
-Each line is a JSON object, unless the output is a terminal or `LOG_FORMAT` is `console`. `order_id` finds everything
-about an order in the logs of all processes, and `trace_id` everything of its trace. The lines of an order:
-
-"""
-#: The phrases of the lines about an order, with their levels and fields.
-LOG = (
-    ("order placed", "info", "to, request_id"),
-    ("order changed", "info; warning if expired or amount_mismatch", "type, message_id, from, to, reason, detail"),
-    ("reminder sent", "info", "type, message_id"),
-    ("compensation requested", "info", "type, message_id, subject, amount, reason"),
-    ("compensation confirmed", "info", "type, message_id, compensation_id"),
-    ("compensation unconfirmed by the sibling service", "error", "type, id, reason, attempts"),
-    ("payment must be refunded manually", "error", "refund_id, payment_id, amount, reason"),
-    ("a reported payment was refused, its caller must return the money", "warning", "type, state, reason"),
-    ("message dead-lettered", "warning", "queue, type, message_id, error, reason"),
-)
 INTRO = """# The saga
 
 What each message does to an order in each state. This page is generated from the decision table in
@@ -120,11 +90,7 @@ def metrics_page() -> str:
          metric.meaning]
         for metric in METRICS
     )  # fmt: skip
-    return METRICS_INTRO + table(["metric", "type", "labels", "processes", "meaning"], rows) + HEALTH + _log_table()
-
-
-def _log_table() -> str:
-    return table(["event", "level", "fields"], ([f"`{phrase}`", level, fields] for phrase, level, fields in LOG))
+    return METRICS_INTRO + table(["metric", "type", "labels", "processes", "meaning"], rows)
 
 
 def _name(message: type[Message]) -> str:
