@@ -1,12 +1,13 @@
 """Exit with 0 if this container works: `python deploy/healthcheck.py [PORT PATH]`.
 
-With PORT and PATH: it answers with 200. Without: its loops turn, and it is connected to what it needs; the image sets
-ORDER_OPS_PORT, and the API also answers at its own port.
+With PORT and PATH: it answers with 200. Without: /healthz and /readyz of ORDER_OPS_PORT do, which the image sets, and
+those of the API at its own port too.
 """
 
 import http.client
 import os
 import sys
+from pathlib import Path
 
 
 def answers(port: int, path: str) -> bool:
@@ -19,8 +20,10 @@ def answers(port: int, path: str) -> bool:
 def is_healthy() -> bool:
     if len(sys.argv) > 2:
         return answers(int(sys.argv[1]), sys.argv[2])
-    port = int(os.environ.get("ORDER_OPS_PORT") or os.environ.get("PORT") or 5003)
-    return answers(port, "/healthz") and answers(port, "/readyz")
+    ports = [int(os.environ["ORDER_OPS_PORT"])] if os.environ.get("ORDER_OPS_PORT") else []
+    if not ports or "api:" in Path("/proc/1/cmdline").read_text():
+        ports.append(int(os.environ.get("PORT") or 5003))
+    return all(answers(port, path) for port in ports for path in ("/healthz", "/readyz"))
 
 
 if __name__ == "__main__":

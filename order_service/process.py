@@ -102,10 +102,12 @@ def log_events(logger: str, events: Sequence[Event]) -> None:
     shared = {"timestamp": f"{utc_now():%FT%T.%fZ}", "logger": logger, **context}
     lines: list[str] = []
     for level, phrase, fields in events:
+        if _json_handler and not known.isEnabledFor(level):
+            continue
         given = {key: value for key, value in fields.items() if value is not None}
         if _json_handler is None:
             structlog.stdlib.get_logger(logger).log(level, phrase, **context | given)
-        elif known.isEnabledFor(level):
+        else:
             lines.append(_json_text(shared | {"level": _LEVELS[level], "event": phrase} | given) + "\n")
     if _json_handler and lines:
         with _json_handler.lock or nullcontext():
