@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from typing import NoReturn, Protocol, TextIO
 
@@ -110,7 +110,8 @@ def log_events(logger: str, events: Sequence[Event]) -> None:
         else:
             lines.append(_json_text(shared | {"level": _LEVELS[level], "event": phrase} | given) + "\n")
     if _json_handler and lines:
-        with _json_handler.lock or nullcontext():
+        # As in logging, a standard error that cannot be written does not fail the caller.
+        with _json_handler.lock or nullcontext(), suppress(OSError, ValueError):
             _json_handler.stream.write("".join(lines))
             _json_handler.flush()
 

@@ -54,6 +54,17 @@ def test_every_line_is_a_json_object_where_there_is_no_terminal(log_format: str 
     assert "hidden" not in lines[4]["exception"].replace('password = "hidden"', "")
 
 
+def test_a_standard_error_that_is_closed_fails_nothing() -> None:
+    program = """
+import os
+from order_service import process
+process.configure_logging("INFO", "json")
+os.close(2)
+process.log_events("fast", [(20, "order placed", {"order_id": 6})])
+"""
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60, check=False).returncode == 0
+
+
 def test_the_console_format_has_the_same_lines() -> None:
     text = logged("console")
 
