@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import Any
 
 import pika
 import structlog
@@ -15,7 +14,9 @@ from consumers.batch import dead_letter_failed, process_batch, retry_poison_mess
 from order_service import vendor
 from order_service.config import Settings
 from order_service.contract import topology
+from order_service.contract.dead_letters import original_routing_key
 from order_service.contract.envelope import Delivery, shortened
+from order_service.contract.headers import properties_of
 from order_service.ops import Loop
 from order_service.process import RECONNECT, StopFlag, first_line, supervise
 from order_service.storage.database import Database, is_transient
@@ -95,7 +96,8 @@ class Worker:
         # Only the broker sets the flag, while any sender can set the header.
         count = (properties.headers or {}).get("x-delivery-count") if deliver.redelivered else 0
         redeliveries = count if isinstance(count, int) else 0
-        delivery = Delivery(queue, deliver.routing_key or "", body, _decoded(properties), redeliveries)
+        routing_key = original_routing_key(queue, deliver.routing_key or "", properties.headers)
+        delivery = Delivery(queue, routing_key, body, properties_of(properties), redeliveries)
         # Cut here, so that it takes little memory while it waits for the database.
         self._arrived.append((deliver.delivery_tag or 0, shortened(delivery)))
 
@@ -181,9 +183,3 @@ class _ServingStop:
     def wait(self, timeout: float, /) -> None:
         self._loop.turn()
         self._connection.process_data_events(time_limit=timeout)
-
-
-def _decoded(properties: BasicProperties) -> dict[str, Any]:
-    """The properties that are set, by name; pika leaves a text that is not UTF-8 as bytes."""
-    values = {name: value for name, value in vars(properties).items() if value is not None}
-    return {n: v.decode(errors="replace") if isinstance(v, bytes) else v for n, v in values.items()}

@@ -114,7 +114,7 @@ class UnitOfWork:
 
     def dead_letter(self, rejection: Rejection) -> None:
         """Add the rejected message to the outbox, addressed to its dead-letter queue, and MessageRejected."""
-        self._outgoing += outgoing.dead_letter(rejection), outgoing.message_rejected(rejection, self.now)
+        self._outgoing += outgoing.dead_letter(rejection, self.now), outgoing.message_rejected(rejection, self.now)
         self.report.dead_lettered(rejection)
 
     def _record(

@@ -6,6 +6,7 @@ from order_service.cli import documents, events, setup
 from order_service.cli.broker_users import broker
 from order_service.cli.compensations import compensations
 from order_service.cli.database import database
+from order_service.cli.dlq import dlq
 from order_service.cli.ids import ids
 from order_service.cli.siblings import siblings
 from order_service.cli.tokens import token
@@ -28,6 +29,7 @@ for command in (
     broker,
     compensations,
     database,
+    dlq,
     ids,
     siblings,
     token,

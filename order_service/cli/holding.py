@@ -1,0 +1,147 @@
+"""Hold dead letters: the selection of those that a command concerns, and their way back to their queues."""
+
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import reduce, wraps
+from hashlib import sha256
+from itertools import islice
+from typing import Any, NamedTuple
+
+import click
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import NackError, UnroutableError
+from pika.spec import BasicProperties
+
+from order_service import vendor
+from order_service.cli.broker import open_channel
+from order_service.config import Settings
+from order_service.contract import topology
+from order_service.contract.dead_letters import DeadLetter
+from order_service.contract.headers import properties_of
+
+#: The most dead letters of a queue that one command looks at: this process holds them in the meantime.
+MAX_LOOKED_AT = 10_000
+#: After this time without a message a queue is empty, or another command holds its messages, in seconds.
+QUIET_SECONDS = 1
+REMEDY = "Run `python -m order_service topology` first; it declares the queues."
+
+
+class Held(NamedTuple):
+    """A dead letter that this command holds, until it acks it or its connection is closed."""
+
+    letter: DeadLetter
+    properties: BasicProperties
+    tag: int
+
+    @property
+    def key(self) -> tuple[str, str, bytes]:
+        """The same each time the dead letter is read."""
+        return self.letter.queue.name, self.letter.id, sha256(self.letter.body).digest()
+
+
+Matches = Callable[[Held], bool]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which dead letters a command concerns; what is not given matches all."""
+
+    ids: tuple[str, ...] = ()
+    reason: str | None = None
+    event_type: str | None = None
+    order_id: int | None = None
+
+    def matches(self, held: Held) -> bool:
+        letter = held.letter
+        return (
+            (not self.ids or letter.id in self.ids)
+            and self.reason in (None, letter.reason)
+            and self.event_type in (None, letter.type)
+            and self.order_id in (None, letter.order_id)
+        )
+
+
+def selected(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that select dead letters; the command receives a Selection."""
+
+    @wraps(command)
+    def run(
+        ids: tuple[str, ...], reason: str | None, event_type: str | None, order_id: int | None, everything: bool,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        if everything == bool(ids or reason or event_type or order_id):
+            raise click.UsageError("name dead letters by ID, --reason, --type or --order, or all of them by --all")
+        command(Selection(ids, reason, event_type, order_id), **options)
+
+    options = (
+        click.argument("ids", metavar="[ID]...", nargs=-1),
+        click.option("--reason", help="Those with this reason, such as invalid."),
+        click.option("--type", "event_type", help="Those of this event type."),
+        click.option("--order", "order_id", type=int, help="Those that concern this order."),
+        click.option("--all", "everything", is_flag=True, help="All."),
+    )
+    return reduce(lambda wrapped, option: option(wrapped), reversed(options), run)
+
+
+@contextmanager
+def holding(
+    settings: Settings, matches: Matches, *, progress: str = ""
+) -> Iterator[tuple[BlockingChannel, Iterator[Held]]]:
+    """Hold each dead letter once, and iterate over those that match. At the end the others return to their places."""
+    vendor.tolerate_unusual_headers()
+    queues = topology.declared_queues(menu_over_http=bool(settings.menu_service_url))
+    with open_channel(settings, role="dlq", remedy=REMEDY) as channel:
+        counts = {q: channel.queue_declare(q.dead_letters, passive=True).method.message_count for q in queues}
+        total = sum(min(count, MAX_LOOKED_AT) for count in counts.values())
+        with click.progressbar(range(total), label=progress, hidden=not progress, file=sys.stderr) as bar:
+            yield channel, _held(channel, counts, matches, bar.update)
+    if total < sum(counts.values()):
+        click.echo(f"Only the first {MAX_LOOKED_AT} dead letters of each queue were looked at.", err=True)
+
+
+def _held(
+    channel: BlockingChannel, counts: dict[topology.Queue, int], matches: Matches, advance: Callable[[int], None]
+) -> Iterator[Held]:
+    channel.basic_qos(prefetch_count=MAX_LOOKED_AT)
+    for queue, count in counts.items():
+        # No more than there were: one that is rejected again comes back to the end of the queue.
+        for held in islice(_consumed(channel, queue), min(count, MAX_LOOKED_AT)):
+            if matches(held):
+                yield held
+            advance(1)
+
+
+def _consumed(channel: BlockingChannel, queue: topology.Queue) -> Iterator[Held]:
+    """The dead letters of a queue, until none is left.
+
+    By a subscription, whose messages a quorum queue takes back in their order: those of basic.get are taken back in any
+    order. It ends with the channel, because pika rejects some messages when it cancels one.
+    """
+    arrived: deque[tuple[Any, ...]] = deque()
+    channel.basic_consume(queue.dead_letters, lambda *delivery: arrived.append(delivery[1:]))
+    while True:
+        if not arrived:
+            channel.connection.process_data_events(QUIET_SECONDS)
+        if not arrived:
+            return
+        deliver, properties, body = arrived.popleft()
+        yield Held(DeadLetter(queue, properties_of(properties), body), properties, deliver.delivery_tag)
+
+
+def publish(channel: BlockingChannel, held: Held, body: bytes, now: datetime) -> None:
+    """Publish a dead letter to its queue, with this body, and delete it after the confirm. Raises ClickException."""
+    letter, properties = held.letter, held.properties
+    properties.headers, properties.delivery_mode = letter.replayed_headers(now), 2
+    if body != letter.body:
+        properties.content_encoding = None
+    try:
+        channel.basic_publish(topology.DEAD_LETTER_EXCHANGE, letter.queue.name, body, properties, mandatory=True)
+    except UnroutableError:
+        raise click.ClickException(f"{letter.queue.name} is not bound; nothing is lost. {REMEDY}") from None
+    except NackError:
+        raise click.ClickException(f"the broker refuses messages for {letter.queue.name}; is it full?") from None
+    channel.basic_ack(held.tag)
