@@ -16,6 +16,7 @@ from order_service.cli.holding import Held, Selection, holding, publish, selecte
 from order_service.cli.rehearsal import rehearse
 from order_service.cli.reporting import AS_JSON, ForScripts, finish, opened_database, print_json
 from order_service.config import Settings
+from order_service.contract import topology
 from order_service.contract.dead_letters import DeadLetter
 from order_service.contract.envelope import Rejection
 from order_service.domain.explanation import duration
@@ -161,7 +162,7 @@ def _edited(settings: Settings, selection: Selection) -> tuple[Held, bytes]:
     encoded = (body or "").strip().encode()
     properties = {name: value for name, value in letter.properties.items() if name != "content_encoding"}
     corrected = DeadLetter(letter.queue, properties | {"headers": letter.replayed_headers(process.utc_now())}, encoded)
-    if isinstance(corrected.reply, Rejection):
+    if isinstance(corrected.reply, Rejection) and letter.queue in topology.QUEUES:
         raise click.ClickException(f"nothing was replayed, because the edited message is not valid: {corrected.reply}")
     return chosen[0], encoded
 

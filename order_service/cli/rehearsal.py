@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from order_service import handlers
 from order_service.contract.envelope import Rejection, Reply
+from order_service.contract.topology import MENU_HTTP
 from order_service.domain.messages import Message
 from order_service.domain.order import Order
 from order_service.domain.saga import Decision, Policy
@@ -48,6 +49,8 @@ def rehearse(database: Database, policy: Policy, messages: Sequence[Reply | Reje
 
 
 def _again(rejection: Rejection) -> str:
+    if rejection.delivery.queue == MENU_HTTP.name and not rejection.delivery.oversized:
+        return "handed to the Menu Service over HTTP"
     return f"dead-lettered again: {rejection}"
 
 
