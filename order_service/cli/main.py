@@ -2,12 +2,13 @@
 
 import click
 
-from order_service.cli import documents, events, setup
+from order_service.cli import documents, events, orders, setup
 from order_service.cli.broker_users import broker
 from order_service.cli.compensations import compensations
 from order_service.cli.database import database
 from order_service.cli.dlq import dlq
 from order_service.cli.ids import ids
+from order_service.cli.outbox import outbox
 from order_service.cli.siblings import siblings
 from order_service.cli.tokens import token
 
@@ -27,6 +28,10 @@ for command in (
     documents.schemas,
     events.events,
     broker,
+    orders.explain,
+    orders.timeline,
+    orders.stuck,
+    outbox,
     compensations,
     database,
     dlq,

@@ -17,8 +17,8 @@ from order_service.domain.order import AWAITING_MENU, Order, State, UnknownOrder
 from order_service.domain.saga import Decision, Outcome
 from order_service.process import StopFlag
 from order_service.report import trace_id
-from order_service.storage import history, migrate, orders
-from order_service.storage.database import Database, OutcomeUnknown, settle
+from order_service.storage import facts, history, migrate, orders
+from order_service.storage.database import Database, OutcomeUnknown, current_time, settle
 from order_service.unit_of_work import unit_of_work
 from order_service.web import failures, limits, requests, responses, tokens
 from order_service.web.authorization import caller, refused
@@ -136,6 +136,15 @@ class Api:
             found = history.read_history(connection, order, after=query.cursor, limit=query.limit + 1)
         page, next_cursor = requests.split_page(found, query.limit, lambda entry: entry[0])
         return json_response(responses.History.of(order, [entry for _, entry in page], next_cursor))
+
+    def explain_order(self, order_id: int) -> Response:
+        self._read(order_id)
+        with self.database.reading() as connection:
+            now, policy = current_time(connection), self.settings.policy
+            found = facts.read_facts(connection, [order_id], policy=policy, now=now)[order_id]
+        response = json_response(responses.Explanation.of(found, english=prefers_english()))
+        response.headers.add("Vary", "Accept-Language")
+        return response
 
     def stream_order(self, order_id: int) -> Response:
         order, last_event_id = self._read(order_id), header("Last-Event-ID", None)

@@ -141,8 +141,8 @@ def test_unknown_id_and_unusable_database_are_named(database: Database, command:
     monkeypatch.setenv("DATABASE_URL", "sqlite:////nowhere/orders.db")
     unusable = command("list")
 
-    assert (unknown.exit_code, unknown.stderr) == (1, "Error: no release or refund has the id nothing\n")
-    assert unusable.exit_code == 1
+    assert (unknown.exit_code, unknown.stderr) == (2, "Error: no release or refund has the id nothing\n")
+    assert unusable.exit_code == 2
     assert "DATABASE_URL" in unusable.stderr
 
 

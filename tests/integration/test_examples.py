@@ -154,6 +154,7 @@ OF_ONE_ORDER = {
     "cancelOrder": ("DELETE", "/orders/1"),
     "updatePayment": PAYMENT,
     "getHistory": ("GET", "/orders/1/history"),
+    "explainOrder": ("GET", "/orders/1/explain"),
     "streamOrder": ("GET", "/orders/1/events"),
 }
 #: How each answer of the OpenAPI document comes about: by operationId, and status or the problem's code.
@@ -187,6 +188,7 @@ SCENARIOS: dict[tuple[str, str], Scenario] = {
     ("updatePayment", "invalid_payment_status"): sent(*PAYMENT, json={"payment_status": "lunas"}),
     **of_body("updatePayment", *PAYMENT, PAID),
     ("getHistory", "200"): history_of_two,
+    ("explainOrder", "200"): sent_in(State.PAID, "GET", "/orders/1/explain"),
     ("streamOrder", "200"): sent_in(State.AWAITING_PAYMENT, "GET", "/orders/1/events"),
     ("streamOrder", "204"): streamed_after_the_last_event,
     ("streamOrder", "too_many_streams"): one_stream_too_many,

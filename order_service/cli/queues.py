@@ -1,0 +1,137 @@
+"""What the broker says of its queues: by its management API if that is reachable, else by passive declares."""
+
+import base64
+import json
+import re
+import urllib.request
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import quote, unquote, urlsplit
+
+import pika
+from pika.exceptions import ChannelClosedByBroker
+
+from order_service.config import Settings
+from order_service.contract import topology
+
+#: How long a call of the management API may take, in seconds.
+SECONDS = 3
+#: The queues of sibling services, as docs/siblings.md names them, where the management API does not tell.
+SIBLING_QUEUES = {"menu": "menu-service.orders", "payment": "payment-service.orders"}
+
+
+class Unavailable(Exception):
+    """The management API is unreachable, or refuses the login."""
+
+
+class Management:
+    """The management API, read only."""
+
+    def __init__(self, settings: Settings) -> None:
+        broker = urlsplit(settings.rabbitmq_url.split(",")[0])
+        url = urlsplit(str(settings.management_url or f"http://{broker.hostname}:15672"))
+        user, password = (url.username, url.password) if url.username else (broker.username, broker.password)
+        login = f"{unquote(user or 'guest')}:{unquote(password or 'guest')}"
+        self._headers = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
+        host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
+        self._base = f"{url.scheme}://{host}:{url.port or 15672}{url.path.rstrip('/')}"
+        self.vhost = pika.URLParameters(settings.rabbitmq_url.split(",")[0]).virtual_host
+        #: The broker's time in its last answer, to the second.
+        self.broker_time: datetime | None = None
+
+    def get(self, *path: str) -> Any:
+        """What the API answers; None if there is no such object. Raises Unavailable."""
+        url = "/".join([self._base, "api", *(quote(part, safe="") for part in path)])
+        request = urllib.request.Request(url, headers=self._headers)  # noqa: S310 - the settings allow http only
+        try:
+            # Without the proxies of the environment, which are for the internet.
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            with opener.open(request, timeout=SECONDS) as response:
+                self.broker_time = parsedate_to_datetime(response.headers["Date"])
+                return json.load(response)
+        except HTTPError as error:
+            if error.code == 404:
+                return None
+            raise Unavailable(str(error)) from error
+        except (OSError, ValueError, TypeError) as error:
+            raise Unavailable(str(error)) from error
+
+    def bound(self, exchange: str, routing_key: str) -> list[str]:
+        """The queues that get the messages with this routing key."""
+        bindings = self.get("exchanges", self.vhost, exchange, "bindings", "source") or []
+        return sorted({each["destination"] for each in bindings if _matches(each["routing_key"], routing_key)})
+
+
+def _matches(pattern: str, routing_key: str) -> bool:
+    regex = re.escape(pattern).replace(r"\*", "[^.]*").replace(r"\#", ".*")
+    return bool(re.fullmatch(regex, routing_key))
+
+
+@dataclass(frozen=True)
+class QueueState:
+    """The figures of a queue; what only the management API knows is None without it."""
+
+    name: str
+    exists: bool
+    consumers: int = 0
+    ready: int = 0
+    unacked: int | None = None
+    acks_per_second: float | None = None
+    arguments: dict[str, Any] | None = None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether consumers have messages, and ack none."""
+        return bool(self.unacked) and not self.acks_per_second
+
+    def __str__(self) -> str:
+        if not self.exists:
+            return f"queue {self.name}: does not exist"
+        held = f", {self.unacked} unacked" if self.unacked else ""
+        return f"queue {self.name}: {self.consumers} consumers, {self.ready} ready{held}"
+
+
+def by_management(management: Management, name: str) -> QueueState:
+    """Raises Unavailable. The figures are up to 5 s old."""
+    found = management.get("queues", management.vhost, name)
+    if found is None:
+        return QueueState(name, exists=False)
+    return QueueState(
+        name,
+        exists=True,
+        consumers=found.get("consumers", 0),
+        ready=found.get("messages_ready", 0),
+        unacked=found.get("messages_unacknowledged", 0),
+        acks_per_second=found.get("message_stats", {}).get("ack_details", {}).get("rate", 0.0),
+        arguments=found.get("arguments", {}),
+    )
+
+
+def by_declaring(connection: pika.BlockingConnection, name: str) -> QueueState:
+    try:
+        found = connection.channel().queue_declare(name, passive=True).method
+    except ChannelClosedByBroker as error:
+        if error.reply_code != 404:
+            raise
+        return QueueState(name, exists=False)
+    return QueueState(name, exists=True, consumers=found.consumer_count, ready=found.message_count)
+
+
+def observe(settings: Settings, routing_key: str, sibling: str, own: Iterable[str] = ()) -> list[QueueState]:
+    """The sibling's queues for this routing key, and some of our own.
+
+    Raises topology.UNREACHABLE or AccessRefused if neither the management API nor the broker can be asked.
+    """
+    is_over_http = sibling == "menu" and settings.menu_service_url
+    usual = topology.MENU_HTTP.name if is_over_http else SIBLING_QUEUES[sibling]
+    try:
+        management = Management(settings)
+        names = management.bound(topology.EXCHANGE, routing_key) or [usual]
+        return [by_management(management, name) for name in (*names, *own)]
+    except Unavailable:
+        with topology.connected(settings.rabbitmq_url, role="explain") as (connection, _):
+            return [by_declaring(connection, name) for name in (usual, *own)]
