@@ -7,6 +7,7 @@ from order_service.cli.broker_users import broker
 from order_service.cli.compensations import compensations
 from order_service.cli.database import database
 from order_service.cli.dlq import dlq
+from order_service.cli.doctor import doctor
 from order_service.cli.ids import ids
 from order_service.cli.outbox import outbox
 from order_service.cli.siblings import siblings
@@ -28,6 +29,7 @@ for command in (
     documents.schemas,
     events.events,
     broker,
+    doctor,
     orders.explain,
     orders.timeline,
     orders.stuck,
