@@ -156,7 +156,10 @@ TESTS: dict[tuple[str, str], list[object]] = {
     ],
     (README, "json"): [test_curl_of_the_readme_is_answered_as_shown_and_the_order_becomes_paid],
     ("docs/access.md", "sh"): ["tests/e2e/test_access_page.py"] * 6,
-    ("docs/operations.md", "sh"): ["tests/integration/test_restore.py"] * 6,
+    ("docs/operations.md", "sh"): [
+        *["tests/integration/test_restore.py"] * 6,
+        *["tests/integration/test_documented_commands.py"] * 2,
+    ],
     ("docs/rest.md", "sh"): ["tests/e2e/test_access.py", "tests/e2e/test_proxies.py"],
     ("docs/rights.md", "sh"): [
         "tests/integration/test_broker_rights.py",

@@ -23,7 +23,7 @@ from tests.integration.core import POSTGRESQL_ONLY, completed, reserved
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 #: The shell blocks of the page, in order.
-BACKUP_SQLITE, BACKUP_POSTGRESQL, RESTORE_SQLITE, RESTORE_POSTGRESQL, SET_IDS, MOVE_IN = re.findall(
+BACKUP_SQLITE, BACKUP_POSTGRESQL, RESTORE_SQLITE, RESTORE_POSTGRESQL, SET_IDS, MOVE_IN, *_ = re.findall(
     r"^```sh\n(.*?)^```", OPERATIONS.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
 )
 
