@@ -42,7 +42,7 @@ def check_broker(settings: Settings) -> Findings:
         yield Finding("broker", "skipped", f"bindings and clock: the management API cannot be used: {error}",
                       "set RABBITMQ_MANAGEMENT_URL, and give its user the tag monitoring")  # fmt: skip
     try:
-        with topology.connected(settings.rabbitmq_url, role="doctor") as (connection, _):
+        with topology.connected(settings, role="doctor") as (connection, _):
             yield ok("broker", "reachable")
             for exchange, key in ((EXCHANGE, "order.created"), (DEAD_LETTER_EXCHANGE, topology.MENU.dead_letters)):
                 yield _publishing(connection, exchange, key)

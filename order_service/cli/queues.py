@@ -133,5 +133,5 @@ def observe(settings: Settings, routing_key: str, sibling: str, own: Iterable[st
         names = management.bound(topology.EXCHANGE, routing_key) or [usual]
         return [by_management(management, name) for name in (*names, *own)]
     except Unavailable:
-        with topology.connected(settings.rabbitmq_url, role="explain") as (connection, _):
+        with topology.connected(settings, role="explain") as (connection, _):
             return [by_declaring(connection, name) for name in (usual, *own)]

@@ -21,7 +21,13 @@ class _Rehearsal(UnitOfWork):
     decisions: dict[tuple[int, str | None], Decision]
 
     def apply(
-        self, order: Order, message: Message, *, message_id: str | None = None, digest: str | None = None
+        self,
+        order: Order,
+        message: Message,
+        *,
+        message_id: str | None = None,
+        digest: str | None = None,
+        span: object = None,
     ) -> Decision:
         decision = super().apply(order, message, message_id=message_id, digest=digest)
         self.decisions[order.id, message_id] = decision
