@@ -121,7 +121,7 @@ class Settings(BaseSettings):
     """The minimum severity of logged lines."""
     log_format: Literal["json", "console"] | None = Field(None, validation_alias="LOG_FORMAT")
     """json: one JSON object for each line. When unset, console on a terminal, and json elsewhere."""
-    otel_endpoint: str | None = Field(None, validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT")
+    otel_endpoint: AnyHttpUrl | None = Field(None, validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT")
     """Where traces are sent over OTLP/HTTP, such as http://localhost:4318; requirements-otel.txt must be installed. The
     other variables of OpenTelemetry apply too. When unset, the trace context of a client is only passed on."""
 

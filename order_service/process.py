@@ -127,7 +127,7 @@ def begin(*, is_api: bool = False) -> config.Settings:
     except ValidationError as error:
         refuse(config.explain(error))
     configure_logging(settings.log_level, settings.log_format)
-    tracing.start(settings.otel_endpoint)
+    tracing.start(str(settings.otel_endpoint or ""))
     return settings
 
 

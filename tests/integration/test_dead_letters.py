@@ -36,7 +36,7 @@ NOW = datetime.now(UTC)
 def dlq(database: Database, wire: Wire, amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> Dlq:
     """Runs `python -m order_service dlq` on this test's database and broker."""
     # The settings of logging are of the whole process, which the tests share.
-    monkeypatch.setattr("order_service.process.configure_logging", lambda level: None)
+    monkeypatch.setattr("order_service.process.configure_logging", lambda *_: None)
     monkeypatch.setattr("order_service.cli.dlq.log", Log())
     env = {"DATABASE_URL": database.url, "RABBITMQ_URL": amqp_url}
     return lambda *arguments, **more: CliRunner(env=env).invoke(main, ["dlq", *arguments], **more)

@@ -56,7 +56,7 @@ def installation(
     database: Database, wire: Wire, amqp_url: str, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Installation]:
     # The settings of logging are of the whole process, which the tests share.
-    monkeypatch.setattr("order_service.process.configure_logging", lambda level: None)
+    monkeypatch.setattr("order_service.process.configure_logging", lambda *_: None)
     monkeypatch.setattr("order_service.cli.doctor.LOCK_SECONDS", 1)
     monkeypatch.setattr("order_service.cli.broker_checks.FIGURES_SECONDS", 1)
     core.shorten_lock_wait(monkeypatch)

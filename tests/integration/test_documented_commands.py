@@ -18,7 +18,7 @@ def test_documented_commands_run(
 ) -> None:
     # given
     # The settings of logging are of the whole process, which the tests share.
-    monkeypatch.setattr("order_service.process.configure_logging", lambda level: None)
+    monkeypatch.setattr("order_service.process.configure_logging", lambda *_: None)
     page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
     *_, commands, letters = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     [order_id] = priced(database)

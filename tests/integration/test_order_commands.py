@@ -28,7 +28,7 @@ Command = Callable[..., Result]
 def command(database: Database, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Runs `python -m order_service` on this test's database, without a broker unless one is given."""
     # The settings of logging are of the whole process, which the tests share.
-    monkeypatch.setattr("order_service.process.configure_logging", lambda level: None)
+    monkeypatch.setattr("order_service.process.configure_logging", lambda *_: None)
     env = {"DATABASE_URL": database.url, "RABBITMQ_URL": core.UNREACHABLE_BROKER}
     return lambda *arguments, **more: CliRunner(env=env | more).invoke(main, arguments)
 
