@@ -6,7 +6,7 @@ import click
 import sqlalchemy as sa
 
 from order_service import handlers, process
-from order_service.cli.reporting import AS_JSON, ForScripts, finish, opened_database, print_json
+from order_service.cli.reporting import ForScripts, Report, opened_database
 from order_service.config import Settings
 from order_service.domain.messages import Message, PaymentRefunded, StockReleased
 from order_service.domain.order import RELEASE, amount_text
@@ -21,8 +21,7 @@ def compensations() -> None:
 
 
 @compensations.command("list", cls=ForScripts)
-@AS_JSON
-def list_unconfirmed(as_json: bool) -> None:
+def list_unconfirmed() -> Report:
     """List the unconfirmed releases and refunds.
 
     State `manual`: an operator makes it, and then runs `compensations confirm ID`. `unconfirmed`: requested at least
@@ -33,37 +32,31 @@ def list_unconfirmed(as_json: bool) -> None:
     settings = process.begin()
     with opened_database(settings) as database, database.reading() as connection:
         found = [_shown(row, settings) for row in rows.unconfirmed(connection)]
-    if as_json:
-        print_json(found)
-    for each in () if as_json else found:
-        what = f"{each['type']} {each['subject'] or '(everything)'}"
-        amount = f", amount {each['amount']}" if each["amount"] else ""
-        click.echo(f"{each['id']}  {each['state']:<11}  order {each['order_id']}: {what}{amount}, {each['reason']}")
-    click.echo(f"{len(found)} unconfirmed", err=True)
-    finish(any(each["state"] != "requested" for each in found))
+    lines = (
+        f"{each['id']}  {each['state']:<11}  order {each['order_id']}: {each['type']} "
+        + f"{each['subject'] or '(everything)'}, "
+        + (f"amount {each['amount']}, " if each["amount"] else "")
+        + each["reason"]
+        for each in found
+    )
+    return Report(found, lines, f"{len(found)} unconfirmed", any(each["state"] != "requested" for each in found))
 
 
 @compensations.command(cls=ForScripts)
 @click.argument("compensation_id", metavar="[ID]", required=False)
-@AS_JSON
-def retry(compensation_id: str | None, as_json: bool) -> None:
+def retry(compensation_id: str | None) -> Report:
     """Have the release or refund ID requested again now, or all unconfirmed ones. May be repeated.
 
     Not those that an operator makes. Exits with 0 if there were some, with 1 if not, with 2 if it could not run.
     """
     with opened_database(process.begin()) as database, database.writing() as connection:
         count = rows.retry(connection, current_time(connection), compensation_id)
-    if as_json:
-        print_json({"retried": count})
-    else:
-        click.echo(f"{count} are requested again now")
-    finish(not count)
+    return Report({"retried": count}, [f"{count} are requested again now"], has_findings=not count)
 
 
 @compensations.command(cls=ForScripts)
 @click.argument("compensation_id", metavar="ID")
-@AS_JSON
-def confirm(compensation_id: str, as_json: bool) -> None:
+def confirm(compensation_id: str) -> Report:
     """Confirm the release or refund ID after it was made manually. May be repeated."""
     settings = process.begin()
     with opened_database(settings) as database, unit_of_work(database, settings.policy) as work:
@@ -73,13 +66,11 @@ def confirm(compensation_id: str, as_json: bool) -> None:
         if row.confirmed_at is None:
             message: Message = StockReleased(row.id) if row.type == RELEASE else PaymentRefunded(row.id)
             handlers.change_order(work, row.order_id, message, message_id=f"manual {row.id}")
-    if as_json:
-        print_json({"confirmed": row.id, "type": row.type, "order_id": row.order_id})
-    else:
-        click.echo(f"Confirmed: {row.type} {row.id} of order {row.order_id}")
+    value = {"confirmed": row.id, "type": row.type, "order_id": row.order_id}
+    return Report(value, [f"Confirmed: {row.type} {row.id} of order {row.order_id}"])
 
 
-def _shown(row: sa.Row[Any], settings: Settings) -> dict[str, object]:
+def _shown(row: sa.Row[Any], settings: Settings) -> dict[str, Any]:
     is_manual = row.due_at is None or (row.type == RELEASE and settings.menu_service_url is not None)
     late = "unconfirmed" if row.attempts >= settings.compensation_attempts else "requested"
     return {

@@ -9,18 +9,8 @@ import click
 import sqlalchemy as sa
 
 from order_service import process
-from order_service.cli.broker_checks import TOPOLOGY, check_broker, compared_clock
-from order_service.cli.reporting import (
-    AS_JSON,
-    LOCK_SECONDS,
-    Finding,
-    Findings,
-    ForScripts,
-    failed,
-    finish,
-    ok,
-    print_json,
-)  # fmt: skip
+from order_service.cli.broker_checks import REACHABLE, READABLE, TOPOLOGY, Finding, check_broker, compared_clock, ok
+from order_service.cli.reporting import LOCK_SECONDS, ForScripts, Report
 from order_service.config import Settings
 from order_service.domain.explanation import SLACK, Cause, duration
 from order_service.storage import facts, migrate, outbox, tables
@@ -37,49 +27,45 @@ _SESSIONS = (
 
 
 @click.command(cls=ForScripts)
-@AS_JSON
-def doctor(as_json: bool) -> None:
+def doctor() -> Report:
     """Check the database, the broker, the processes and the sibling services; name what is wrong and how to mend it.
 
     Changes nothing. Exits with 0 if all is well, with 1 if a check failed, with 2 if the command could not run.
     """
-    found = []
-    for each in examine(process.begin()):
-        found.append(each)
-        if not as_json:
-            click.echo(f"{click.style(f'{each.status:<8}', fg=_COLOURS[each.status])} {each.check:<10} {each.text}")
-            if each.fix:
-                click.echo(f"         {'':<10} fix: {each.fix}")
-    if as_json:
-        print_json([asdict(each) for each in found])
-    finish(any(each.status == "failed" for each in found))
+    found = list(examine(process.begin()))
+    lines = (
+        f"{click.style(f'{each.status:<8}', fg=_COLOURS[each.status])} {each.check:<10} {each.text}"
+        + (f"\n{'':<19} fix: {each.fix}" if each.fix else "")
+        for each in found
+    )
+    return Report([asdict(each) for each in found], lines, has_findings=any(each.status == "failed" for each in found))
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
     """Check everything; what cannot be checked because of another failure is left out."""
     database = Database(settings.database_url, pool_size=1, lock_seconds=LOCK_SECONDS)
     try:
-        is_usable = yield from _database(database)
-        is_reachable = yield from check_broker(settings)
-        if is_usable:
-            yield from _processes(settings, database, is_reachable)
+        of_database = list(_database(database))
+        of_broker = list(check_broker(settings))
+        yield from (*of_database, *of_broker)
+        if READABLE in of_database:
+            yield from _processes(settings, database, is_reachable=REACHABLE in of_broker)
     except sa.exc.SQLAlchemyError as error:
-        yield Finding("orders", "skipped", f"they cannot be read: {_cause(error)}")
+        yield Finding("orders", f"they cannot be read: {_cause(error)}", status="skipped")
     finally:
         database.dispose()
 
 
-def _database(database: Database) -> Findings:
-    """Returns whether it can be read."""
+def _database(database: Database) -> Iterator[Finding]:
     try:
         migrate.check_migrated(database)
     except migrate.NotMigrated as error:
-        yield failed("database", str(error), "python -m order_service migrate")
-        return False
+        yield Finding("database", str(error), "python -m order_service migrate")
+        return
     except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
-        yield failed("database", f"cannot be used: {_cause(error)}", "start it, or correct DATABASE_URL")
-        return False
-    yield ok("database", "reachable and migrated")
+        yield Finding("database", f"cannot be used: {_cause(error)}", "start it, or correct DATABASE_URL")
+        return
+    yield READABLE
     try:
         with database.writing() as connection:
             for table in (tables.orders, tables.order_history, tables.outbox, tables.compensations):
@@ -90,7 +76,6 @@ def _database(database: Database) -> Findings:
     else:
         yield ok("database", "writable")
         yield compared_clock("database", offset)
-    return True
 
 
 def _unwritable(database: Database, error: sa.exc.SQLAlchemyError) -> Finding:
@@ -98,12 +83,12 @@ def _unwritable(database: Database, error: sa.exc.SQLAlchemyError) -> Finding:
     code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
     if getattr(cause, "sqlstate", None) == READ_ONLY or code == sqlite3.SQLITE_READONLY:
         fix = "name the primary in DATABASE_URL (target_session_attrs=read-write), or make the file writable"
-        return failed("database", f"read-only: {_cause(error)}", fix)
+        return Finding("database", f"read-only: {_cause(error)}", fix)
     if getattr(cause, "sqlstate", None) == "55P03" or code == sqlite3.SQLITE_BUSY:
         path = sa.make_url(database.url).database
         fix = f"stop the program that holds it: fuser -v {path}" if database.is_sqlite else _SESSIONS
-        return failed("database", f"locked by another program: {_cause(error)}", fix)
-    return failed("database", f"cannot be written: {_cause(error)}", "give its user the rights in docs/rights.md")
+        return Finding("database", f"locked by another program: {_cause(error)}", fix)
+    return Finding("database", f"cannot be written: {_cause(error)}", "give its user the rights in docs/rights.md")
 
 
 def _cause(error: Exception) -> str:
@@ -113,22 +98,22 @@ def _cause(error: Exception) -> str:
 def _processes(settings: Settings, database: Database, is_reachable: bool) -> Iterator[Finding]:
     """Whether the relay, the deadlines and the sibling services do their work, by what waits in the database."""
     with database.reading() as connection:
-        now, policy = current_time(connection), settings.policy
-        waiting = outbox.summary(connection)
-        late = facts.late_ids(connection, policy=policy, now=now, limit=MAX_LATE)
-        causes = list(facts.read_facts(connection, late, policy=policy, now=now).values())
+        now, waiting = current_time(connection), outbox.summary(connection)
+        late = facts.late(connection, policy=settings.policy, limit=MAX_LATE)
     for row in waiting:
         age = now - row.oldest
         if row.failed:
             text = f"{row.type} to {row.routing_key}: returned or refused {row.attempts} times; no queue takes it"
-            yield failed("relay", text, f"{TOPOLOGY}, and have the sibling service declare its queue")
+            yield Finding("relay", text, f"{TOPOLOGY}, and have the sibling service declare its queue")
         elif age > SLACK and is_reachable:
-            yield failed("relay", f"{row.rows} {row.type} wait in the outbox, up to {duration(age)}", _PUBLISHERS)
-    if overdue := sum(each.cause is Cause.OVERDUE for each in causes):
-        yield failed("deadlines", f"those of {overdue} orders have passed, and nothing happened", _PUBLISHERS)
-    silent = Counter(each.waits_for for each in causes if each.cause is Cause.SILENT)
+            yield Finding("relay", f"{row.rows} {row.type} wait in the outbox, up to {duration(age)}", _PUBLISHERS)
+    causes = Counter((each.cause, each.waits_for) for each in late)
+    overdue = sum(count for (cause, _), count in causes.items() if cause is Cause.OVERDUE)
+    if overdue:
+        yield Finding("deadlines", f"those of {overdue} orders have passed, and nothing happened", _PUBLISHERS)
+    silent = {sibling: count for (cause, sibling), count in causes.items() if cause is Cause.SILENT}
     for sibling, count in silent.items():
         text = f"{sibling}: {count} orders were sent to it more than once, and have no answer"
-        yield failed("siblings", text, f"look at the {str(sibling).title()} Service; `stuck` lists the orders")
+        yield Finding("siblings", text, f"look at the {str(sibling).title()} Service; `stuck` lists the orders")
     if not silent and not overdue:
         yield ok("orders", "none is stuck")

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import reduce, wraps
 from hashlib import sha256
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import click
@@ -18,6 +17,7 @@ from pika.spec import BasicProperties
 
 from order_service import vendor
 from order_service.cli.broker import open_channel
+from order_service.cli.reporting import Report
 from order_service.config import Settings
 from order_service.contract import topology
 from order_service.contract.dead_letters import DeadLetter
@@ -48,14 +48,19 @@ Matches = Callable[[Held], bool]
 
 @dataclass(frozen=True)
 class Selection:
-    """Which dead letters a command concerns; what is not given matches all."""
+    """Which dead letters a command concerns; what is not given matches all. Raises UsageError if nothing is given."""
 
     ids: tuple[str, ...] = ()
     reason: str | None = None
     event_type: str | None = None
     order_id: int | None = None
+    everything: bool = False
 
-    def matches(self, held: Held) -> bool:
+    def __post_init__(self) -> None:
+        if self.everything == bool(self.ids or self.reason or self.event_type or self.order_id):
+            raise click.UsageError("name dead letters by ID, --reason, --type or --order, or all of them by --all")
+
+    def __call__(self, held: Held) -> bool:
         letter = held.letter
         return (
             (not self.ids or letter.id in self.ids)
@@ -65,26 +70,17 @@ class Selection:
         )
 
 
-def selected(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that select dead letters; the command receives a Selection."""
-
-    @wraps(command)
-    def run(
-        ids: tuple[str, ...], reason: str | None, event_type: str | None, order_id: int | None, everything: bool,
-        **options: Any,
-    ) -> None:  # fmt: skip
-        if everything == bool(ids or reason or event_type or order_id):
-            raise click.UsageError("name dead letters by ID, --reason, --type or --order, or all of them by --all")
-        command(Selection(ids, reason, event_type, order_id), **options)
-
-    options = (
-        click.argument("ids", metavar="[ID]...", nargs=-1),
-        click.option("--reason", help="Those with this reason, such as invalid."),
-        click.option("--type", "event_type", help="Those of this event type."),
-        click.option("--order", "order_id", type=int, help="Those that concern this order."),
+def selected(command: Callable[..., Report]) -> Callable[..., Report]:
+    """Add the options that select dead letters; the command receives them as the fields of a Selection."""
+    for option in (
         click.option("--all", "everything", is_flag=True, help="All."),
-    )
-    return reduce(lambda wrapped, option: option(wrapped), reversed(options), run)
+        click.option("--order", "order_id", type=int, help="Those that concern this order."),
+        click.option("--type", "event_type", help="Those of this event type."),
+        click.option("--reason", help="Those with this reason, such as invalid."),
+        click.argument("ids", metavar="[ID]...", nargs=-1),
+    ):
+        command = option(command)
+    return command
 
 
 @contextmanager
@@ -96,23 +92,15 @@ def holding(
     queues = topology.declared_queues(menu_over_http=bool(settings.menu_service_url))
     with open_channel(settings, role="dlq", remedy=REMEDY) as channel:
         counts = {q: channel.queue_declare(q.dead_letters, passive=True).method.message_count for q in queues}
-        total = sum(min(count, MAX_LOOKED_AT) for count in counts.values())
-        with click.progressbar(range(total), label=progress, hidden=not progress, file=sys.stderr) as bar:
-            yield channel, _held(channel, counts, matches, bar.update)
-    if total < sum(counts.values()):
-        click.echo(f"Only the first {MAX_LOOKED_AT} dead letters of each queue were looked at.", err=True)
-
-
-def _held(
-    channel: BlockingChannel, counts: dict[topology.Queue, int], matches: Matches, advance: Callable[[int], None]
-) -> Iterator[Held]:
-    channel.basic_qos(prefetch_count=MAX_LOOKED_AT)
-    for queue, count in counts.items():
         # No more than there were: one that is rejected again comes back to the end of the queue.
-        for held in islice(_consumed(channel, queue), min(count, MAX_LOOKED_AT)):
-            if matches(held):
-                yield held
-            advance(1)
+        most = {queue: min(count, MAX_LOOKED_AT) for queue, count in counts.items()}
+        channel.basic_qos(prefetch_count=MAX_LOOKED_AT)
+        all_held = chain.from_iterable(islice(_consumed(channel, queue), count) for queue, count in most.items())
+        length = sum(most.values())
+        with click.progressbar(all_held, length, label=progress, hidden=not progress, file=sys.stderr) as advancing:
+            yield channel, filter(matches, advancing)
+    if most != counts:
+        click.echo(f"Only the first {MAX_LOOKED_AT} dead letters of each queue were looked at.", err=True)
 
 
 def _consumed(channel: BlockingChannel, queue: topology.Queue) -> Iterator[Held]:

@@ -1,16 +1,12 @@
 """The command for the ids of new orders."""
 
 import click
-import sqlalchemy as sa
 
 from order_service import process
+from order_service.cli.reporting import opened_database
 from order_service.contract.events import MAX_ID
 from order_service.storage import ids as sequence
 from order_service.storage import migrate as migrations
-from order_service.storage.database import Database
-
-#: How long `--start-at` waits for a transaction that writes orders; new orders wait with it.
-LOCK_SECONDS = 10
 
 
 @click.command()
@@ -21,8 +17,7 @@ def ids(start_at: int | None) -> None:
     Exits with 2, and changes nothing, if the next id is already higher. After a restore from a backup: see
     docs/operations.md.
     """
-    database = Database(process.begin().database_url, pool_size=1, lock_seconds=LOCK_SECONDS)
-    try:
+    with opened_database(process.begin()) as database:
         migrations.check_migrated(database)
         if start_at is None:
             with database.reading() as connection:
@@ -30,15 +25,6 @@ def ids(start_at: int | None) -> None:
         else:
             with database.writing() as connection:
                 found = sequence.start_at(connection, start_at)
-    except migrations.NotMigrated as error:
-        raise click.ClickException(f"{error}: run `python -m order_service migrate` first") from error
-    except sa.exc.SQLAlchemyError as error:
-        raise click.ClickException(
-            f"the database cannot be used: {process.first_line(error)}\n"
-            "Check that it is running, that DATABASE_URL is right, and that its user is the one that migrates."
-        ) from error
-    finally:
-        database.dispose()
     if start_at and found > start_at:
         process.refuse(f"Nothing was changed: the next order gets the id {found}, and ids must not be given out twice.")
     click.echo(f"The next order gets the id {found}.")

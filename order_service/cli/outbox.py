@@ -3,7 +3,7 @@
 import click
 
 from order_service import process
-from order_service.cli.reporting import AS_JSON, ForScripts, finish, opened_database, print_json
+from order_service.cli.reporting import ForScripts, Report, opened_database
 from order_service.domain.explanation import SLACK, duration
 from order_service.storage import outbox as rows
 from order_service.storage.database import current_time
@@ -15,33 +15,28 @@ def outbox() -> None:
 
 
 @outbox.command("list", cls=ForScripts)
-@AS_JSON
-def list_rows(as_json: bool) -> None:
+def list_rows() -> Report:
     """List the waiting messages by type and routing key.
 
     Exits with 0 if none is older than 10 s, with 1 if one is, with 2 if the command could not run.
     """
     with opened_database(process.begin()) as database, database.reading() as connection:
         now, found = current_time(connection), rows.summary(connection)
-    if as_json:
-        print_json([dict(each._mapping) for each in found])
-    else:
-        for each in found:
-            failed = f", {each.failed} failed up to {each.attempts} times" if each.failed else ""
-            age = duration(now - each.oldest)
-            route = f"{each.exchange or '(default)'} {each.routing_key}"
-            click.echo(f"{each.type} to {route}: {each.rows}, up to {age} old{failed}")
-        click.echo(f"{sum(each.rows for each in found)} waiting", err=True)
-    finish(any(now - each.oldest > SLACK for each in found))
+    lines = (
+        f"{each.type} to {each.exchange or '(default)'} {each.routing_key}: {each.rows}, up to "
+        f"{duration(now - each.oldest)} old"
+        + (f", {each.failed} failed up to {each.attempts} times" if each.failed else "")
+        for each in found
+    )
+    is_late = any(now - each.oldest > SLACK for each in found)
+    return Report(
+        [dict(each._mapping) for each in found], lines, f"{sum(each.rows for each in found)} waiting", is_late
+    )
 
 
 @outbox.command(cls=ForScripts)
-@AS_JSON
-def retry(as_json: bool) -> None:
+def retry() -> Report:
     """Have the messages that the broker returned or refused tried again now. May be repeated."""
     with opened_database(process.begin()) as database, database.writing() as connection:
         count = rows.retry(connection, current_time(connection))
-    if as_json:
-        print_json({"retried": count})
-    else:
-        click.echo(f"{count} are tried again now")
+    return Report({"retried": count}, [f"{count} are tried again now"])

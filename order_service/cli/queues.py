@@ -1,22 +1,20 @@
 """What the broker says of its queues: by its management API if that is reachable, else by passive declares."""
 
-import base64
-import json
 import re
-import urllib.request
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
-from urllib.error import HTTPError
-from urllib.parse import quote, unquote, urlsplit
+from typing import Any, cast
+from urllib.parse import quote
 
+import httpx2 as httpx
 import pika
 from pika.exceptions import ChannelClosedByBroker
 
 from order_service.config import Settings
 from order_service.contract import topology
+from order_service.process import first_line
 
 #: How long a call of the management API may take, in seconds.
 SECONDS = 3
@@ -32,33 +30,31 @@ class Management:
     """The management API, read only."""
 
     def __init__(self, settings: Settings) -> None:
-        broker = urlsplit(settings.rabbitmq_url.split(",")[0])
-        url = urlsplit(str(settings.management_url or f"http://{broker.hostname}:15672"))
-        user, password = (url.username, url.password) if url.username else (broker.username, broker.password)
-        login = f"{unquote(user or 'guest')}:{unquote(password or 'guest')}"
-        self._headers = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
-        host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
-        self._base = f"{url.scheme}://{host}:{url.port or 15672}{url.path.rstrip('/')}"
-        self.vhost = pika.URLParameters(settings.rabbitmq_url.split(",")[0]).virtual_host
+        broker = pika.URLParameters(settings.rabbitmq_url.split(",")[0])
+        default = httpx.URL(scheme="http", host=broker.host, port=15672)
+        url = httpx.URL(str(settings.management_url)) if settings.management_url else default
+        login = url if url.username else cast(pika.PlainCredentials, broker.credentials)
+        # Without the proxies of the environment, which are for the internet.
+        self._client = httpx.Client(
+            base_url=url.copy_with(userinfo=b""),
+            auth=(login.username, login.password),
+            transport=httpx.HTTPTransport(),
+            timeout=SECONDS,
+        )
+        self.vhost = broker.virtual_host
         #: The broker's time in its last answer, to the second.
         self.broker_time: datetime | None = None
 
     def get(self, *path: str) -> Any:
         """What the API answers; None if there is no such object. Raises Unavailable."""
-        url = "/".join([self._base, "api", *(quote(part, safe="") for part in path)])
-        request = urllib.request.Request(url, headers=self._headers)  # noqa: S310 - the settings allow http only
         try:
-            # Without the proxies of the environment, which are for the internet.
-            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            with opener.open(request, timeout=SECONDS) as response:
-                self.broker_time = parsedate_to_datetime(response.headers["Date"])
-                return json.load(response)
-        except HTTPError as error:
-            if error.code == 404:
+            response = self._client.get("/".join(["api", *(quote(part, safe="") for part in path)]))
+            if response.status_code == 404:
                 return None
-            raise Unavailable(str(error)) from error
-        except (OSError, ValueError, TypeError) as error:
-            raise Unavailable(str(error)) from error
+            self.broker_time = parsedate_to_datetime(response.raise_for_status().headers["Date"])
+            return response.json()
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            raise Unavailable(first_line(error)) from error
 
     def bound(self, exchange: str, routing_key: str) -> list[str]:
         """The queues that get the messages with this routing key."""

@@ -1,6 +1,7 @@
 """What messages would do to their orders, by the decision table; nothing is written."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from order_service import handlers
 from order_service.contract.envelope import Rejection, Reply
@@ -20,16 +21,8 @@ class _Rehearsal(UnitOfWork):
 
     decisions: dict[tuple[int, str | None], Decision]
 
-    def apply(
-        self,
-        order: Order,
-        message: Message,
-        *,
-        message_id: str | None = None,
-        digest: str | None = None,
-        span: object = None,
-    ) -> Decision:
-        decision = super().apply(order, message, message_id=message_id, digest=digest)
+    def apply(self, order: Order, message: Message, *, message_id: str | None = None, **details: Any) -> Decision:
+        decision = super().apply(order, message, message_id=message_id, **details)
         self.decisions[order.id, message_id] = decision
         return decision
 
@@ -42,15 +35,13 @@ def rehearse(database: Database, policy: Policy, messages: Sequence[Reply | Reje
         with database.reading() as connection:
             work = _Rehearsal(connection, policy, current_time(connection))
             work.decisions = {}
-            replies = [each for each in batch if isinstance(each, Reply)]
-            rejections = handlers.apply_replies(work, replies)
+            rejected = handlers.apply_replies(work, [each for each in batch if isinstance(each, Reply)])
+        rejections = {id(each.delivery): each for each in (*batch, *rejected) if isinstance(each, Rejection)}
         for each in batch:
-            if isinstance(each, Reply):
-                rejection = next((other for other in rejections if other.delivery is each.delivery), None)
-                decision = work.decisions.pop((each.order_id, each.message_id), None)
-                found.append(_again(rejection) if rejection else _transition(decision))
+            if rejection := rejections.get(id(each.delivery)):
+                found.append(_again(rejection))
             else:
-                found.append(_again(each))
+                found.append(_transition(work.decisions.pop((each.order_id or 0, each.message_id), None)))
     return found
 
 

@@ -1,11 +1,10 @@
-"""What the commands for operators share: exit codes, JSON, and the database."""
+"""What the commands for operators share: output as text or JSON, exit codes, and the database."""
 
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import sqlalchemy as sa
@@ -14,65 +13,50 @@ from order_service import process
 from order_service.config import Settings
 from order_service.contract.envelope import utc_text
 from order_service.domain.order import UnknownOrder
+from order_service.storage import migrate
 from order_service.storage.database import Database
 
 #: How long a statement waits for a lock on PostgreSQL, in seconds.
 LOCK_SECONDS = 5
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-class CannotRun(click.ClickException):
-    """The command could not do its work."""
+class Report(NamedTuple):
+    """What a command found: the value that --json prints, and the lines that it prints otherwise."""
 
-    exit_code = 2
+    value: object
+    lines: Iterable[str]
+    #: For standard error, beside the lines.
+    note: str = ""
+    #: Whether there is something to act on.
+    has_findings: bool = False
 
 
 class ForScripts(click.Command):
-    """A command that exits with 0 if all is well, 1 if it found something to act on, and 2 if it could not run."""
+    """A command that returns a Report; it exits with 1 if there is something to act on, and with 2 if it cannot run."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.params.append(click.Option(["--json", "as_json"], is_flag=True, help="Print JSON."))
+
+    def invoke(self, ctx: click.Context) -> None:
+        as_json = ctx.params.pop("as_json")
         try:
-            return super().invoke(ctx)
-        except click.UsageError:
-            raise
+            report: Report = super().invoke(ctx)
         except click.ClickException as error:
-            raise CannotRun(error.message) from error
-
-
-def print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_encoded))
+            error.exit_code = 2  # type: ignore[misc]
+            raise
+        if as_json:
+            click.echo(json.dumps(report.value, indent=2, ensure_ascii=False, default=_encoded))
+        else:
+            for line in report.lines:
+                click.echo(line)
+            if report.note:
+                click.echo(report.note, err=True)
+        ctx.exit(int(report.has_findings))
 
 
 def _encoded(value: object) -> str:
     return utc_text(value) if isinstance(value, datetime) else str(value)
-
-
-def finish(has_findings: object) -> None:
-    """Exit with 1 if there is something to act on."""
-    if has_findings:
-        raise SystemExit(1)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The result of one check: ok, failed or skipped; `fix` is what to do."""
-
-    check: str
-    status: str
-    text: str
-    fix: str = ""
-
-
-#: The findings of some checks, and whether what they are about can be used.
-Findings = Generator[Finding, None, bool]
-
-
-def ok(check: str, text: str) -> Finding:
-    return Finding(check, "ok", text)
-
-
-def failed(check: str, text: str, fix: str) -> Finding:
-    return Finding(check, "failed", text, fix)
 
 
 @contextmanager
@@ -83,10 +67,12 @@ def opened_database(settings: Settings) -> Iterator[Database]:
         yield database
     except UnknownOrder as error:
         raise click.ClickException(str(error)) from error
+    except migrate.NotMigrated as error:
+        raise click.ClickException(f"{error}: run `python -m order_service migrate` first") from error
     except sa.exc.SQLAlchemyError as error:
         raise click.ClickException(
             f"the database cannot be used: {process.first_line(error)}\n"
-            "Check that it is running, that DATABASE_URL is right, and that `python -m order_service migrate` was run."
+            "Check that it is running and migrated, DATABASE_URL, and the rights of its user (docs/rights.md)."
         ) from error
     finally:
         database.dispose()

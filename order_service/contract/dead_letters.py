@@ -91,11 +91,6 @@ class DeadLetter:
             return datetime.fromtimestamp(named, UTC) if isinstance(named, int) else _utc(named)
         return None
 
-    def was_replayed_since(self, moment: datetime) -> bool:
-        with suppress(ValueError, TypeError):
-            return _utc(self.headers[REPLAYED_AT]) >= moment
-        return False
-
     def replayed_headers(self, now: datetime) -> dict[str, Any]:
         """The headers of the message to replay."""
         kept = {name: value for name, value in self.headers.items() if name not in _OF_REJECTION}

@@ -1,15 +1,21 @@
 """What an order waits for, in plain words: facts in, text out, in Indonesian and in English."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import cached_property
+from typing import Any
 
 from order_service.domain.order import AWAITING_MENU, FINAL, Order, State, amount_text
 from order_service.domain.saga import Policy, awaited_event, expires_at
 
 #: How late an event or a deadline may be before that needs an explanation.
 SLACK = timedelta(seconds=10)
+#: The facts about an order that programs read, beside its state.
+FIELDS = (
+    "cause", "waits_for", "since", "next_reminder_at", "expires_at", "last_answer_at", "unconfirmed_compensations",
+)  # fmt: skip
 #: Units of durations, in seconds, in Indonesian and in English.
 _UNITS = ((86400, "hari", "d"), (3600, "jam", "h"), (60, "menit", "min"), (1, "detik", "s"))
 
@@ -49,8 +55,8 @@ class Facts:
     #: When the order entered its state.
     since: datetime
     unsent: Unsent | None = None
-    #: When the service that it waits for last answered any order, if that was recently.
-    last_answer_at: datetime | None = None
+    #: When each sibling service last answered any order, if that was recently.
+    answers: Mapping[str, datetime] = field(default_factory=dict)
     unconfirmed_compensations: int = 0
 
     @cached_property
@@ -78,6 +84,11 @@ class Facts:
         return "menu" if self.order.state in AWAITING_MENU else "payment"
 
     @property
+    def last_answer_at(self) -> datetime | None:
+        """When the service that it waits for last answered any order."""
+        return self.answers.get(self.waits_for or "")
+
+    @property
     def event(self) -> str:
         """The type of the event that asks for the answer."""
         return awaited_event(self.order).value
@@ -89,6 +100,13 @@ class Facts:
     @property
     def expires_at(self) -> datetime | None:
         return expires_at(self.order, policy=self.policy) if self.waits_for else None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The facts for programs, whose names are an interface."""
+        order = self.order
+        about = {"order_id": order.id, "status": order.state.status, "state": order.state.value}
+        return about | {name: getattr(self, name) for name in FIELDS}
 
 
 #: Sentences in Indonesian and in English.

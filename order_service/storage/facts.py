@@ -7,9 +7,10 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from order_service.domain.explanation import SLACK, Facts, Unsent
-from order_service.domain.order import AWAITING_MENU, FINAL, Announcement, State
+from order_service.domain.order import AWAITING_MENU, FINAL, Announcement, State, UnknownOrder
 from order_service.domain.saga import Policy, awaited_event
 from order_service.storage import bulk, compensations, orders
+from order_service.storage.database import current_time
 from order_service.storage.tables import order_history, outbox
 from order_service.storage.tables import orders as order_table
 
@@ -19,39 +20,17 @@ _ANSWERS = {"menu": ("MenuReserved", "MenuRejected"), "payment": ("PaymentComple
 RECENT_ENTRIES = 1000
 
 
-def read_facts(connection: sa.Connection, ids: Sequence[int], *, policy: Policy, now: datetime) -> dict[int, Facts]:
-    """The facts about the orders that exist among these ids."""
-    found = orders.read_orders(connection, ids)
-    events = {order.event_id(awaited_event(order)): order.id for order in found.values() if order.state not in FINAL}
-    rows = outbox.select().where(bulk.among(connection, outbox.c.message_id, list(events))).order_by(outbox.c.id)
-    waiting = connection.execute(rows).all() if events else ()
-    unsent = {events[row.message_id]: Unsent(row.created_at, row.attempts, row.due_at) for row in waiting}
-    changed = order_history.c.from_state != order_history.c.to_state
-    of_orders = sa.select(order_history.c.order_id, sa.func.max(order_history.c.at)).where(
-        bulk.among(connection, order_history.c.order_id, ids), changed
-    )
-    since = dict(connection.execute(of_orders.group_by(order_history.c.order_id)).all())
-    compensating = compensations.of_orders(connection, found.values())
-    unconfirmed = Counter(row.order_id for row in compensating if row.confirmed_at is None)
-    answers = _last_answers(connection)
-    facts = {}
-    for order in found.values():
-        sibling = None if order.state in FINAL else "menu" if order.state in AWAITING_MENU else "payment"
-        facts[order.id] = Facts(
-            order,
-            policy,
-            now,
-            since=since.get(order.id, order.created_at),
-            unsent=unsent.get(order.id),
-            last_answer_at=answers.get(sibling) if sibling else None,
-            unconfirmed_compensations=unconfirmed[order.id],
-        )
-    return facts
+def of_order(connection: sa.Connection, order_id: int, *, policy: Policy) -> Facts:
+    """The facts about an order. Raises UnknownOrder."""
+    if found := _read(connection, [order_id], policy, current_time(connection)):
+        return found[0]
+    raise UnknownOrder(f"no order has the id {order_id}")
 
 
-def late_ids(connection: sa.Connection, *, policy: Policy, now: datetime, limit: int) -> Sequence[int]:
+def late(connection: sa.Connection, *, policy: Policy, limit: int) -> list[Facts]:
     """The first pending orders with a passed deadline, a used reminder, or an event that waits in the outbox."""
-    columns, opening = order_table.c, [Announcement.ORDER_CREATED.value, Announcement.PAYMENT_REQUESTED.value]
+    now, columns = current_time(connection), order_table.c
+    opening = [Announcement.ORDER_CREATED.value, Announcement.PAYMENT_REQUESTED.value]
     unsent = sa.select(outbox.c.order_id).where(outbox.c.type.in_(opening), outbox.c.created_at < now - SLACK)
     is_late = sa.or_(
         columns.due_at < now - SLACK,
@@ -62,7 +41,34 @@ def late_ids(connection: sa.Connection, *, policy: Policy, now: datetime, limit:
     # A pending order always has a deadline: that index finds the few among millions that have ended.
     pending = columns.due_at.is_not(None), columns.state.not_in(FINAL)
     wanted = sa.select(columns.id).where(*pending, is_late).order_by(columns.due_at).limit(limit)
-    return connection.execute(wanted).scalars().all()
+    return _read(connection, connection.execute(wanted).scalars().all(), policy, now)
+
+
+def _read(connection: sa.Connection, ids: Sequence[int], policy: Policy, now: datetime) -> list[Facts]:
+    found = orders.read_orders(connection, ids)
+    events = {order.event_id(awaited_event(order)): order.id for order in found.values() if order.state not in FINAL}
+    rows = outbox.select().where(bulk.among(connection, outbox.c.message_id, list(events))).order_by(outbox.c.id)
+    waiting = connection.execute(rows).all() if events else ()
+    unsent = {events[row.message_id]: Unsent(row.created_at, row.attempts, row.due_at) for row in waiting}
+    columns = order_history.c
+    of_orders = bulk.among(connection, columns.order_id, ids), columns.from_state != columns.to_state
+    changes = sa.select(columns.order_id, sa.func.max(columns.at)).where(*of_orders).group_by(columns.order_id)
+    since = dict(connection.execute(changes).all())
+    compensating = compensations.of_orders(connection, found.values())
+    unconfirmed = Counter(row.order_id for row in compensating if row.confirmed_at is None)
+    answers = _last_answers(connection)
+    return [
+        Facts(
+            order,
+            policy,
+            now,
+            since=since.get(order.id, order.created_at),
+            unsent=unsent.get(order.id),
+            answers=answers,
+            unconfirmed_compensations=unconfirmed[order.id],
+        )
+        for order in found.values()
+    ]
 
 
 def _last_answers(connection: sa.Connection) -> dict[str, datetime]:

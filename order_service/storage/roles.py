@@ -13,8 +13,8 @@ RIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
     "api": {
         orders.name: ("SELECT", "INSERT", _CHANGE_ORDERS),
         order_history.name: ("SELECT", "INSERT"),
-        outbox.name: ("INSERT",),
-        compensations.name: ("INSERT",),
+        outbox.name: ("SELECT", "INSERT"),
+        compensations.name: ("SELECT", "INSERT"),
     },
     "consumers": {
         orders.name: ("SELECT", _CHANGE_ORDERS),

@@ -18,7 +18,7 @@ from order_service.domain.saga import Decision, Outcome
 from order_service.process import StopFlag
 from order_service.report import trace_id
 from order_service.storage import facts, history, migrate, orders
-from order_service.storage.database import Database, OutcomeUnknown, current_time, settle
+from order_service.storage.database import Database, OutcomeUnknown, settle
 from order_service.unit_of_work import unit_of_work
 from order_service.web import failures, limits, requests, responses, tokens
 from order_service.web.authorization import caller, refused
@@ -140,8 +140,7 @@ class Api:
     def explain_order(self, order_id: int) -> Response:
         self._read(order_id)
         with self.database.reading() as connection:
-            now, policy = current_time(connection), self.settings.policy
-            found = facts.read_facts(connection, [order_id], policy=policy, now=now)[order_id]
+            found = facts.of_order(connection, order_id, policy=self.settings.policy)
         response = json_response(responses.Explanation.of(found, english=prefers_english()))
         response.headers.add("Vary", "Accept-Language")
         return response

@@ -135,11 +135,7 @@ class Explanation(Body):
 
     @classmethod
     def of(cls, facts: Facts, *, english: bool) -> "Explanation":
-        order = facts.order
-        about: dict[str, Any] = {"order_id": order.id, "status": order.state.status, "state": order.state.value}
-        about["explanation"] = explanation.explain(facts, english=english)
-        named = {name: getattr(facts, name) for name in cls.model_fields if hasattr(facts, name)}
-        return cls.model_construct(**about | named)
+        return cls.model_construct(**facts.fields, explanation=explanation.explain(facts, english=english))
 
 
 class Health(Body):

@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -172,6 +173,13 @@ def test_port_in_use_is_named(name: str, deployment: Deployment, listeners: List
     assert f"ORDER_OPS_PORT: another program listens on {listeners.ports[name]} of 127.0.0.1" in second.log
 
 
+def first_worker(deployment: Deployment) -> int:
+    """The pid of a process of the API; its parent may have been started by a shell."""
+    booted = re.search(r"Booting worker with pid: (\d+)", deployment.processes[0].log)
+    assert booted
+    return int(booted[1])
+
+
 def test_one_listener_shows_all_api_processes_and_the_metrics_of_ended_ones(
     tmp_path: Path, listeners: Listeners
 ) -> None:
@@ -194,9 +202,8 @@ def test_one_listener_shows_all_api_processes_and_the_metrics_of_ended_ones(
         assert answered() == 30
 
         # when
-        pid = deployment.processes[0].pid
-        [worker, *_] = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        os.kill(int(worker), signal.SIGKILL)
+        worker = first_worker(deployment)
+        os.kill(worker, signal.SIGKILL)
 
         # then
         deployment.wait_until(lambda: deployment.processes[0].log.count("Booting worker") == 4, "another process")
@@ -210,12 +217,11 @@ def test_one_listener_shows_all_api_processes_and_the_metrics_of_ended_ones(
 def test_an_api_process_that_is_stopped_is_named_after_half_a_minute(tmp_path: Path, listeners: Listeners) -> None:
     settings = listeners.setting("API") | {"ORDER_API_WORKERS": "2"}
     with api_alone(f"sqlite:///{tmp_path}/orders.db", tmp_path, **settings) as deployment:
-        pid = deployment.processes[0].pid
-        [worker, *_] = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        os.kill(int(worker), signal.SIGSTOP)
+        worker = first_worker(deployment)
+        os.kill(worker, signal.SIGSTOP)
 
         wait_until(lambda: listeners.answers("API", "/healthz", 503, f"worker {worker}"), "the answer", seconds=50)
-        os.kill(int(worker), signal.SIGCONT)
+        os.kill(worker, signal.SIGCONT)
         wait_until(lambda: listeners.answers("API", "/healthz", 200), "it to be healthy again")
 
 

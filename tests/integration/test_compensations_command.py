@@ -21,6 +21,8 @@ from tests import builders
 from tests.integration import core
 from tests.integration.core import LATER, completed, rejected, reserved
 
+pytestmark = pytest.mark.usefixtures("own_logging")
+
 Command = Callable[..., Result]
 HTTP_ONLY = replace(builders.policy(), payment_events=False)
 
@@ -29,8 +31,6 @@ HTTP_ONLY = replace(builders.policy(), payment_events=False)
 def command(database: Database, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Runs `python -m order_service compensations` on this database."""
     monkeypatch.setenv("DATABASE_URL", database.url)
-    # The settings of logging are of the whole process, which the tests share.
-    monkeypatch.setattr("order_service.process.configure_logging", lambda *_: None)
     return lambda *arguments: CliRunner().invoke(main, ["compensations", *arguments])
 
 

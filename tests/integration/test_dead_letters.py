@@ -28,6 +28,8 @@ from tests.builders import REQUEST_TOTAL
 from tests.integration import core
 from tests.integration.core import SQLITE_ONLY, Eventually, Log, Start, Wire, completed, reserved
 
+pytestmark = pytest.mark.usefixtures("own_logging")
+
 Dlq = Callable[..., Result]
 NOW = datetime.now(UTC)
 
@@ -35,8 +37,6 @@ NOW = datetime.now(UTC)
 @pytest.fixture
 def dlq(database: Database, wire: Wire, amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> Dlq:
     """Runs `python -m order_service dlq` on this test's database and broker."""
-    # The settings of logging are of the whole process, which the tests share.
-    monkeypatch.setattr("order_service.process.configure_logging", lambda *_: None)
     monkeypatch.setattr("order_service.cli.dlq.log", Log())
     env = {"DATABASE_URL": database.url, "RABBITMQ_URL": amqp_url}
     return lambda *arguments, **more: CliRunner(env=env).invoke(main, ["dlq", *arguments], **more)
@@ -221,7 +221,7 @@ def test_dry_run_prints_the_transitions_and_writes_nothing(database: Database, w
     # given
     [waiting] = core.place_sent(database, now=NOW)
     [paid] = priced(database)
-    core.apply(database, completed(paid, amount=Decimal("38000.0")))
+    core.apply(database, completed(paid))
     before = core.rows(database, order_history)
     dead_letter(wire, reserved(waiting), queue=MENU)
     dead_letter(

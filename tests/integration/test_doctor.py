@@ -23,6 +23,8 @@ from sandbox.servers.broker import Broker
 from tests.integration import core
 from tests.integration.core import Eventually, Wire, reserved
 
+pytestmark = pytest.mark.usefixtures("own_logging")
+
 MENU_QUEUE, PAYMENT_QUEUE = "menu-service.orders", "payment-service.orders"
 
 
@@ -55,8 +57,6 @@ class Installation:
 def installation(
     database: Database, wire: Wire, amqp_url: str, broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Installation]:
-    # The settings of logging are of the whole process, which the tests share.
-    monkeypatch.setattr("order_service.process.configure_logging", lambda *_: None)
     monkeypatch.setattr("order_service.cli.doctor.LOCK_SECONDS", 1)
     monkeypatch.setattr("order_service.cli.broker_checks.FIGURES_SECONDS", 1)
     core.shorten_lock_wait(monkeypatch)

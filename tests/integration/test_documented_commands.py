@@ -11,14 +11,14 @@ from order_service.storage.database import Database
 from tests.integration.core import SQLITE_ONLY, Wire, completed
 from tests.integration.test_dead_letters import dead_letter, priced
 
+pytestmark = pytest.mark.usefixtures("own_logging")
+
 
 @SQLITE_ONLY
 def test_documented_commands_run(
     database: Database, wire: Wire, amqp_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given
-    # The settings of logging are of the whole process, which the tests share.
-    monkeypatch.setattr("order_service.process.configure_logging", lambda *_: None)
     page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
     *_, commands, letters = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     [order_id] = priced(database)

@@ -19,7 +19,7 @@ from order_service.domain.order import State
 from order_service.storage.database import OutcomeUnknown
 from order_service.web import openapi
 from tests.builders import menu_rejected, menu_reserved, order_request, reply
-from tests.http_service import RESPOND_ASYNC, Service, ServiceWith, served
+from tests.http_service import RESPOND_ASYNC, Service, ServiceWith, application, served
 
 Scenario = Callable[[Service], TestResponse]
 PAID = {"payment_status": "paid"}
@@ -148,6 +148,11 @@ def of_body(operation: str, method: str, path: str, valid: dict[str, Any]) -> di
     }
 
 
+def metrics_at_a_port_of_their_own(service: Service) -> TestResponse:
+    with application(service.database.url, ops_port=9100) as app:
+        return app.test_client().get("/metrics")
+
+
 PAYMENT = ("PUT", "/orders/1/payment")
 OF_ONE_ORDER = {
     "getOrder": ("GET", "/orders/1"),
@@ -196,6 +201,7 @@ SCENARIOS: dict[tuple[str, str], Scenario] = {
     **{(name, "order_not_found"): sent(*request, json=PAID) for name, request in OF_ONE_ORDER.items()},
     ("health", "200"): sent("GET", "/healthz"),
     ("readiness", "200"): sent("GET", "/readyz"),
+    ("metrics", "not_found"): metrics_at_a_port_of_their_own,
     ("eventSchema", "not_found"): sent("GET", "/schemas/OrderEaten.json"),
 }
 

@@ -21,14 +21,14 @@ from tests.integration import core
 from tests.integration.core import SQLITE_ONLY, Start, Wire, completed, rejected, released, reserved
 from tests.polling import wait_until
 
+pytestmark = pytest.mark.usefixtures("own_logging")
+
 Command = Callable[..., Result]
 
 
 @pytest.fixture
-def command(database: Database, monkeypatch: pytest.MonkeyPatch) -> Command:
+def command(database: Database) -> Command:
     """Runs `python -m order_service` on this test's database, without a broker unless one is given."""
-    # The settings of logging are of the whole process, which the tests share.
-    monkeypatch.setattr("order_service.process.configure_logging", lambda *_: None)
     env = {"DATABASE_URL": database.url, "RABBITMQ_URL": core.UNREACHABLE_BROKER}
     return lambda *arguments, **more: CliRunner(env=env | more).invoke(main, arguments)
 
@@ -53,6 +53,7 @@ def test_stuck_orders_are_listed_with_their_causes(database: Database, command: 
     remind(database)
     [unpaid] = core.place_sent(database, now=ago(500))
     core.apply(database, reserved(unpaid), now=ago(499))
+    core.clear_outbox(database)
     remind(database)
     core.place_sent(database)
     [overdue] = core.place_sent(database, now=ago(300))

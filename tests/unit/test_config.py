@@ -165,8 +165,8 @@ CONNECTING = ["migrate", "topology", "events tail"]
 COMMANDS = [
     "settings", "metrics", "saga", "asyncapi", "schemas {directory}", "events page", "events sample OrderCreated",
     "events validate {file}", "events publish --unchecked {file}", "broker rights", "broker definitions", "compensations list",
-    "compensations confirm 1", "compensations retry", "outbox list", "outbox retry", "dlq list", "dlq show 1", "dlq replay --id 1",
-    "dlq discard --id 1 --yes", "doctor", "explain 1", "timeline 1", "stuck", "database roles", "ids", "siblings check menu", "token --sub 1 --scope orders --key {file}",
+    "compensations confirm 1", "compensations retry", "outbox list", "outbox retry", "dlq list", "dlq show 1", "dlq replay 1",
+    "dlq discard 1 --yes", "doctor", "explain 1", "timeline 1", "stuck", "database roles", "ids", "siblings check menu", "token --sub 1 --scope orders --key {file}",
     "--help", "events publish --help", "none",
 ]  # fmt: skip
 

@@ -29,7 +29,7 @@ CASES = [
         "Order 7 waits for the Menu Service to reserve its dishes, since 2025-03-01T12:00:00Z (12 s).",
         "OrderCreated is sent again at 2025-03-01T12:00:30Z (in 18 s), at most 3 more times.",
         "The order expires at 2025-03-01T12:02:00Z (in 1 min)."]),
-    (facts(left=2, last_answer_at=NOW), Cause.SILENT, "menu", [
+    (facts(left=2, answers={"menu": NOW}), Cause.SILENT, "menu", [
         "OrderCreated was sent and repeated, but the Menu Service has not answered.",
         "The Menu Service last answered an order at 2025-03-01T12:00:00Z (12 s ago)."]),
     (facts(unsent=UNSENT), Cause.UNSENT, "menu", ["OrderCreated has been in the outbox since 2025-03-01T12:00:00Z"]),
