@@ -6,14 +6,12 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
-from http.server import BaseHTTPRequestHandler
-from socketserver import TCPServer, ThreadingMixIn
-from typing import Any
-from urllib.parse import urlsplit
 
 import psycopg
 import sqlalchemy as sa
 import structlog
+from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
+from werkzeug.wrappers import Request, Response
 
 from order_service import process, vendor
 from order_service.config import Settings
@@ -46,85 +44,66 @@ class Loop:
         return 0.0 if self.turned_at is None else time.monotonic() - self.turned_at
 
 
-class Server(ThreadingMixIn, TCPServer):
-    """Answers in threads of its own; each request asks `loops` for the loops of the process."""
-
-    daemon_threads = allow_reuse_address = True
-
-    def __init__(self, settings: Settings, loops: Callable[[], Sequence[Loop]], *, reuse_port: bool) -> None:
-        self.allow_reuse_port = reuse_port
-        self.address_family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        self._url, self._loops = settings.database_url, loops
-        super().__init__((settings.host, settings.ops_port or 0), _Handler)
-
-    def answer(self, path: str) -> tuple[int, str, bytes]:
-        """Status, content type and body."""
-        if path == "/metrics":
-            return 200, METRICS_TYPE, vendor.prometheus_metrics()
-        if path == "/healthz":
-            stuck = {loop.name: round(loop.still_seconds, 1) for loop in self._loops()}
-            stuck = {name: seconds for name, seconds in stuck.items() if seconds > STUCK_SECONDS}
-            return _json(503, status="stuck", seconds_since_turn=stuck) if stuck else _json(200, status="ok")
-        if path == "/readyz":
-            missing = [*self._missing_of_database(), *(loop.missing for loop in self._loops() if loop.missing)]
-            return _json(503, status="not ready", missing=missing) if missing else _json(200, status="ready")
-        return _json(404, status="not found", paths=["/metrics", "/healthz", "/readyz"])
-
-    def _missing_of_database(self) -> list[str]:
-        database = Database(self._url, pool_size=1, role="readiness")
-        try:
-            migrate.check_migrated(database)
-            database.check_writable()
-            with database.engine.connect() as connection:
-                connection.execute(sa.text("SELECT 1"))  # on SQLite a transaction that may write, and is rolled back
-        except migrate.NotMigrated as error:
-            return [str(error)]
-        except (sa.exc.SQLAlchemyError, sqlite3.Error, psycopg.Error) as error:  # the latter two while connecting
-            return [f"the database cannot be used: {process.first_line(error)}"]
-        finally:
-            # Not kept: gunicorn forks its workers from this process.
-            database.dispose()
-        return []
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        log.exception("unexpected error in the listener for monitoring")
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(WSGIRequestHandler):
     timeout = CLIENT_SECONDS
-    server: Server
-    server_version, sys_version = "order-service", ""
 
-    def do_GET(self) -> None:
-        status, content_type, body = self.server.answer(urlsplit(self.path).path)
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    do_HEAD = do_GET
-
-    def log_message(self, *_: object) -> None:
+    def log_request(self, *_: object) -> None:
         """No line for each request: they are many, and all alike."""
 
 
-def _json(code: int, **members: object) -> tuple[int, str, bytes]:
-    return code, "application/json", json.dumps(members).encode()
+def _answer(request: Request, database_url: str, loops: Sequence[Loop]) -> Response:
+    match request.path:
+        case "/metrics":
+            return Response(vendor.prometheus_metrics(), content_type=METRICS_TYPE)
+        case "/healthz":
+            stuck = {loop.name: round(loop.still_seconds, 1) for loop in loops if loop.still_seconds > STUCK_SECONDS}
+            return _json(503, status="stuck", seconds_since_turn=stuck) if stuck else _json(200, status="ok")
+        case "/readyz":
+            missing = [*_missing_of_database(database_url), *(loop.missing for loop in loops if loop.missing)]
+            return _json(503, status="not ready", missing=missing) if missing else _json(200, status="ready")
+    return _json(404, status="not found", paths=["/metrics", "/healthz", "/readyz"])
 
 
-def serve(settings: Settings, loops: Callable[[], Sequence[Loop]], *, reuse_port: bool = False) -> Server | None:
+def _json(code: int, **members: object) -> Response:
+    return Response(json.dumps(members), code, mimetype="application/json")
+
+
+def _missing_of_database(url: str) -> list[str]:
+    database = Database(url, pool_size=1, role="readiness")
+    try:
+        migrate.check_migrated(database)
+        database.check_writable()
+        with database.engine.connect() as connection:
+            connection.execute(sa.text("SELECT 1"))  # on SQLite a transaction that may write, and is rolled back
+    except migrate.NotMigrated as error:
+        return [str(error)]
+    except (sa.exc.SQLAlchemyError, sqlite3.Error, psycopg.Error) as error:  # the latter two while connecting
+        return [f"the database cannot be used: {process.first_line(error)}"]
+    finally:
+        # Not kept: gunicorn forks its workers from this process.
+        database.dispose()
+    return []
+
+
+def serve(
+    settings: Settings, loops: Callable[[], Sequence[Loop]], *, reuse_port: bool = False
+) -> BaseWSGIServer | None:
     """Serve in a thread if ORDER_OPS_PORT is set. Exits with 2, and names it, if this process cannot listen there.
 
     `reuse_port`: another process that did so, too, may listen there.
     """
-    if settings.ops_port is None:
+    host, port = settings.host, settings.ops_port
+    if port is None:
         return None
+    is_v6 = ":" in host
+    family = socket.AF_INET6 if is_v6 else socket.AF_INET
     try:
-        server = Server(settings, loops, reuse_port=reuse_port)
+        listener = socket.create_server((host, port), family=family, reuse_port=reuse_port, dualstack_ipv6=is_v6)
     except OSError as error:
-        process.refuse_address(error, settings.host, settings.ops_port, setting="ORDER_OPS_PORT")
+        process.refuse_address(error, host, port, setting="ORDER_OPS_PORT")
+    application = Request.application(lambda request: _answer(request, settings.database_url, loops()))
+    with listener:  # the server has a duplicate of it
+        server = make_server(host, port, application, threaded=True, request_handler=_Handler, fd=listener.fileno())
     threading.Thread(target=server.serve_forever, daemon=True, name="ops").start()
-    log.info("serving metrics and health", port=settings.ops_port)
+    log.info("serving metrics and health", port=port)
     return server

@@ -8,12 +8,8 @@ tracestate (https://www.w3.org/TR/trace-context).
 """
 
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime
-from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import structlog
@@ -22,49 +18,43 @@ log = structlog.get_logger(__name__)
 #: traceparent and tracestate, as headers.
 Carrier = Mapping[str, str]
 
-#: Whether spans are recorded, and OpenTelemetry's tracer; None is created from the environment at the first span.
-_is_on = False
-_given: Any = None
+#: OpenTelemetry's tracer; None: no spans are recorded.
+_tracer: Any = None
 
 
 def start(endpoint: str | None) -> None:
-    """Record spans if there is an endpoint, or `opentelemetry-instrument` runs this process; imports nothing yet."""
-    is_instrumented = "opentelemetry.sdk.trace" in sys.modules
-    is_installed = False
-    with suppress(ModuleNotFoundError):
-        is_installed = find_spec("opentelemetry.sdk") is not None
-    if endpoint and not is_installed:
+    """Record spans if there is an endpoint, or `opentelemetry-instrument` runs this process; else import nothing."""
+    try:
+        use(_tracer_of_process(endpoint) if endpoint or "opentelemetry.sdk.trace" in sys.modules else None)
+    except ModuleNotFoundError:
         log.warning("no traces are recorded: run `pip install -r requirements-otel.txt`")
-    _switch(is_on=is_installed and (bool(endpoint) or is_instrumented))
 
 
 def is_on() -> bool:
     """Whether spans are recorded; the functions that begin one are called only then."""
-    return _is_on
+    return _tracer is not None
 
 
 def use(tracer: Any) -> None:
     """Record spans with this tracer of OpenTelemetry; None records no spans."""
-    _switch(is_on=tracer is not None, tracer=tracer)
+    global _tracer
+    _tracer = tracer
 
 
-def _switch(*, is_on: bool, tracer: Any = None) -> None:
-    global _is_on, _given
-    _is_on, _given = is_on, tracer
-
-
-@cache
-def _created() -> Any:
-    """The tracer of this process; created late, because a fork ends the thread that exports."""
+def _tracer_of_process(endpoint: str | None) -> Any:
     from opentelemetry import trace
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     if not isinstance(trace.get_tracer_provider(), TracerProvider):
+        if not endpoint:
+            return None
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
         # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES precede the name given here.
         provider = TracerProvider(resource=Resource({"service.name": "order-service"}).merge(Resource.create()))
+        # It starts its thread again after a fork.
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         trace.set_tracer_provider(provider)
     return trace.get_tracer("order_service")
@@ -95,15 +85,7 @@ def span(
     context = _context(parent) if isinstance(parent, Mapping) else trace.set_span_in_context(parent)
     linked = [trace.Link(trace.get_current_span(_context(each)).get_span_context()) for each in links]
     start_ns = None if started_at is None else int(started_at.timestamp() * 1e9)
-    tracer = _given or _created()
-    return tracer.start_span(name, context, trace.SpanKind[kind], attributes, linked, start_ns)
-
-
-def end(spans: Sequence[Any]) -> None:
-    """End several spans at the same time."""
-    now = time.time_ns()
-    for each in spans:
-        each.end(now)
+    return _tracer.start_span(name, context, trace.SpanKind[kind], attributes, linked, start_ns)
 
 
 def request_span(method: str, route: str, carrier: Carrier) -> Any:

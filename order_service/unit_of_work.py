@@ -147,4 +147,5 @@ def unit_of_work(database: Database, policy: Policy, *, now: datetime | None = N
         yield work
         work.write()
     work.report.publish()
-    tracing.end(work.spans)
+    for span in work.spans:
+        span.end()

@@ -82,11 +82,11 @@ def replay(edit: bool, dry_run: bool, **criteria: Any) -> Report:
     replayed, left = 0, []
     with holding(settings, matches, progress="Replaying") as (channel, found):
         channel.confirm_delivery()
-        for held in found:
-            if held.letter.delivery.oversized and not edited:
-                left.append(held.letter.id)
+        for letter in found:
+            if letter.delivery.oversized and not edited:
+                left.append(letter.id)
             else:
-                publish(channel, held, edited or held.letter.body, process.utc_now())
+                publish(channel, letter, edited or letter.body, process.utc_now())
                 replayed += 1
     log.info("dead letters replayed", count=replayed, left=len(left))
     why = "is oversized, and only its beginning was kept; its sender must send it again"
@@ -104,26 +104,25 @@ def discard(out: str | None, yes: bool, **criteria: Any) -> Report:
     Exits with 0 if some were discarded, with 1 if none was selected, with 2 if it could not run.
     """
     settings = process.begin()
-    with holding(settings, Selection(**criteria)) as (_, found):
-        keys = {held.key for held in found}
+    keys = {letter.key for letter in _letters(settings, Selection(**criteria))}
     # Without holding them: the broker closes the connection of a client that waits for an answer.
     if keys and not yes:
         click.confirm(f"Discard {len(keys)} dead letters?", abort=True, err=True)
     discarded = 0
-    with holding(settings, lambda held: held.key in keys, progress="Discarding") as (channel, found):
-        for held in found:
+    with holding(settings, lambda letter: letter.key in keys, progress="Discarding") as (channel, found):
+        for letter in found:
             if out:
-                _append(out, _copy(held.letter))
-            channel.basic_ack(held.tag)
+                _append(out, _copy(letter))
+            channel.basic_ack(letter.tag)
             discarded += 1
-            log.warning("dead letter discarded", queue=held.letter.queue.dead_letters, message_id=held.letter.id,
-                        type=held.letter.type, order_id=held.letter.order_id, reason=held.letter.reason)  # fmt: skip
+            log.warning("dead letter discarded", queue=letter.queue.dead_letters, message_id=letter.id,
+                        type=letter.type, order_id=letter.order_id, reason=letter.reason)  # fmt: skip
     return Report({"discarded": discarded}, [f"{discarded} discarded"], has_findings=not discarded)
 
 
 def _letters(settings: Settings, matches: Matches) -> list[DeadLetter]:
     with holding(settings, matches) as (_, found):
-        return [held.letter for held in found]
+        return list(found)
 
 
 def _rehearsed(settings: Settings, matches: Matches) -> list[tuple[DeadLetter, str]]:
@@ -146,21 +145,19 @@ def _dry_run(settings: Settings, matches: Matches) -> Report:
 
 def _edited(settings: Settings, matches: Matches) -> tuple[Matches, bytes]:
     """The one selected dead letter, and its body as the user edited it. Raises ClickException if that is not valid."""
-    with holding(settings, matches) as (_, found):
-        chosen = list(found)
+    chosen = _letters(settings, matches)
     if len(chosen) != 1:
         raise click.ClickException(f"--edit is for one dead letter, and {len(chosen)} are selected")
-    letter, key = chosen[0].letter, chosen[0].key
+    key, letter = chosen[0].key, chosen[0]
     try:
         body = click.edit(letter.body.decode(), extension=".json", require_save=False)
     except UnicodeDecodeError:
         raise click.ClickException("its body is not UTF-8 text, so it cannot be edited") from None
     encoded = (body or "").strip().encode()
-    properties = {name: value for name, value in letter.properties.items() if name != "content_encoding"}
-    corrected = DeadLetter(letter.queue, properties | {"headers": letter.replayed_headers(process.utc_now())}, encoded)
+    corrected = DeadLetter(letter.queue, letter.replayed(encoded, process.utc_now()), encoded)
     if isinstance(corrected.reply, Rejection) and letter.queue in topology.QUEUES:
         raise click.ClickException(f"nothing was replayed, because the edited message is not valid: {corrected.reply}")
-    return (lambda held: held.key == key), encoded
+    return (lambda each: each.key == key), encoded
 
 
 def _expiries(settings: Settings, order_ids: set[int]) -> Mapping[int, datetime | None] | None:

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from hashlib import sha256
 from itertools import chain, islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 from pika.adapters.blocking_connection import BlockingChannel
@@ -30,20 +29,7 @@ QUIET_SECONDS = 1
 REMEDY = "Run `python -m order_service topology` first; it declares the queues."
 
 
-class Held(NamedTuple):
-    """A dead letter that this command holds, until it acks it or its connection is closed."""
-
-    letter: DeadLetter
-    properties: BasicProperties
-    tag: int
-
-    @property
-    def key(self) -> tuple[str, str, bytes]:
-        """The same each time the dead letter is read."""
-        return self.letter.queue.name, self.letter.id, sha256(self.letter.body).digest()
-
-
-Matches = Callable[[Held], bool]
+Matches = Callable[[DeadLetter], bool]
 
 
 @dataclass(frozen=True)
@@ -60,8 +46,7 @@ class Selection:
         if self.everything == bool(self.ids or self.reason or self.event_type or self.order_id):
             raise click.UsageError("name dead letters by ID, --reason, --type or --order, or all of them by --all")
 
-    def __call__(self, held: Held) -> bool:
-        letter = held.letter
+    def __call__(self, letter: DeadLetter) -> bool:
         return (
             (not self.ids or letter.id in self.ids)
             and self.reason in (None, letter.reason)
@@ -86,7 +71,7 @@ def selected(command: Callable[..., Report]) -> Callable[..., Report]:
 @contextmanager
 def holding(
     settings: Settings, matches: Matches, *, progress: str = ""
-) -> Iterator[tuple[BlockingChannel, Iterator[Held]]]:
+) -> Iterator[tuple[BlockingChannel, Iterator[DeadLetter]]]:
     """Hold each dead letter once, and iterate over those that match. At the end the others return to their places."""
     vendor.tolerate_unusual_headers()
     queues = topology.declared_queues(menu_over_http=bool(settings.menu_service_url))
@@ -103,7 +88,7 @@ def holding(
         click.echo(f"Only the first {MAX_LOOKED_AT} dead letters of each queue were looked at.", err=True)
 
 
-def _consumed(channel: BlockingChannel, queue: topology.Queue) -> Iterator[Held]:
+def _consumed(channel: BlockingChannel, queue: topology.Queue) -> Iterator[DeadLetter]:
     """The dead letters of a queue, until none is left.
 
     By a subscription, whose messages a quorum queue takes back in their order: those of basic.get are taken back in any
@@ -117,19 +102,16 @@ def _consumed(channel: BlockingChannel, queue: topology.Queue) -> Iterator[Held]
         if not arrived:
             return
         deliver, properties, body = arrived.popleft()
-        yield Held(DeadLetter(queue, properties_of(properties), body), properties, deliver.delivery_tag)
+        yield DeadLetter(queue, properties_of(properties), body, deliver.delivery_tag)
 
 
-def publish(channel: BlockingChannel, held: Held, body: bytes, now: datetime) -> None:
+def publish(channel: BlockingChannel, letter: DeadLetter, body: bytes, now: datetime) -> None:
     """Publish a dead letter to its queue, with this body, and delete it after the confirm. Raises ClickException."""
-    letter, properties = held.letter, held.properties
-    properties.headers, properties.delivery_mode = letter.replayed_headers(now), 2
-    if body != letter.body:
-        properties.content_encoding = None
+    properties = BasicProperties(**letter.replayed(body, now))
     try:
         channel.basic_publish(topology.DEAD_LETTER_EXCHANGE, letter.queue.name, body, properties, mandatory=True)
     except UnroutableError:
         raise click.ClickException(f"{letter.queue.name} is not bound; nothing is lost. {REMEDY}") from None
     except NackError:
         raise click.ClickException(f"the broker refuses messages for {letter.queue.name}; is it full?") from None
-    channel.basic_ack(held.tag)
+    channel.basic_ack(letter.tag)

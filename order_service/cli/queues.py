@@ -38,7 +38,7 @@ class Management:
         self._client = httpx.Client(
             base_url=url.copy_with(userinfo=b""),
             auth=(login.username, login.password),
-            transport=httpx.HTTPTransport(),
+            transport=httpx.HTTPTransport(limits=httpx.Limits(max_keepalive_connections=0)),
             timeout=SECONDS,
         )
         self.vhost = broker.virtual_host

@@ -27,11 +27,17 @@ def original_routing_key(queue: str, routing_key: str, headers: Mapping[str, Any
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A message in the dead-letter queue of `queue`, with its AMQP properties."""
+    """A message in the dead-letter queue of `queue`, with its AMQP properties and its delivery tag."""
 
     queue: Queue
     properties: Mapping[str, Any]
     body: bytes
+    tag: int = 0
+
+    @property
+    def key(self) -> tuple[str, str, bytes]:
+        """The same each time it is delivered."""
+        return self.queue.name, self.id, sha256(self.body).digest()
 
     @property
     def headers(self) -> Mapping[str, Any]:
@@ -91,10 +97,12 @@ class DeadLetter:
             return datetime.fromtimestamp(named, UTC) if isinstance(named, int) else _utc(named)
         return None
 
-    def replayed_headers(self, now: datetime) -> dict[str, Any]:
-        """The headers of the message to replay."""
+    def replayed(self, body: bytes, now: datetime) -> dict[str, Any]:
+        """The properties of the message to replay with this body."""
         kept = {name: value for name, value in self.headers.items() if name not in _OF_REJECTION}
-        return kept | {ORIGIN_ROUTING_KEY: self._routing_key, REPLAYED_AT: utc_text(now)}
+        headers = kept | {ORIGIN_ROUTING_KEY: self._routing_key, REPLAYED_AT: utc_text(now)}
+        changed = {} if body == self.body else {"content_encoding": None}
+        return {**self.properties, "headers": headers, "delivery_mode": 2, **changed}
 
     @property
     def _routing_key(self) -> str:

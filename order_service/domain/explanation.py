@@ -112,20 +112,20 @@ class Facts:
 #: Sentences in Indonesian and in English.
 _TEXTS: dict[str, tuple[str, str]] = {
     State.AWAITING_MENU: (
-        "Pesanan {id} menunggu {sibling} mencadangkan hidangannya, sejak {since} ({age}).",
-        "Order {id} waits for the {sibling} to reserve its dishes, since {since} ({age}).",
+        "Pesanan {id} menunggu {sibling} mencadangkan hidangannya, sejak {since}.",
+        "Order {id} waits for the {sibling} to reserve its dishes, since {since}.",
     ),
     State.AWAITING_MENU_PREPAID: (
-        "Pesanan {id} sudah menerima pembayaran dan menunggu {sibling} mencadangkan hidangan, sejak {since} ({age}).",
-        "Order {id} has a payment, and waits for the {sibling} to reserve its dishes, since {since} ({age}).",
+        "Pesanan {id} sudah menerima pembayaran dan menunggu {sibling} mencadangkan hidangan, sejak {since}.",
+        "Order {id} has a payment, and waits for the {sibling} to reserve its dishes, since {since}.",
     ),
     State.AWAITING_PAYMENT: (
-        "Pesanan {id} menunggu pembayaran sebesar {total}, sejak {since} ({age}).",
-        "Order {id} waits for the payment of {total}, since {since} ({age}).",
+        "Pesanan {id} menunggu pembayaran sebesar {total}, sejak {since}.",
+        "Order {id} waits for the payment of {total}, since {since}.",
     ),
-    State.PAID: ("Pesanan {id} dibayar pada {since}.", "Order {id} was paid at {since}."),
-    State.FAILED: ("Pesanan {id} gagal pada {since} ({reason}).", "Order {id} failed at {since} ({reason})."),
-    State.CANCELLED: ("Pesanan {id} dibatalkan pada {since}.", "Order {id} was cancelled at {since}."),
+    State.PAID: ("Pesanan {id} dibayar pada {at}.", "Order {id} was paid at {at}."),
+    State.FAILED: ("Pesanan {id} gagal pada {at} ({reason}).", "Order {id} failed at {at} ({reason})."),
+    State.CANCELLED: ("Pesanan {id} dibatalkan pada {at}.", "Order {id} was cancelled at {at}."),
     Cause.OVERDUE: (
         "Tenggatnya lewat pada {due}, dan tidak terjadi apa-apa: publishers tampaknya tidak berjalan.",
         "Its deadline passed at {due}, and nothing happened: the publishers do not seem to run.",
@@ -147,20 +147,20 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "{event} was sent and repeated, but the {sibling} has not answered.",
     ),
     "answered": (
-        "{sibling} terakhir menjawab sebuah pesanan pada {answer} ({answer_age} yang lalu).",
-        "The {sibling} last answered an order at {answer} ({answer_age} ago).",
+        "{sibling} terakhir menjawab sebuah pesanan pada {answer}.",
+        "The {sibling} last answered an order at {answer}.",
     ),
     "unanswered": (
         "Tidak ada jawaban {sibling} untuk pesanan mana pun belakangan ini.",
         "The {sibling} has not answered any order recently.",
     ),
     "reminder": (
-        "Tanpa jawaban, {event} dikirim lagi pada {due} (dalam {due_in}), paling banyak {reminders} kali lagi.",
-        "Without an answer, {event} is sent again at {due} (in {due_in}), at most {reminders} more times.",
+        "Tanpa jawaban, {event} dikirim lagi pada {due}, paling banyak {reminders} kali lagi.",
+        "Without an answer, {event} is sent again at {due}, at most {reminders} more times.",
     ),
     "expiry": (
-        "Pesanan kedaluwarsa pada {expires} (dalam {expires_in}).",
-        "The order expires at {expires} (in {expires_in}).",
+        "Pesanan kedaluwarsa pada {expires}.",
+        "The order expires at {expires}.",
     ),
     "compensations": (
         "{compensations} pelepasan stok atau pengembalian dana belum dikonfirmasi.",
@@ -180,26 +180,16 @@ def explain(facts: Facts, *, english: bool) -> str:
             names += ["reminder", "expiry"] if facts.next_reminder_at else ["expiry"]
     if facts.unconfirmed_compensations:
         names.append("compensations")
-    values = {
-        "id": order.id,
-        "sibling": _SIBLINGS.get(facts.waits_for or ""),
-        "since": _clock(facts.since),
-        "age": duration(now - facts.since, english=english),
-        "total": amount_text(order.total_price),
-        "reason": order.reason,
-        "event": facts.event,
-        "due": _clock(order.due_at),
-        "due_in": duration((order.due_at or now) - now, english=english),
-        "unsent": _clock(unsent.since if unsent else None),
-        "attempts": unsent and unsent.attempts,
-        "retry": _clock(unsent.due_at if unsent else None),
-        "answer": _clock(facts.last_answer_at),
-        "answer_age": duration(now - (facts.last_answer_at or now), english=english),
-        "reminders": order.reminders_left,
-        "expires": _clock(facts.expires_at),
-        "expires_in": duration((facts.expires_at or now) - now, english=english),
+    moments = {
+        "since": facts.since, "due": order.due_at, "answer": facts.last_answer_at, "expires": facts.expires_at,
+        "unsent": unsent and unsent.since, "retry": unsent and unsent.due_at,
+    }  # fmt: skip
+    values = {name: _moment(at, now, english=english) for name, at in moments.items() if at} | {
+        "id": order.id, "sibling": _SIBLINGS.get(facts.waits_for or ""), "total": amount_text(order.total_price),
+        "at": f"{facts.since:%FT%TZ}", "reason": order.reason, "event": facts.event,
+        "attempts": unsent and unsent.attempts, "reminders": order.reminders_left,
         "compensations": facts.unconfirmed_compensations,
-    }
+    }  # fmt: skip
     return " ".join(_TEXTS[name][english].format(**values) for name in names)
 
 
@@ -210,5 +200,7 @@ def duration(length: timedelta, *, english: bool = True) -> str:
     return f"{seconds // size} {names[english]}"
 
 
-def _clock(moment: datetime | None) -> str | None:
-    return f"{moment:%Y-%m-%dT%H:%M:%S}Z" if moment else None
+def _moment(at: datetime, now: datetime, *, english: bool) -> str:
+    length = duration(abs(at - now), english=english)
+    future, past = ("in {}", "{} ago") if english else ("dalam {}", "{} yang lalu")
+    return f"{at:%FT%TZ} ({(future if at > now else past).format(length)})"

@@ -16,6 +16,8 @@ from order_service.storage.tables import orders as order_table
 
 #: The answers of each sibling service to what orders wait for.
 _ANSWERS = {"menu": ("MenuReserved", "MenuRejected"), "payment": ("PaymentCompleted", "PaymentFailed", "PutPaid")}
+#: What is read of a row of the outbox.
+WAITING = ("message_id", "created_at", "attempts", "due_at")
 #: How many of the newest entries of all histories are searched for the answers.
 RECENT_ENTRIES = 1000
 
@@ -47,7 +49,9 @@ def late(connection: sa.Connection, *, policy: Policy, limit: int) -> list[Facts
 def _read(connection: sa.Connection, ids: Sequence[int], policy: Policy, now: datetime) -> list[Facts]:
     found = orders.read_orders(connection, ids)
     events = {order.event_id(awaited_event(order)): order.id for order in found.values() if order.state not in FINAL}
-    rows = outbox.select().where(bulk.among(connection, outbox.c.message_id, list(events))).order_by(outbox.c.id)
+    rows = sa.select(*(outbox.c[name] for name in WAITING)).where(
+        bulk.among(connection, outbox.c.message_id, [*events])
+    )
     waiting = connection.execute(rows).all() if events else ()
     unsent = {events[row.message_id]: Unsent(row.created_at, row.attempts, row.due_at) for row in waiting}
     columns = order_history.c

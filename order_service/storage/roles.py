@@ -2,6 +2,7 @@
 
 import sqlalchemy as sa
 
+from order_service.storage.facts import WAITING
 from order_service.storage.orders import CHANGED
 from order_service.storage.tables import compensations, menu_takings, metadata, order_history, orders, outbox, suspects
 
@@ -13,7 +14,7 @@ RIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
     "api": {
         orders.name: ("SELECT", "INSERT", _CHANGE_ORDERS),
         order_history.name: ("SELECT", "INSERT"),
-        outbox.name: ("SELECT", "INSERT"),
+        outbox.name: (f"SELECT ({', '.join(WAITING)})", "INSERT"),
         compensations.name: ("SELECT", "INSERT"),
     },
     "consumers": {

@@ -221,7 +221,8 @@ def test_dry_run_prints_the_transitions_and_writes_nothing(database: Database, w
     # given
     [waiting] = core.place_sent(database, now=NOW)
     [paid] = priced(database)
-    core.apply(database, completed(paid))
+    # With as many places as a reader gives it.
+    core.apply(database, completed(paid, amount=Decimal("38000.0000")))
     before = core.rows(database, order_history)
     dead_letter(wire, reserved(waiting), queue=MENU)
     dead_letter(

@@ -134,6 +134,8 @@ def do_api(roles: Roles, api: Database) -> None:
     [order_id] = core.place(
         api, request={"idempotency_key": f"key-{core.count(api, metadata.tables['orders'])}", "request_hash": "h"}
     )
+    with api.reading() as connection:
+        assert facts.of_order(connection, order_id, policy=builders.policy()).unsent
     with opened(roles, "") as others:
         core.apply(others, core.reserved(order_id))
     core.cancel(api, order_id)
@@ -141,7 +143,7 @@ def do_api(roles: Roles, api: Database) -> None:
         order = orders.read_orders(connection, [order_id])[order_id]
         assert history.read_history(connection, order, limit=10)
         assert orders.list_orders(connection, user_id=order.user_id, states=(), before=None, limit=5).orders
-        assert facts.of_order(connection, order_id, policy=builders.policy())
+        assert facts.of_order(connection, order_id, policy=builders.policy()).unconfirmed_compensations == 1
 
 
 def do_consumers(roles: Roles, consumers: Database) -> None:
@@ -199,7 +201,10 @@ def do_publishers(roles: Roles, publishers: Database) -> None:
 def do_readonly(roles: Roles, readonly: Database) -> None:
     migrate.check_migrated(readonly)
     env = {"DATABASE_URL": readonly.url, "RABBITMQ_URL": core.UNREACHABLE_BROKER}
-    for command in (["compensations", "list"], ["outbox", "list"], ["stuck"], ["explain", "1"], ["timeline", "1"]):
+    with opened(roles, "") as others:
+        order_id = str(core.place(others)[0])
+    commands = [["compensations", "list"], ["outbox", "list"], ["stuck"], ["explain", order_id], ["timeline", order_id]]
+    for command in commands:
         done = CliRunner(env=env).invoke(main, command)
         assert done.exit_code in (0, 1), (command, done.output)
 

@@ -26,7 +26,7 @@ UNSENT, RETURNED = Unsent(NOW, 0, LATER), Unsent(NOW, 3, LATER + timedelta(secon
 RESERVED, PAID = builders.menu_reserved(), builders.payment_completed()
 CASES = [
     (facts(), Cause.ON_TIME, "menu", [
-        "Order 7 waits for the Menu Service to reserve its dishes, since 2025-03-01T12:00:00Z (12 s).",
+        "Order 7 waits for the Menu Service to reserve its dishes, since 2025-03-01T12:00:00Z (12 s ago).",
         "OrderCreated is sent again at 2025-03-01T12:00:30Z (in 18 s), at most 3 more times.",
         "The order expires at 2025-03-01T12:02:00Z (in 1 min)."]),
     (facts(left=2, answers={"menu": NOW}), Cause.SILENT, "menu", [
@@ -76,7 +76,7 @@ def test_passed_deadline_is_the_first_cause_and_promises_nothing() -> None:
     text = explain(found, english=True)
 
     assert found.cause is Cause.OVERDUE
-    assert "Its deadline passed at 2025-03-01T12:00:30Z, and nothing happened" in text
+    assert "Its deadline passed at 2025-03-01T12:00:30Z (30 s ago), and nothing happened" in text
     assert "is sent again" not in text
     assert "expires" not in text
 

@@ -16,7 +16,11 @@ process.begin()
 print(tracing.is_on(), any(name.startswith("opentelemetry.") and sys.modules[name] for name in sys.modules))
 """
 MISSING = 'sys.modules["opentelemetry"] = None'
-INSTRUMENTED = "import opentelemetry.sdk.trace"
+INSTRUMENTED = """
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+trace.set_tracer_provider(TracerProvider())
+"""
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
 
 
@@ -24,11 +28,12 @@ ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
     ("before", "env", "printed", "is_warned"),
     [
         ("", {}, "False False", False),
-        ("", ENDPOINT, "True False", False),
+        ("", ENDPOINT, "True True", False),
         (MISSING, ENDPOINT, "False False", True),
         (INSTRUMENTED, {}, "True True", False),
+        ("import opentelemetry.sdk.trace", {}, "False True", False),
     ],
-    ids=["not wanted", "wanted", "not installed", "instrumented"],
+    ids=["not wanted", "wanted", "not installed", "instrumented", "imported"],
 )
 def test_spans_are_recorded_where_they_are_wanted(
     before: str, env: dict[str, str], printed: str, is_warned: bool
