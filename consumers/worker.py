@@ -44,8 +44,7 @@ class Worker:
     ) -> None:
         self._settings, self._database, self._queues, self._stop = settings, database, queues, stop
         self._role = f"consumer of {', '.join(queue.name for queue in queues)}"
-        self.loop = Loop(self._role)
-        self._disconnect()
+        self.loop = Loop(self._role, missing=f"{self._role}: not connected to the broker")
         #: Deliveries that are not acked yet, with their tags, in order of arrival.
         self._arrived: list[tuple[int, Delivery]] = []
         self._cancelled = False
@@ -56,20 +55,10 @@ class Worker:
         """Return once stopped, after the current batch is committed and acked. Exits with 2 without the topology."""
         supervise(self._consume, self._stop, what="the broker", unreachable=topology.UNREACHABLE, restart=True)
 
-    def _disconnect(self) -> None:
-        self.loop.missing = f"{self._role}: not connected to the broker"
-
     def _consume(self, working: Callable[[], None]) -> None:
-        self.loop.turn()
-        try:
-            self._consume_connected(working)
-        finally:
-            self._disconnect()
-
-    def _consume_connected(self, working: Callable[[], None]) -> None:
         # The tags of an old channel are invalid on a new one; the broker delivers those messages again.
         self._arrived, self._cancelled = [], False
-        with topology.connected(self._settings, role=self._role) as (connection, _):
+        with self.loop.session(), topology.connected(self._settings, role=self._role) as (connection, _):
             self._channel = connection.channel()
             topology.require(self._channel, self._queues)
             self._subscribe()

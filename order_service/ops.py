@@ -5,7 +5,8 @@ import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import psycopg
 import sqlalchemy as sa
@@ -37,6 +38,16 @@ class Loop:
 
     def turn(self) -> None:
         self.turned_at = time.monotonic()
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """At the end of the block, such as that of a connection, the loop misses what it missed at the beginning."""
+        missing = self.missing
+        self.turn()
+        try:
+            yield
+        finally:
+            self.missing = missing
 
     @property
     def still_seconds(self) -> float:

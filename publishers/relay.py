@@ -18,7 +18,6 @@ from order_service.storage.database import Database
 from publishers.pipeline import POLL_SECONDS, Memory, Pipeline
 
 log = structlog.get_logger(__name__)
-DISCONNECTED = "relay: not connected to the broker"
 
 
 class Relay:
@@ -28,7 +27,7 @@ class Relay:
         """`database` needs a pool of MOST_BATCHES + 1 connections: waiting for one would block the loop."""
         self._settings, self._database, self._stop = settings, database, stop
         self._memory = Memory()
-        self.loop = Loop("relay", missing=DISCONNECTED)
+        self.loop = Loop("relay", missing="relay: not connected to the broker")
         vendor.tolerate_unusual_headers()
 
     def run(self) -> None:
@@ -37,9 +36,8 @@ class Relay:
         supervise(self._run_pipeline, self._stop, what="the broker", unreachable=topology.UNREACHABLE, restart=True)
 
     def _run_pipeline(self, working: Callable[[], None]) -> None:
-        self.loop.turn()
-        # Only a confirm proves that publishing works: the broker accepts connections even if a queue has no leader.
-        try:
+        with self.loop.session():
+            # Only a confirm proves that publishing works: the broker accepts connections even if a queue has no leader.
             Pipeline(
                 self._reachable_node(),
                 self._database,
@@ -48,16 +46,14 @@ class Relay:
                 loop=self.loop,
                 on_first_confirm=working,
             ).run()
-        finally:
-            self.loop.missing = DISCONNECTED
 
     def _wait_for_role(self) -> None:
         if not self._database.acquire_role("relay"):
             log.info("another relay uses this SQLite database, waiting")
-            self.loop.missing = ""
-            while not self._stop.wait(POLL_SECONDS) and not self._database.acquire_role("relay"):
-                self.loop.turn()
-            self.loop.missing = DISCONNECTED
+            with self.loop.session():
+                self.loop.missing = ""
+                while not self._stop.wait(POLL_SECONDS) and not self._database.acquire_role("relay"):
+                    self.loop.turn()
 
     def _reachable_node(self) -> pika.URLParameters:
         """A node of the broker that is reachable and has the topology."""

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, cast
@@ -10,8 +9,8 @@ from urllib.parse import quote
 
 import httpx2 as httpx
 import pika
-from pika.exceptions import ChannelClosedByBroker
 
+from order_service.cli.broker import QueueState, by_declaring
 from order_service.config import Settings
 from order_service.contract import topology
 from order_service.process import first_line
@@ -67,30 +66,6 @@ def _matches(pattern: str, routing_key: str) -> bool:
     return bool(re.fullmatch(regex, routing_key))
 
 
-@dataclass(frozen=True)
-class QueueState:
-    """The figures of a queue; what only the management API knows is None without it."""
-
-    name: str
-    exists: bool
-    consumers: int = 0
-    ready: int = 0
-    unacked: int | None = None
-    acks_per_second: float | None = None
-    arguments: dict[str, Any] | None = None
-
-    @property
-    def is_held(self) -> bool:
-        """Whether consumers have messages, and ack none."""
-        return bool(self.unacked) and not self.acks_per_second
-
-    def __str__(self) -> str:
-        if not self.exists:
-            return f"queue {self.name}: does not exist"
-        held = f", {self.unacked} unacked" if self.unacked else ""
-        return f"queue {self.name}: {self.consumers} consumers, {self.ready} ready{held}"
-
-
 def by_management(management: Management, name: str) -> QueueState:
     """Raises Unavailable. The figures are up to 5 s old."""
     found = management.get("queues", management.vhost, name)
@@ -105,16 +80,6 @@ def by_management(management: Management, name: str) -> QueueState:
         acks_per_second=found.get("message_stats", {}).get("ack_details", {}).get("rate", 0.0),
         arguments=found.get("arguments", {}),
     )
-
-
-def by_declaring(connection: pika.BlockingConnection, name: str) -> QueueState:
-    try:
-        found = connection.channel().queue_declare(name, passive=True).method
-    except ChannelClosedByBroker as error:
-        if error.reply_code != 404:
-            raise
-        return QueueState(name, exists=False)
-    return QueueState(name, exists=True, consumers=found.consumer_count, ready=found.message_count)
 
 
 def observe(settings: Settings, routing_key: str, sibling: str, own: Iterable[str] = ()) -> list[QueueState]:
