@@ -249,7 +249,11 @@ def test_log_tells_the_whole_story_of_one_order(started: Deployment, listeners: 
     assert {line["correlation_id"] for line in changes} == {str(paid)}
     assert [bool(line.get("message_id")) for line in changes] == [False, True, True]
     assert [line["path"] for line in story if line["event"] == "request"][:1] == ["/orders"]
-    [failed] = [line for line in log_of(started, rejected) if line.get("to") == "failed"]
+    # The line is written after the commit, which the answer to the POST may precede.
+    [failed] = started.wait_until(
+        lambda: [line for line in log_of(started, rejected) if line.get("to") == "failed"],
+        "the line of the failed order",
+    )
     assert (failed["reason"], failed["type"], failed["level"]) == ("menu_not_found", "MenuRejected", "info")
     # and: the lines of libraries have the same format
     [api] = [process for process in started.processes if process.name == "api"]
