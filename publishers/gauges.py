@@ -8,11 +8,9 @@ from collections.abc import Iterator
 import psycopg
 import sqlalchemy as sa
 import structlog
-from prometheus_client import REGISTRY
 from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from order_service.config import Settings
 from order_service.process import first_line
 from order_service.storage import figures
 from order_service.storage.database import Database
@@ -22,12 +20,6 @@ log = structlog.get_logger(__name__)
 #: The least time between two queries, in seconds, and how many times their duration: during a long outage of the broker
 #: the outbox is long.
 PAUSE_SECONDS, PAUSE_SHARE = 5.0, 20
-
-
-def export(settings: Settings) -> None:
-    """Add the gauges to the metrics of this process."""
-    database = Database(settings.database_url, pool_size=1, role="metrics")
-    REGISTRY.register(Gauges(database, settings.compensation_attempts))
 
 
 class Gauges(Collector):

@@ -12,7 +12,7 @@ import click
 import structlog
 
 from order_service import process
-from order_service.cli.holding import Matches, Selection, holding, publish, selected
+from order_service.cli.holding import Matches, holding, publish, selected, selection
 from order_service.cli.rehearsal import rehearse
 from order_service.cli.reporting import ForScripts, Report, opened_database
 from order_service.config import Settings
@@ -39,7 +39,7 @@ def list_letters() -> Report:
     Exits with 0 if there are none, with 1 if there are some, with 2 if it could not run.
     """
     settings = process.begin()
-    letters = _letters(settings, Selection(everything=True))
+    letters = _letters(settings, selection(everything=True))
     expiries = _expiries(settings, {letter.order_id for letter in letters if letter.order_id})
     groups: dict[tuple[str, ...], list[DeadLetter]] = defaultdict(list)
     for letter in letters:
@@ -53,7 +53,7 @@ def list_letters() -> Report:
 @click.argument("letter_id", metavar="ID")
 def show(letter_id: str) -> Report:
     """Show the dead letters with this ID, and what a replay would do. Exits with 2 if there are none."""
-    found = _rehearsed(process.begin(), Selection((letter_id,)))
+    found = _rehearsed(process.begin(), selection([letter_id]))
     if not found:
         raise click.ClickException(f"no dead letter has the id {letter_id}; `dlq list --json` shows examples of ids")
     shown = [_copy(letter) | {"replay": outcome} for letter, outcome in found]
@@ -72,8 +72,7 @@ def replay(edit: bool, dry_run: bool, **criteria: Any) -> Report:
     repeated: consumers recognize a message by its id. Exits with 0 if all were replayed, with 1 if some cannot be or
     none was selected, with 2 if it could not run.
     """
-    settings = process.begin()
-    matches: Matches = Selection(**criteria)
+    settings, matches = process.begin(), selection(**criteria)
     if dry_run:
         return _dry_run(settings, matches)
     edited = None
@@ -83,10 +82,10 @@ def replay(edit: bool, dry_run: bool, **criteria: Any) -> Report:
     with holding(settings, matches, progress="Replaying") as (channel, found):
         channel.confirm_delivery()
         for letter in found:
-            if letter.delivery.oversized and not edited:
+            if letter.delivery.oversized and edited is None:
                 left.append(letter.id)
             else:
-                publish(channel, letter, edited or letter.body, process.utc_now())
+                publish(channel, letter, letter.body if edited is None else edited, process.utc_now())
                 replayed += 1
     log.info("dead letters replayed", count=replayed, left=len(left))
     why = "is oversized, and only its beginning was kept; its sender must send it again"
@@ -104,7 +103,7 @@ def discard(out: str | None, yes: bool, **criteria: Any) -> Report:
     Exits with 0 if some were discarded, with 1 if none was selected, with 2 if it could not run.
     """
     settings = process.begin()
-    keys = {letter.key for letter in _letters(settings, Selection(**criteria))}
+    keys = {letter.key for letter in _letters(settings, selection(**criteria))}
     # Without holding them: the broker closes the connection of a client that waits for an answer.
     if keys and not yes:
         click.confirm(f"Discard {len(keys)} dead letters?", abort=True, err=True)

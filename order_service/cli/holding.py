@@ -2,9 +2,8 @@
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain, islice
 from typing import Any
@@ -32,31 +31,27 @@ REMEDY = "Run `python -m order_service topology` first; it declares the queues."
 Matches = Callable[[DeadLetter], bool]
 
 
-@dataclass(frozen=True)
-class Selection:
+def selection(
+    ids: Sequence[str] = (),
+    *,
+    reason: str | None = None,
+    event_type: str | None = None,
+    order_id: int | None = None,
+    everything: bool = False,
+) -> Matches:
     """Which dead letters a command concerns; what is not given matches all. Raises UsageError if nothing is given."""
-
-    ids: tuple[str, ...] = ()
-    reason: str | None = None
-    event_type: str | None = None
-    order_id: int | None = None
-    everything: bool = False
-
-    def __post_init__(self) -> None:
-        if self.everything == bool(self.ids or self.reason or self.event_type or self.order_id):
-            raise click.UsageError("name dead letters by ID, --reason, --type or --order, or all of them by --all")
-
-    def __call__(self, letter: DeadLetter) -> bool:
-        return (
-            (not self.ids or letter.id in self.ids)
-            and self.reason in (None, letter.reason)
-            and self.event_type in (None, letter.type)
-            and self.order_id in (None, letter.order_id)
-        )
+    if everything == bool(ids or reason or event_type or order_id):
+        raise click.UsageError("name dead letters by ID, --reason, --type or --order, or all of them by --all")
+    return lambda letter: (
+        (not ids or letter.id in ids)
+        and reason in (None, letter.reason)
+        and event_type in (None, letter.type)
+        and order_id in (None, letter.order_id)
+    )
 
 
 def selected(command: Callable[..., Report]) -> Callable[..., Report]:
-    """Add the options that select dead letters; the command receives them as the fields of a Selection."""
+    """Add the options that select dead letters; the command receives them as the arguments of `selection`."""
     for option in (
         click.option("--all", "everything", is_flag=True, help="All."),
         click.option("--order", "order_id", type=int, help="Those that concern this order."),
