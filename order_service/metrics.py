@@ -15,7 +15,7 @@ LONG_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 900, 
 MESSAGES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Metric:
     """A metric's name, meaning, labels and the processes that export it; a histogram has buckets."""
 

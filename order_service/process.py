@@ -62,21 +62,11 @@ def configure_logging(level: str, log_format: str | None = None) -> None:
     )
     handler = logging.StreamHandler()
     # Plain tracebacks: the formatted ones print local variables, and so passwords.
-    renderers: list[structlog.typing.Processor]
-    if is_json:
-        renderers = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_json_text)]
-    else:
-        renderers = [
-            structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(), pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
-            )
-        ]
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
-        )
-    )
+    colors, plain = sys.stderr.isatty(), structlog.dev.plain_traceback
+    console = structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=0, exception_formatter=plain)
+    as_json = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_json_text)]
+    processors = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *(as_json if is_json else [console])]
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=processors))
     global _json_handler
     _json_handler = handler if is_json else None
     logging.basicConfig(level=level, handlers=[handler], force=True)

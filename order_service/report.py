@@ -9,6 +9,7 @@ from order_service.contract.envelope import Rejection
 from order_service.contract.events import EVENTS
 from order_service.domain.order import Compensation, Order, State, amount_text
 from order_service.domain.saga import Decision
+from order_service.metrics import Metric
 
 #: Ends of an order that an operator should look at.
 _WARNED = {"expired", "amount_mismatch"}
@@ -19,14 +20,13 @@ class Report:
 
     def __init__(self) -> None:
         self._events: list[process.Event] = []
-        self._orders: Counter[tuple[str, str]] = Counter()
-        self._consumed: Counter[tuple[str, str]] = Counter()
-        self._dead_letters: Counter[tuple[str, str]] = Counter()
+        #: By counter and its labels.
+        self._counted: Counter[tuple[Metric, str, str]] = Counter()
         self._paid_after: list[float] = []
 
     def placed(self, order: Order, *, request_id: str | None) -> None:
         """The request's id, because one thread records the orders of many requests."""
-        self._orders["pending", ""] += 1
+        self._counted[metrics.ORDERS, "pending", ""] += 1
         self._add(logging.INFO, "order placed", order, to=order.state.value, request_id=request_id)
 
     def decided(self, order: Order, decision: Decision, type_name: str, message_id: str | None, now: datetime) -> None:
@@ -34,7 +34,7 @@ class Report:
         before, after = decision.before, decision.after
         if before is not after:
             if after.status != before.status:
-                self._orders[after.status, order.reason or ""] += 1
+                self._counted[metrics.ORDERS, after.status, order.reason or ""] += 1
             if after is State.PAID:
                 self._paid_after.append((now - order.created_at).total_seconds())
             level = logging.WARNING if order.reason in _WARNED else logging.INFO
@@ -58,13 +58,13 @@ class Report:
         self._events.append((logging.ERROR, "payment must be refunded manually", fields | {"amount": _text(refund)}))
 
     def consumed(self, type_name: str, outcome: str) -> None:
-        self._consumed[type_name, outcome] += 1
+        self._counted[metrics.CONSUMED, type_name, outcome] += 1
 
     def dead_lettered(self, rejected: Rejection) -> None:
         queue = rejected.delivery.queue
         # Bounded, because a sender may name any type.
         self.consumed(rejected.type if rejected.type in EVENTS else "unknown", "dead_lettered")
-        self._dead_letters[queue, rejected.code] += 1
+        self._counted[metrics.DEAD_LETTERS, queue, rejected.code] += 1
         headers = rejected.delivery.properties.get("headers") or {}
         fields = {
             "queue": queue, "order_id": rejected.order_id, "message_id": rejected.message_id, "type": rejected.type,
@@ -79,13 +79,8 @@ class Report:
 
     def publish(self) -> None:
         """Count and log everything; called after the commit."""
-        for counted, metric in (
-            (self._orders, metrics.ORDERS),
-            (self._consumed, metrics.CONSUMED),
-            (self._dead_letters, metrics.DEAD_LETTERS),
-        ):
-            for labels, number in counted.items():
-                metric.count(*labels, by=number)
+        for (metric, *labels), number in self._counted.items():
+            metric.count(*labels, by=number)
         for seconds in self._paid_after:
             metrics.PENDING_TO_PAID.observe(seconds)
         process.log_events(__name__, self._events)
