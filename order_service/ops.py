@@ -22,6 +22,8 @@ from order_service.storage.database import Database
 log = structlog.get_logger(__name__)
 #: A loop that has not turned for this long is stuck, in seconds. Reaching an absent server takes less per turn.
 STUCK_SECONDS = 30.0
+#: After this time a lock of the database is reported, in seconds: probes do not wait for long.
+LOCK_SECONDS = 1
 #: How long a client may be silent, in seconds.
 CLIENT_SECONDS = 10
 #: https://prometheus.io/docs/instrumenting/exposition_formats/
@@ -80,7 +82,7 @@ def _json(code: int, **members: object) -> Response:
 
 
 def _missing_of_database(url: str) -> list[str]:
-    database = Database(url, pool_size=1, role="readiness")
+    database = Database(url, pool_size=1, lock_seconds=LOCK_SECONDS, role="readiness")
     try:
         migrate.check_migrated(database)
         database.check_writable()
