@@ -11,6 +11,8 @@ FROM python:3.13-slim
 
 # The container's own loopback address could not be reached from outside.
 ENV HOST=0.0.0.0
+# For Prometheus and the health check; not to be published to the outside.
+ENV ORDER_OPS_PORT=9100
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /app
 

@@ -85,6 +85,7 @@ lock: ## update requirements*.txt from requirements*.in: newest versions, pinned
 	$(or $(PYTHON),python3) -m venv var/lock
 	var/lock/bin/pip install --quiet uv
 	$(lock) requirements.in --output-file requirements.txt
+	$(lock) requirements-otel.in --output-file requirements-otel.txt
 	$(lock) requirements-dev.in --output-file requirements-dev.txt
 	$(lock) requirements-audit.in --output-file requirements-audit.txt
 	$(lock) benchmarks/requirements.in --output-file benchmarks/requirements.txt

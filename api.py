@@ -11,7 +11,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import IntegerConverter
 from werkzeug.serving import make_server
 
-from order_service import process
+from order_service import ops, process
 from order_service.config import Settings
 from order_service.process import StopFlag
 from order_service.storage.database import Database
@@ -68,6 +68,8 @@ def main() -> None:
     settings = process.begin(is_api=True)
     process.check_address(settings.host, settings.port)
     stop = process.stop_on_signal()
+    loop = ops.Loop("server")
+    ops.serve(settings, lambda: [loop])
     database = Database(settings.database_url)
     wait_for_database(database, stop)
     database.dispose()
@@ -75,6 +77,7 @@ def main() -> None:
         return
     app = create_app(settings, stop)
     server = make_server(settings.host, settings.port, app, threaded=True)
+    server.service_actions = loop.turn  # type: ignore[method-assign]  # in each turn of serve_forever
     threading.Thread(target=server.serve_forever, daemon=True).start()
     log.info("serving", url=f"http://{settings.address}")
     stop.wait()

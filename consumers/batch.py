@@ -3,17 +3,14 @@
 from collections.abc import Sequence
 from hashlib import sha256
 
-import structlog
-
-from order_service import handlers
+from order_service import handlers, metrics
 from order_service.contract.envelope import Delivery, Rejection, Reply, read, rejection
 from order_service.contract.topology import BY_NAME
 from order_service.domain.saga import Policy
 from order_service.storage import inbox
 from order_service.storage.database import Database
-from order_service.unit_of_work import UnitOfWork, unit_of_work
+from order_service.unit_of_work import unit_of_work
 
-log = structlog.get_logger(__name__)
 #: How many times a possible poison message may end the process before it is dead-lettered.
 POISON_ATTEMPTS = 3
 
@@ -31,7 +28,8 @@ def process_batch(database: Database, policy: Policy, deliveries: Sequence[Deliv
         if replies:
             rejections += handlers.apply_replies(work, replies)
         for each in rejections:
-            dead_letter(work, each)
+            work.dead_letter(each)
+    metrics.BATCH_MESSAGES.observe(len(deliveries))
 
 
 def _read(delivery: Delivery) -> Reply:
@@ -41,22 +39,10 @@ def _read(delivery: Delivery) -> Reply:
     return reply
 
 
-def dead_letter(work: UnitOfWork, rejected: Rejection) -> None:
-    """Dead-letter through the outbox, in the transaction that rejects the message, and log it."""
-    log.warning(
-        "message dead-lettered",
-        queue=rejected.delivery.queue,
-        message_id=rejected.message_id,
-        order_id=rejected.order_id,
-        reason=str(rejected)[:500],
-    )
-    work.dead_letter(rejected)
-
-
 def dead_letter_failed(database: Database, policy: Policy, delivery: Delivery, problem: str) -> None:
     """Dead-letter a delivery that causes an error in this program."""
     with unit_of_work(database, policy) as work:
-        dead_letter(work, rejection(delivery, "internal_error", "message", f"could not be processed: {problem}"))
+        work.dead_letter(rejection(delivery, "internal_error", "message", f"could not be processed: {problem}"))
 
 
 def retry_poison_message(database: Database, policy: Policy, delivery: Delivery) -> None:

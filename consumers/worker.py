@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import Any
 
 import pika
 import structlog
@@ -15,7 +14,10 @@ from consumers.batch import dead_letter_failed, process_batch, retry_poison_mess
 from order_service import vendor
 from order_service.config import Settings
 from order_service.contract import topology
+from order_service.contract.dead_letters import original_routing_key
 from order_service.contract.envelope import Delivery, shortened
+from order_service.contract.headers import properties_of
+from order_service.ops import Loop
 from order_service.process import RECONNECT, StopFlag, first_line, supervise
 from order_service.storage.database import Database, is_transient
 from order_service.storage.migrate import wait_for_database
@@ -41,6 +43,8 @@ class Worker:
         self, settings: Settings, database: Database, queues: Sequence[topology.Queue], stop: StopFlag
     ) -> None:
         self._settings, self._database, self._queues, self._stop = settings, database, queues, stop
+        self._role = f"consumer of {', '.join(queue.name for queue in queues)}"
+        self.loop = Loop(self._role, missing=f"{self._role}: not connected to the broker")
         #: Deliveries that are not acked yet, with their tags, in order of arrival.
         self._arrived: list[tuple[int, Delivery]] = []
         self._cancelled = False
@@ -54,14 +58,14 @@ class Worker:
     def _consume(self, working: Callable[[], None]) -> None:
         # The tags of an old channel are invalid on a new one; the broker delivers those messages again.
         self._arrived, self._cancelled = [], False
-        names = [queue.name for queue in self._queues]
-        role = f"consumer of {', '.join(names)}"
-        with topology.connected(self._settings, role=role) as (connection, _):
+        with self.loop.session(), topology.connected(self._settings, role=self._role) as (connection, _):
             self._channel = connection.channel()
             topology.require(self._channel, self._queues)
             self._subscribe()
-            log.info("consuming", queues=names)
+            self.loop.missing = ""
+            log.info("consuming", queues=[queue.name for queue in self._queues])
             while not self._stop.is_set():
+                self.loop.turn()
                 self._collect()
                 self._process()
                 # Only now: an error in the first batch must not restart the consumer without a growing delay.
@@ -81,7 +85,8 @@ class Worker:
         # Only the broker sets the flag, while any sender can set the header.
         count = (properties.headers or {}).get("x-delivery-count") if deliver.redelivered else 0
         redeliveries = count if isinstance(count, int) else 0
-        delivery = Delivery(queue, deliver.routing_key or "", body, _decoded(properties), redeliveries)
+        routing_key = original_routing_key(queue, deliver.routing_key or "", properties.headers)
+        delivery = Delivery(queue, routing_key, body, properties_of(properties), redeliveries)
         # Cut here, so that it takes little memory while it waits for the database.
         self._arrived.append((deliver.delivery_tag or 0, shortened(delivery)))
 
@@ -110,7 +115,7 @@ class Worker:
                 raise
             # Nothing is acked or dead-lettered while the database is unreachable.
             log.warning("the transaction failed, retrying", error=first_line(error))
-            waiting = _ServingStop(self._channel.connection, self._stop)
+            waiting = _ServingStop(self._channel.connection, self._stop, self.loop)
             waiting.wait(next(self._delays))
             wait_for_database(self._database, waiting)
 
@@ -139,6 +144,7 @@ class Worker:
     def _process_singly(self, batch: Sequence[tuple[int, Delivery]]) -> None:
         """Process each message of a batch alone, so that one that fails is dead-lettered alone."""
         for tag, delivery in batch:
+            self.loop.turn()
             try:
                 if delivery.redeliveries >= POISON_AFTER:
                     retry_poison_message(self._database, self._settings.policy, delivery)
@@ -160,17 +166,9 @@ class Worker:
 class _ServingStop:
     """The process's stop event for a wait that also serves the connection, so that its heartbeats continue."""
 
-    def __init__(self, connection: pika.BlockingConnection, stop: StopFlag) -> None:
-        self._connection, self.is_set = connection, stop.is_set
+    def __init__(self, connection: pika.BlockingConnection, stop: StopFlag, loop: Loop) -> None:
+        self._connection, self.is_set, self._loop = connection, stop.is_set, loop
 
     def wait(self, timeout: float, /) -> None:
+        self._loop.turn()
         self._connection.process_data_events(time_limit=timeout)
-
-
-def _decoded(properties: BasicProperties) -> dict[str, Any]:
-    """The properties that are set, by name; pika leaves a text that is not UTF-8 as bytes."""
-    return {
-        name: value.decode(errors="replace") if isinstance(value, bytes) else value
-        for name, value in vars(properties).items()
-        if value is not None
-    }

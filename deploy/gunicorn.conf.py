@@ -9,7 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from order_service import process, vendor
+from gunicorn import glogging
+
+from order_service import ops, process, vendor
 from order_service.storage.database import Database
 from order_service.storage.migrate import wait_for_database
 from order_service.web import tokens
@@ -46,6 +48,16 @@ def _connections(threads: int) -> int:
     return min(wanted, soft - OTHER_FILES)
 
 
+class Logger(glogging.Logger):  # type: ignore[misc]
+    """Writes gunicorn's lines as all others, instead of with a format of its own."""
+
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        self.error_log.handlers.clear()
+        self.error_log.propagate = True
+
+
+logger_class = Logger
 # gunicorn takes it for the prefix of every path; only a documented variable may change the service.
 os.environ.pop("SCRIPT_NAME", None)
 _settings = process.begin(is_api=True)
@@ -65,7 +77,7 @@ worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa:
 # gunicorn would create it below $HOME, which a container may not have.
 control_socket_disable = True
 # A reload (SIGHUP) keeps the existing one.
-if workers > 1 and METRICS_DIR not in os.environ:
+if (workers > 1 or _settings.ops_port) and METRICS_DIR not in os.environ:
     os.environ[METRICS_DIR] = tempfile.mkdtemp(prefix=METRICS_PREFIX)
 
 
@@ -91,11 +103,22 @@ def on_starting(server: Any) -> None:
         process.refuse(
             "GUNICORN_CMD_ARGS: only gunicorn's own worker serves HTTPS: add --worker-class gthread (docs/rest.md)"
         )
+
+    def workers_as_loops() -> list[ops.Loop]:
+        # The same time by which gunicorn restarts a worker that does not respond.
+        each = server.WORKERS.copy().values()
+        found = [ops.Loop(f"worker {worker.pid}", turned_at=worker.tmp.last_update()) for worker in each]
+        return found or [ops.Loop("workers", missing="no worker runs")]
+
     if not INHERITED & os.environ.keys():
+        if _settings.ops_port:
+            process.check_address(_settings.host, _settings.ops_port, setting="ORDER_OPS_PORT")
         for address in server.cfg.address:
             if isinstance(address, tuple):  # and not a socket file or a descriptor
                 process.check_address(*address)
     tokens.verifier(_settings)
+    # In this process, which outlives its workers. The one that replaces it (SIGUSR2) listens at the same time.
+    server.ops = ops.serve(_settings, workers_as_loops, reuse_port=True)
     stop = process.stop_on_signal()
     database = Database(_settings.database_url)
     wait_for_database(database, stop)
@@ -103,6 +126,12 @@ def on_starting(server: Any) -> None:
     signal.set_wakeup_fd(-1)  # gunicorn replaces the handlers, which ends the flag and closes its descriptor
     if stop.is_set():
         raise SystemExit(0)
+
+
+def post_fork(server: Any, _worker: Any) -> None:
+    """Close the listener for monitoring, which belongs to the parent process."""
+    if server.ops:
+        server.ops.socket.close()
 
 
 def child_exit(_server: Any, worker: Any) -> None:

@@ -79,6 +79,9 @@ class Settings(BaseSettings):
     """For amqps://: the client certificate (PEM), if the broker requires one."""
     rabbitmq_key_file: str | None = Field(None, validation_alias="RABBITMQ_KEY_FILE")
     """The private key (PEM, not encrypted) of RABBITMQ_CERT_FILE; when unset, it is in that file."""
+    management_url: AnyHttpUrl | None = Field(None, validation_alias="RABBITMQ_MANAGEMENT_URL")
+    """The broker's management API, which `explain` and `doctor` ask; when unset, port 15672 of RABBITMQ_URL. Without a
+    login in it, that of RABBITMQ_URL is used."""
     user_service_url: AnyHttpUrl | None = Field(None, validation_alias="USER_SERVICE_URL")
     """The User Service; when unset, users are not checked."""
     menu_service_url: AnyHttpUrl | None = Field(None, validation_alias="MENU_SERVICE_URL")
@@ -87,9 +90,12 @@ class Settings(BaseSettings):
     """off: the Payment Service only speaks HTTP. No payment or refund is requested over the broker; `python -m
     order_service compensations list` shows the payments to refund."""
     host: str = Field("127.0.0.1", validation_alias="HOST")
-    """The IP address the API listens on, or localhost; :: is every IPv4 and IPv6 address."""
+    """The IP address that the API and ORDER_OPS_PORT listen on, or localhost; :: is every IPv4 and IPv6 address."""
     port: int = Field(5003, validation_alias="PORT", ge=1, le=65535)
     """The port the API listens on."""
+    ops_port: int | None = Field(None, ge=1, le=65535)
+    """A second port for monitoring systems, of each API, consumer and publisher process its own: /metrics, /healthz and
+    /readyz. The API's own port then has no /metrics. When unset, none."""
     hosts: str = ""
     """The accepted Host names, separated by commas; when unset, localhost and HOST, or all if HOST is 0.0.0.0 or ::."""
     cors_origins: str = ""
@@ -113,6 +119,11 @@ class Settings(BaseSettings):
     """The accepted signature algorithms, separated by commas; never a symmetric one or none."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", validation_alias="LOG_LEVEL")
     """The minimum severity of logged lines."""
+    log_format: Literal["json", "console"] | None = Field(None, validation_alias="LOG_FORMAT")
+    """json: one JSON object for each line. When unset, console on a terminal, and json elsewhere."""
+    otel_endpoint: AnyHttpUrl | None = Field(None, validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT")
+    """Where traces are sent over OTLP/HTTP, such as http://localhost:4318; requirements-otel.txt must be installed. The
+    other variables of OpenTelemetry apply too. When unset, the trace context of a client is only passed on."""
 
     wait_seconds: float = Field(2, ge=0, le=MAX_WAIT_SECONDS)
     """How long POST /orders waits for the menu before it answers 202."""
@@ -165,6 +176,14 @@ class Settings(BaseSettings):
     def _documented(cls) -> dict[str, str]:
         names = (str(field.validation_alias) for field in cls.model_fields.values())
         return {name: os.environ[name] for name in names if os.environ.get(name)}
+
+    @classmethod
+    def without_api(cls) -> Self:
+        """The settings of a process that is not the API: without callers and PORT, and HOST for ORDER_OPS_PORT only."""
+        unread: dict[str, Any] = {"port": 5003, "auth": "none"}
+        if not cls._documented().get("ORDER_OPS_PORT"):
+            unread["host"] = "127.0.0.1"
+        return cls(**unread)
 
     @property
     def address(self) -> str:

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import sqlalchemy as sa
 
+from order_service import tracing
 from order_service.backoff import Backoff
 from order_service.contract import outgoing
 from order_service.contract.envelope import Rejection, Reply
@@ -50,6 +51,8 @@ class Placement:
     pending_limit: int | None = None
     traceparent: str | None = None
     tracestate: str | None = None
+    #: The X-Request-ID, for the log.
+    request_id: str | None = None
     #: Columns that recognize a repeated request: idempotency_key and request_hash, or nothing.
     request: Mapping[str, str] = field(default_factory=dict)
 
@@ -101,8 +104,9 @@ def record_orders(work: UnitOfWork, placed: Sequence[Order], placements: Sequenc
     """
     requests = [placement.request for placement in placements]
     order_rows.insert_orders(work.connection, list(zip(placed, requests, strict=True)))
-    for order in placed:
+    for order, placement in zip(placed, placements, strict=True):
         work.enqueue(order, Announcement.ORDER_CREATED, sequence=1)
+        work.report.placed(order, request_id=placement.request_id)
 
 
 def change_order(
@@ -135,18 +139,28 @@ def apply_replies(work: UnitOfWork, replies: Sequence[Reply]) -> list[Rejection]
             if seen[key] not in (digest, None):
                 problem = f"was used for another {reply.type} of this order; send this message again under a new id"
                 rejections.append(reply.rejection("conflicting_id", "id", problem))
+            else:
+                work.report.consumed(reply.type, "duplicate")
             continue
         order = found.get(reply.order_id)
         if order is None:
             rejections.append(reply.rejection("unknown_order", "data.order_id", "names no order of ours"))
             continue
+        span = _consume_span(order, reply) if tracing.is_on() else None
         try:
-            work.apply(order, reply.message, message_id=reply.message_id, digest=digest)
+            work.apply(order, reply.message, message_id=reply.message_id, digest=digest, span=span)
         except InvalidMessage as error:
             rejections.append(reply.rejection(error.code, error.field_name or "data", str(error)))
         else:
             seen[key] = digest
+            work.report.consumed(reply.type, "applied")
     return rejections
+
+
+def _consume_span(order: Order, reply: Reply) -> Any:
+    headers = reply.delivery.properties.get("headers") or {}
+    trace = {name: headers[name] for name in outgoing.TRACE if isinstance(headers.get(name), str)}
+    return tracing.consumed(reply.type, reply.message_id, outgoing.trace_of(order), trace)
 
 
 def pass_deadlines(work: UnitOfWork, take: Take) -> int:
@@ -201,7 +215,7 @@ def repeat_compensations(work: UnitOfWork, take: Take) -> Sequence[sa.Row[Any]]:
     manual = [row for row in due if not is_sent(compensations.of_row(row), work.policy)]
     for row in manual:
         compensations.reschedule(work.connection, row.id, attempts=row.attempts, due_at=None)
-        work.report_manual(row.order_id, compensations.of_row(row))
+        work.report.manual_refund(row.order_id, compensations.of_row(row))
     due = [row for row in due if row not in manual]
     for row in due:
         attempts = row.attempts + (row.id not in unsent)

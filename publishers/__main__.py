@@ -1,10 +1,13 @@
 """`python -m publishers`: one relay and one deadline thread; any number may run at once."""
 
-from order_service import process
+from prometheus_client import REGISTRY
+
+from order_service import ops, process
 from order_service.contract import tls
 from order_service.storage.database import Database
 from order_service.storage.migrate import wait_for_database
 from publishers.deadlines import Deadlines
+from publishers.gauges import Gauges
 from publishers.pipeline import MOST_BATCHES
 from publishers.relay import Relay
 
@@ -18,9 +21,12 @@ def main() -> None:
     relay_database = Database(
         settings.database_url, pool_size=MOST_BATCHES + 1, pre_ping=False, durable=False, role="relay"
     )
-    wait_for_database(database, stop)
     relay, deadlines = Relay(settings, relay_database, stop), Deadlines(settings, database, stop)
     process.tune_garbage_collection()
+    if ops.serve(settings, lambda: [relay.loop, deadlines.loop]):
+        figures = Database(settings.database_url, pool_size=1, role="metrics")
+        REGISTRY.register(Gauges(figures, settings.compensation_attempts))
+    wait_for_database(database, stop)
     process.run_together(stop, relay.run, deadlines.run)
 
 

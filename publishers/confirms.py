@@ -20,10 +20,13 @@ from pika.exceptions import ChannelWrongStateError
 from pika.frame import Method
 from pika.spec import Basic, BasicProperties
 
+from order_service import tracing
 from order_service.contract.envelope import APP_ID, CONTENT_TYPE
 from order_service.contract.headers import decoded
+from order_service.contract.outgoing import TRACE
 from order_service.contract.topology import target_exchange
 from order_service.storage.outbox import Claim, Outcomes, Route, is_mandatory
+from order_service.tracing import Carrier
 from order_service.vendor import GatheringConnection
 
 
@@ -37,6 +40,10 @@ class Batch:
     #: The start of the wait for confirms, on the monotonic clock.
     since: float = field(default_factory=time.monotonic)
     outcomes: Outcomes = field(default_factory=Outcomes)
+    #: As `since`, but not moved while the broker blocks publishers.
+    published_at: float = field(default_factory=time.monotonic)
+    #: The open spans of its rows, by row id.
+    spans: dict[int, Any] = field(default_factory=dict)
 
 
 Entry = tuple[Batch, sa.Row[Any]]
@@ -125,8 +132,9 @@ class ConfirmChannel:
                     foreign.append((batch, row))
                     continue
                 try:
+                    properties = _properties(row, _begin_span(batch, row))
                     self._channel.basic_publish(
-                        exchange, row.routing_key, row.body, _properties(row), mandatory=is_mandatory(row)
+                        exchange, row.routing_key, row.body, properties, mandatory=is_mandatory(row)
                     )
                 except ChannelWrongStateError:
                     raise
@@ -181,7 +189,16 @@ class ConfirmChannel:
             self._on_answers(self, list(entries), answer)
 
 
-def _properties(row: sa.Row[Any]) -> BasicProperties:
+def _begin_span(batch: Batch, row: sa.Row[Any]) -> Carrier:
+    """The trace context for the headers of a row: of the span that begins here, or else its own."""
+    own = {name: row._mapping[name] for name in TRACE if row._mapping[name]}
+    if not own or not tracing.is_on():
+        return own
+    span = batch.spans[row.id] = tracing.published(row.type, row.message_id, own, row.created_at)
+    return tracing.carrier_of(span)
+
+
+def _properties(row: sa.Row[Any], trace: Carrier) -> BasicProperties:
     """The AMQP properties of an outbox row; a dead letter keeps its own, and its headers contain the reason."""
     added: dict[str, Any] = {
         "type": row.type,
@@ -194,7 +211,5 @@ def _properties(row: sa.Row[Any]) -> BasicProperties:
         added |= {name: value for name, value in own.items() if value is not None}
         added["headers"] = {name: decoded(value) for name, value in own.get("headers", {}).items()}
     else:
-        trace = {"traceparent": row.traceparent, "tracestate": row.tracestate}
-        headers = {name: value for name, value in trace.items() if value} or None
-        added |= {"app_id": APP_ID, "content_type": CONTENT_TYPE, "headers": headers}
+        added |= {"app_id": APP_ID, "content_type": CONTENT_TYPE, "headers": trace or None}
     return BasicProperties(**added | {"delivery_mode": DeliveryMode.Persistent})

@@ -10,6 +10,7 @@ import structlog
 from order_service import handlers
 from order_service.backoff import Backoff, Postponed
 from order_service.config import Settings
+from order_service.ops import Loop
 from order_service.process import StopFlag, first_line
 from order_service.storage import orders as order_rows
 from order_service.storage.bulk import Take
@@ -35,17 +36,19 @@ class Deadlines:
     def __init__(self, settings: Settings, database: Database, stop: StopFlag) -> None:
         self._policy, self._database, self._stop = settings.policy, database, stop
         self._failing = {table.name: Postponed[Any](FAILED_BACKOFF) for table in (orders, compensations)}
+        self.loop = Loop("deadlines")
         #: When lifetimes are checked next, on the monotonic clock.
         self._lifetime_check = 0.0
 
     def run(self) -> None:
         processes = (orders, self._pass_deadlines), (compensations, self._repeat_compensations)
         while not self._stop.wait(TICK_SECONDS):
+            self.loop.turn()
             try:
                 self._check_lifetimes()
                 for table, process in processes:
                     while not self._stop.is_set() and self._process(table, process):
-                        pass
+                        self.loop.turn()
             except sa.exc.SQLAlchemyError as error:
                 log.warning("due deadlines and compensations could not be processed, retrying", error=first_line(error))
             except Exception:
@@ -72,6 +75,7 @@ class Deadlines:
             if is_transient(error):
                 raise
         for id in ids:
+            self.loop.turn()
             self._process_singly(table, process, id)
         return len(ids) == LIMIT
 
@@ -97,5 +101,5 @@ class Deadlines:
         for row in repeated:
             if row.attempts + 1 >= self._policy.compensation_attempts:
                 log.error("compensation unconfirmed by the sibling service", type=row.type, id=row.id,
-                          order_id=row.order_id, attempts=row.attempts + 1)  # fmt: skip
+                          order_id=row.order_id, reason=row.reason, attempts=row.attempts + 1)  # fmt: skip
         return len(repeated)

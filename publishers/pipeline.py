@@ -19,7 +19,9 @@ import structlog
 from pika.adapters.select_connection import IOLoop, PollEvents
 from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedByBroker
 
+from order_service import metrics
 from order_service.backoff import Backoff, Postponed
+from order_service.ops import Loop
 from order_service.process import StopFlag, first_line
 from order_service.storage import outbox
 from order_service.storage.database import Database
@@ -84,9 +86,11 @@ class Pipeline:
         stop: StopFlag,
         memory: Memory,
         *,
+        loop: Loop,
         on_first_confirm: Callable[[], None],
     ) -> None:
         self._database, self._stop, self._memory, self._on_first_confirm = database, stop, memory, on_first_confirm
+        self._turning = loop
         self._error: BaseException | None = None
         self._batches: set[Batch] = set()
         # On SQLite reading rows claims them: a second claim would read the same ones.
@@ -127,6 +131,7 @@ class Pipeline:
 
     def _start(self) -> None:
         log.info("relaying")
+        self._turning.missing = ""
         self._poll()
 
     def _end(self, error: BaseException) -> None:
@@ -142,6 +147,7 @@ class Pipeline:
 
     def _poll(self) -> None:
         """Check the outbox and the confirm timeouts, and schedule the next check."""
+        self._turning.turn()
         pause = POLL_SECONDS if self._listen() else SQLITE_POLL_SECONDS
         self._check_timeouts()
         if not self._publish_due():
@@ -242,6 +248,8 @@ class Pipeline:
     def _note_blocked(self, blocked: bool) -> None:
         if blocked:
             log.warning("the broker blocks publishers because of a memory or disk alarm")
+        else:
+            log.info("the broker accepts messages again")
         self._blocked = blocked
 
     def _check_timeouts(self) -> None:
@@ -269,11 +277,17 @@ class Pipeline:
             if dropped := channel.drop(route):
                 entries += dropped
                 channel.retire()
+        _count(entries, "unconfirmed")
         self._warn(entries, "no confirm in time")
         delay = self._memory.health[route].note_slowness(pause=0)
         self._postpone(entries, delay)
 
     def _note_answers(self, channel: ConfirmChannel, entries: list[Entry], answer: Answer) -> None:
+        _count(entries, answer.name.lower())
+        if answer is Answer.ACCEPTED:
+            now = time.monotonic()
+            for batch, _ in entries:
+                metrics.CONFIRM_SECONDS.observe(now - batch.published_at)
         if not self._confirmed and answer not in NOT_SENT:
             self._confirmed = True
             self._on_first_confirm()
@@ -311,6 +325,7 @@ class Pipeline:
             return
         if error.reply_code in (ACCESS_REFUSED, NOT_FOUND):
             self._memory.health[route_of(entries[0][1])].note_failure()
+        _count(entries, "refused")
         remedy = " (run `python -m order_service topology`)" if error.reply_code == NOT_FOUND else ""
         self._warn(entries, f"refused by the broker: {error.reply_code} {error.reply_text}{remedy}")
         for batch, row in entries:
@@ -378,3 +393,14 @@ class Pipeline:
         if not memory.unsettled:
             memory.failures = 0
         return not memory.unsettled
+
+
+def _count(entries: list[Entry], outcome: str) -> None:
+    """Count what became of messages, and end their spans; a dead letter may have any type."""
+    types = Counter("dead_letter" if row.properties else str(row.type) for _, row in entries)
+    for type_name, number in types.items():
+        metrics.PUBLISHED.count(type_name, outcome, by=number)
+    for batch, row in entries:
+        if span := batch.spans.pop(row.id, None):
+            span.set_attribute("messaging.operation.outcome", outcome)
+            span.end()

@@ -12,6 +12,7 @@ import structlog
 from order_service import vendor
 from order_service.config import Settings
 from order_service.contract import topology
+from order_service.ops import Loop
 from order_service.process import StopFlag, supervise
 from order_service.storage.database import Database
 from publishers.pipeline import POLL_SECONDS, Memory, Pipeline
@@ -26,6 +27,7 @@ class Relay:
         """`database` needs a pool of MOST_BATCHES + 1 connections: waiting for one would block the loop."""
         self._settings, self._database, self._stop = settings, database, stop
         self._memory = Memory()
+        self.loop = Loop("relay", missing="relay: not connected to the broker")
         vendor.tolerate_unusual_headers()
 
     def run(self) -> None:
@@ -34,14 +36,24 @@ class Relay:
         supervise(self._run_pipeline, self._stop, what="the broker", unreachable=topology.UNREACHABLE, restart=True)
 
     def _run_pipeline(self, working: Callable[[], None]) -> None:
-        # Only a confirm proves that publishing works: the broker accepts connections even if a queue has no leader.
-        Pipeline(self._reachable_node(), self._database, self._stop, self._memory, on_first_confirm=working).run()
+        with self.loop.session():
+            # Only a confirm proves that publishing works: the broker accepts connections even if a queue has no leader.
+            Pipeline(
+                self._reachable_node(),
+                self._database,
+                self._stop,
+                self._memory,
+                loop=self.loop,
+                on_first_confirm=working,
+            ).run()
 
     def _wait_for_role(self) -> None:
         if not self._database.acquire_role("relay"):
             log.info("another relay uses this SQLite database, waiting")
-            while not self._stop.wait(POLL_SECONDS) and not self._database.acquire_role("relay"):
-                pass
+            with self.loop.session():
+                self.loop.missing = ""
+                while not self._stop.wait(POLL_SECONDS) and not self._database.acquire_role("relay"):
+                    self.loop.turn()
 
     def _reachable_node(self) -> pika.URLParameters:
         """A node of the broker that is reachable and has the topology."""

@@ -19,6 +19,8 @@ from sandbox.servers.sources import Unavailable, print_line
 PROJECT_DIR = Path(__file__).parent.parent
 #: The port of each process that serves HTTP.
 PORTS = {"users": 5001, "menu": 5002, "api": 5003, "payment": 5004}
+#: The port of each process of the Order Service for its metrics and health.
+OPS_PORTS = {"api": 5013, "consumers": 5014, "publishers": 5015}
 #: The processes that represent other teams' services; the Order Service works while they are absent.
 SIBLINGS = ("users", "menu", "payment")
 #: Seconds for all processes to be healthy; a busy two-core machine took 10.
@@ -53,8 +55,8 @@ def exit_status(command: Callable[[], None], *, if_interrupted: int, without: Co
 
 
 def require_free_ports(without: Collection[str] = ()) -> None:
-    needed = {name: port for name, port in PORTS.items() if name not in without}
-    if used := [f"  {port} (for {name})" for name, port in needed.items() if ports.free_ports(port) != [port]]:
+    needed = [(name, port) for ports_of in (PORTS, OPS_PORTS) for name, port in ports_of.items() if name not in without]
+    if used := [f"  {port} (for {name})" for name, port in needed if ports.free_ports(port) != [port]]:
         raise StartupError(
             "These ports are in use, perhaps by another `make run` or by `docker-compose up`:\n"
             + "\n".join(used)
@@ -68,6 +70,8 @@ def environment(broker: Broker, amqp_url: str, **more: str) -> dict[str, str]:
     env = os.environ | {
         "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONUNBUFFERED": "1",
+        # For people, although the output is no terminal.
+        "LOG_FORMAT": os.environ.get("LOG_FORMAT") or "console",
         "RABBITMQ_URL": amqp_url,
         "PORT": str(PORTS["api"]),
         **{f"{name.upper()}_PORT": str(PORTS[name]) for name in ("users", "menu", "payment")},
@@ -122,7 +126,9 @@ def started(
             if name in without:
                 continue
             arguments, log = ["/bin/sh", "-c", f"exec {program}"], log_dir / f"{name}.log" if log_dir else None
-            command = Command(arguments, with_login(env, name, logins), log, cwd=PROJECT_DIR, stop_seconds=STOP_SECONDS)
+            own = {"ORDER_OPS_PORT": str(OPS_PORTS[name])} if name in OPS_PORTS else {}
+            each = with_login({**env, **own}, name, logins)
+            command = Command(arguments, each, log, cwd=PROJECT_DIR, stop_seconds=STOP_SECONDS)
             running[name] = stack.enter_context(process_group.serving(command))
         try:
             yield running
@@ -134,19 +140,21 @@ def started(
 def wait_healthy(running: Processes) -> None:
     """Return once every process that serves HTTP is healthy. Raises StartupError if one exits or takes too long."""
     deadline = time.monotonic() + HEALTHY_SECONDS
-    waiting = {name: port for name, port in PORTS.items() if name in running}
+    ports = [*PORTS.items(), *OPS_PORTS.items()]
+    waiting = {port: name for name, port in ports if name in running}
     while waiting:
         require_alive(running)
-        waiting = {name: port for name, port in waiting.items() if not _is_healthy(port)}
+        waiting = {port: name for port, name in waiting.items() if not _is_healthy(port)}
         if waiting and time.monotonic() > deadline:
-            raise StartupError(f"Not healthy after {HEALTHY_SECONDS} s: {', '.join(waiting)}.")
+            raise StartupError(f"Not healthy after {HEALTHY_SECONDS} s: {', '.join(waiting.values())}.")
         time.sleep(process_group.POLL_SECONDS)
 
 
 def _is_healthy(port: int) -> bool:
-    """Whether /healthz reports success, and does not report the broker as absent."""
+    """Whether a process of ours is ready, or a sibling is healthy and does not report the broker as absent."""
+    path = "readyz" if port in OPS_PORTS.values() else "healthz"
     with contextlib.suppress(http_client.RequestFailed):
-        return bool(http_client.call("GET", f"http://localhost:{port}/healthz").get("broker") != "absent")
+        return bool(http_client.call("GET", f"http://localhost:{port}/{path}").get("broker") != "absent")
     return False
 
 

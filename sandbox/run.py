@@ -34,6 +34,10 @@ READY = """
   User Service      http://localhost:{users}/users
   Menu Service      http://localhost:{menu}/menus
   Payment Service   http://localhost:{payment}/payments
+  /metrics, /healthz and /readyz
+    of the API      http://localhost:{api_ops}/metrics
+    of consumers    http://localhost:{consumers_ops}/metrics
+    of publishers   http://localhost:{publishers_ops}/metrics
   RabbitMQ console  {console}
   RABBITMQ_URL      {amqp_url}
 """
@@ -57,8 +61,9 @@ def run(without: Collection[str] = (), *, needs_tokens: bool = False) -> None:
             for (name, process), colour in zip(running.items(), itertools.cycle(COLOURS), strict=False):
                 threading.Thread(target=_print_output, args=[name, process, colour, exited], daemon=True).start()
             processes.wait_healthy(running)
+            ops_ports = {f"{name}_ops": port for name, port in processes.OPS_PORTS.items()}
             amqp_url = found.amqp_url if ":guest@" in found.amqp_url else broker.masked(found.amqp_url)
-            print_line(READY.format(**PORTS, console=console(found.management_url), amqp_url=amqp_url))
+            print_line(READY.format(**PORTS, **ops_ports, console=console(found.management_url), amqp_url=amqp_url))
             if needs_tokens:
                 print_line(TOKENS.format(**PORTS))
             if without:

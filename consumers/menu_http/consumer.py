@@ -32,7 +32,6 @@ from typing import Literal
 import structlog
 from pydantic import BaseModel, ValidationError
 
-from consumers.batch import dead_letter
 from consumers.menu_http.client import Menus, MenuServiceDown
 from consumers.menu_http.reservation import Interrupted, StockReserver
 from consumers.worker import Worker
@@ -70,7 +69,7 @@ class MenuHttpConsumer(Worker):
 
     def __init__(self, settings: Settings, database: Database, menus: Menus, stop: StopFlag) -> None:
         super().__init__(settings.model_copy(update={"batch_size": PREFETCH}), database, [MENU_HTTP], stop)
-        self._reserver = StockReserver(settings.policy, database, menus, stop)
+        self._reserver = StockReserver(settings.policy, database, menus, stop, self.loop)
         #: None, or the outage of the Menu Service as it is logged, at growing intervals.
         self._reported: Postponed[str] | None = None
         #: The tags of messages for which the Menu Service was unreachable.
@@ -113,7 +112,7 @@ class MenuHttpConsumer(Worker):
                 self._reserver.release(delivery, data.order_id, data.release_id, data.reservation_id)
         except Rejection as error:
             with unit_of_work(self._database, self._settings.policy) as work:
-                dead_letter(work, error)
+                work.dead_letter(error)
 
 
 def _event(delivery: Delivery) -> _Event:

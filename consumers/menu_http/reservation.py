@@ -21,6 +21,7 @@ from order_service.contract.envelope import Delivery, Rejection, Reply, rejectio
 from order_service.domain.messages import Item, MenuDeadline, MenuRejected, MenuReserved, Message, StockReleased
 from order_service.domain.order import AWAITING_MENU, Order
 from order_service.domain.saga import Policy
+from order_service.ops import Loop
 from order_service.process import StopFlag, supervise
 from order_service.storage import orders
 from order_service.storage.database import Database, current_time, is_transient
@@ -52,8 +53,8 @@ def empty_reservation_id(order: Order) -> str:
 class StockReserver:
     """Reserves and releases the stock of one order at a time; all state between two messages is in the database."""
 
-    def __init__(self, policy: Policy, database: Database, menus: Menus, stop: StopFlag) -> None:
-        self._policy, self._database, self._menus, self._stop = policy, database, menus, stop
+    def __init__(self, policy: Policy, database: Database, menus: Menus, stop: StopFlag, loop: Loop) -> None:
+        self._policy, self._database, self._menus, self._stop, self._loop = policy, database, menus, stop, loop
 
     def reserve(self, delivery: Delivery, order_id: int) -> None:
         """Take the stock of an order that still waits for it. May be repeated: continues only where that is safe.
@@ -104,6 +105,7 @@ class StockReserver:
 
     def _read_item(self, order: Order, seen: Progress | None, menu_id: int) -> Item:
         """The dish, with enough stock unless it is taken already. Raises as Menus.read does."""
+        self._loop.turn()
         item = self._menus.read(menu_id)
         if stock_of(item) < order.lines[menu_id] and not (seen and menu_id in seen.taken):
             raise Refused("out_of_stock", menu_id)
@@ -186,6 +188,7 @@ class StockReserver:
         results: list[T] = []
 
         def attempt(_: object) -> None:
+            self._loop.turn()
             try:
                 with unit_of_work(self._database, self._policy) as work:
                     result = change(work)

@@ -1,13 +1,15 @@
-"""The broker connection of a command, and the AMQP properties of the events that it publishes."""
+"""The broker connection of a command, the state of a queue, and the AMQP properties of the events that it publishes."""
 
 import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
 import click
+import pika
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker
 from pika.spec import BasicProperties
@@ -40,6 +42,41 @@ def open_channel(settings: Settings, *, role: str, remedy: str) -> Iterator[Bloc
             f"RABBITMQ_URL: the broker is unreachable: {first_line(error)}\n"
             "Check that it is running and that RABBITMQ_URL is right."
         )
+
+
+@dataclass(frozen=True)
+class QueueState:
+    """The figures of a queue; what only the management API knows is None without it."""
+
+    name: str
+    exists: bool
+    consumers: int = 0
+    ready: int = 0
+    unacked: int | None = None
+    acks_per_second: float | None = None
+    arguments: dict[str, Any] | None = None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether consumers have messages, and ack none."""
+        return bool(self.unacked) and not self.acks_per_second
+
+    def __str__(self) -> str:
+        if not self.exists:
+            return f"queue {self.name}: does not exist"
+        held = f", {self.unacked} unacked" if self.unacked else ""
+        return f"queue {self.name}: {self.consumers} consumers, {self.ready} ready{held}"
+
+
+def by_declaring(connection: pika.BlockingConnection, name: str) -> QueueState:
+    """The state of a queue, by a passive declare."""
+    try:
+        found = connection.channel().queue_declare(name, passive=True).method
+    except ChannelClosedByBroker as error:
+        if error.reply_code != 404:
+            raise
+        return QueueState(name, exists=False)
+    return QueueState(name, exists=True, consumers=found.consumer_count, ready=found.message_count)
 
 
 def event_properties(body: bytes, event_type: str) -> BasicProperties:

@@ -1,8 +1,5 @@
 """The commands for releases and refunds that no sibling service has confirmed."""
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -10,67 +7,71 @@ import sqlalchemy as sa
 
 from order_service import handlers, process
 from order_service.cli.open_database import open_database
+from order_service.cli.reporting import ForScripts, Report
 from order_service.config import Settings
 from order_service.domain.messages import Message, PaymentRefunded, StockReleased
-from order_service.domain.order import RELEASE, UnknownOrder, amount_text
+from order_service.domain.order import RELEASE, amount_text
 from order_service.storage import compensations as rows
-from order_service.storage.database import Database
+from order_service.storage.database import current_time
 from order_service.unit_of_work import unit_of_work
-
-_ID = click.argument("compensation_id", metavar="ID")
 
 
 @click.group()
 def compensations() -> None:
-    """List and confirm releases and refunds that no sibling service has confirmed."""
+    """List, repeat and confirm releases and refunds that no sibling service has confirmed."""
 
 
-@compensations.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
-def list_unconfirmed(as_json: bool) -> None:
+@compensations.command("list", cls=ForScripts)
+def list_unconfirmed() -> Report:
     """List the unconfirmed releases and refunds.
 
     State `manual`: an operator makes it, and then runs `compensations confirm ID`. `unconfirmed`: requested at least
     ORDER_COMPENSATION_ATTEMPTS times. `requested`: requested fewer times, and repeated until it is confirmed.
+
+    Exits with 0 if all are `requested`, with 1 if one is not, with 2 if the command could not run.
     """
-    with _database() as (settings, database), database.reading() as connection:
+    settings = process.begin()
+    with open_database(settings.database_url) as database, database.reading() as connection:
         found = [_shown(row, settings) for row in rows.unconfirmed(connection)]
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
-        return
-    for each in found:
-        what = f"{each['type']} {each['subject'] or '(everything)'}"
-        amount = f", amount {each['amount']}" if each["amount"] else ""
-        click.echo(f"{each['id']}  {each['state']:<11}  order {each['order_id']}: {what}{amount}, {each['reason']}")
-    click.echo(f"{len(found)} unconfirmed", err=True)
+    lines = (
+        f"{each['id']}  {each['state']:<11}  order {each['order_id']}: {each['type']} "
+        + f"{each['subject'] or '(everything)'}, "
+        + (f"amount {each['amount']}, " if each["amount"] else "")
+        + each["reason"]
+        for each in found
+    )
+    return Report(found, lines, f"{len(found)} unconfirmed", any(each["state"] != "requested" for each in found))
 
 
-@compensations.command()
-@_ID
-def confirm(compensation_id: str) -> None:
+@compensations.command(cls=ForScripts)
+@click.argument("compensation_id", metavar="[ID]", required=False)
+def retry(compensation_id: str | None) -> Report:
+    """Have the release or refund ID requested again now, or all unconfirmed ones. May be repeated.
+
+    Not those that an operator makes. Exits with 0 if there were some, with 1 if not, with 2 if it could not run.
+    """
+    with open_database(process.begin().database_url) as database, database.writing() as connection:
+        count = rows.retry(connection, current_time(connection), compensation_id)
+    return Report({"retried": count}, [f"{count} are requested again now"], has_findings=not count)
+
+
+@compensations.command(cls=ForScripts)
+@click.argument("compensation_id", metavar="ID")
+def confirm(compensation_id: str) -> Report:
     """Confirm the release or refund ID after it was made manually. May be repeated."""
-    with _database() as (settings, database), unit_of_work(database, settings.policy) as work:
+    settings = process.begin()
+    with open_database(settings.database_url) as database, unit_of_work(database, settings.policy) as work:
         row = rows.find(work.connection, compensation_id)
         if row is None:
             raise click.ClickException(f"no release or refund has the id {compensation_id}")
         if row.confirmed_at is None:
             message: Message = StockReleased(row.id) if row.type == RELEASE else PaymentRefunded(row.id)
             handlers.change_order(work, row.order_id, message, message_id=f"manual {row.id}")
-    click.echo(f"Confirmed: {row.type} {row.id} of order {row.order_id}")
+    value = {"confirmed": row.id, "type": row.type, "order_id": row.order_id}
+    return Report(value, [f"Confirmed: {row.type} {row.id} of order {row.order_id}"])
 
 
-@contextmanager
-def _database() -> Iterator[tuple[Settings, Database]]:
-    """The settings and the database. Raises ClickException if the database does not know the order."""
-    settings = process.begin()
-    try:
-        with open_database(settings.database_url) as database:
-            yield settings, database
-    except UnknownOrder as error:
-        raise click.ClickException(str(error)) from error
-
-
-def _shown(row: sa.Row[Any], settings: Settings) -> dict[str, object]:
+def _shown(row: sa.Row[Any], settings: Settings) -> dict[str, Any]:
     is_manual = row.due_at is None or (row.type == RELEASE and settings.menu_service_url is not None)
     late = "unconfirmed" if row.attempts >= settings.compensation_attempts else "requested"
     return {

@@ -25,6 +25,12 @@ def settings() -> None:
     click.echo(pages.settings_page(), nl=False)
 
 
+@click.command()
+def metrics() -> None:
+    """Print docs/metrics.md: every metric."""
+    click.echo(pages.metrics_page(), nl=False)
+
+
 @click.command("page")
 def events_page() -> None:
     """Print docs/events.md: every event and its fields."""

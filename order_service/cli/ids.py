@@ -7,9 +7,6 @@ from order_service.cli.open_database import open_database
 from order_service.contract.events import MAX_ID
 from order_service.storage import ids as sequence
 
-#: How long `--start-at` waits for a transaction that writes orders; new orders wait with it.
-LOCK_SECONDS = 10
-
 
 @click.command()
 @click.option("--start-at", type=click.IntRange(1, MAX_ID), help="The id that the next order is to get.")
@@ -19,7 +16,7 @@ def ids(start_at: int | None) -> None:
     Exits with 2, and changes nothing, if the next id is already higher. On PostgreSQL, use the login that migrates.
     After a restore from a backup: see docs/operations.md.
     """
-    with open_database(process.begin().database_url, lock_seconds=LOCK_SECONDS) as database:
+    with open_database(process.begin().database_url) as database:
         if start_at is None:
             with database.reading() as connection:
                 found = sequence.next_id(connection)

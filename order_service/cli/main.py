@@ -2,11 +2,14 @@
 
 import click
 
-from order_service.cli import documents, events, setup
+from order_service.cli import documents, events, orders, setup
 from order_service.cli.broker_users import broker
 from order_service.cli.compensations import compensations
 from order_service.cli.database import database
+from order_service.cli.dlq import dlq
+from order_service.cli.doctor import doctor
 from order_service.cli.ids import ids
+from order_service.cli.outbox import outbox
 from order_service.cli.siblings import siblings
 from order_service.cli.tokens import token
 
@@ -21,12 +24,19 @@ for command in (
     setup.declare_topology,
     documents.saga,
     documents.settings,
+    documents.metrics,
     documents.asyncapi,
     documents.schemas,
     events.events,
     broker,
+    doctor,
+    orders.explain,
+    orders.timeline,
+    orders.stuck,
+    outbox,
     compensations,
     database,
+    dlq,
     ids,
     siblings,
     token,

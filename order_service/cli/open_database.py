@@ -10,12 +10,15 @@ from order_service.process import AccessRefused
 from order_service.storage import migrate
 from order_service.storage.database import Database
 
+#: How long a statement waits for a lock, in seconds: a command must not hold up what it waits behind.
+LOCK_SECONDS = 5
+
 
 @contextmanager
-def open_database(url: str, *, lock_seconds: int | None = None) -> Iterator[Database]:
+def open_database(url: str) -> Iterator[Database]:
     """A migrated database, closed after the block. Exits with 2 and names the remedy if it cannot be used."""
     with requires_database(url):
-        database = Database(url, pool_size=1, lock_seconds=lock_seconds)
+        database = Database(url, pool_size=1, lock_seconds=LOCK_SECONDS)
         try:
             migrate.check_migrated(database)
             yield database

@@ -1,10 +1,11 @@
-"""The text of the generated pages docs/saga.md and docs/settings.md."""
+"""The text of the generated pages docs/saga.md, docs/settings.md and docs/metrics.md."""
 
 from order_service.config import Settings
 from order_service.contract.event_tables import table
 from order_service.domain.messages import Message
 from order_service.domain.order import FINAL, MAX_PAYMENTS, MAX_RESERVATIONS, State
 from order_service.domain.saga import DECISIONS, Rule
+from order_service.metrics import METRICS
 
 MEANINGS = {
     State.AWAITING_MENU: "placed, waiting for the menu's reply",
@@ -36,6 +37,17 @@ This program reads no other variable, but its libraries read some by their own r
 
 `http_proxy`, `https_proxy`, `all_proxy` and `no_proxy` are not used: sibling services and the keys of the issuer
 (`ORDER_JWT_JWKS_URL`) are requested directly, so they must be reachable without a proxy.
+
+"""
+METRICS_INTRO = """# Metrics
+
+What each process exports at `/metrics` of its `ORDER_OPS_PORT` ([monitoring.md](monitoring.md)), beside the Prometheus
+library's own `process_` and `python_` metrics; without that setting, the API exports its part at `/metrics` of `PORT`.
+This page is generated from `order_service/metrics.py`: `python -m order_service metrics > docs/metrics.md`.
+
+A metric appears when it has its first value. The API's are the sums of all its processes. The gauges are read from the
+database at a scrape, at most every 5 s; each publisher process exports the same ones, so use `max()` for several of
+them, and `sum()` for counters and histograms.
 
 """
 INTRO = """# The saga
@@ -81,6 +93,16 @@ def settings_page() -> str:
         default = "" if field.default in (None, "") else f"`{field.default}`"
         rows.append([f"`{field.validation_alias}`", default, " ".join((field.description or "").split())])
     return SETTINGS_INTRO + table(["variable", "default", "meaning"], rows)
+
+
+def metrics_page() -> str:
+    """The text of docs/metrics.md."""
+    rows = (
+        [f"`{metric.name}`", metric.kind, ", ".join(f"`{label}`" for label in metric.labels), metric.processes,
+         metric.meaning]
+        for metric in METRICS
+    )  # fmt: skip
+    return METRICS_INTRO + table(["metric", "type", "labels", "processes", "meaning"], rows)
 
 
 def _name(message: type[Message]) -> str:

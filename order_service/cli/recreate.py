@@ -15,6 +15,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker, NackError, UnroutableError, UnsupportedAMQPFieldException
 
 from order_service import vendor
+from order_service.cli.broker import by_declaring
 from order_service.contract import topology
 from order_service.contract.topology import QUORUM, Queue
 from order_service.process import first_line
@@ -38,9 +39,9 @@ def declare(connection: pika.BlockingConnection, queues: Sequence[Queue]) -> lis
             if error.reply_code != 406:
                 raise
             problems.append(error.reply_text)
-            if topology.exists(connection, queue.name):
+            if by_declaring(connection, queue.name).exists:
                 topology.bind(connection.channel(), queue.name, queue.bindings)
-        if topology.exists(connection, _temporary(queue)):
+        if by_declaring(connection, _temporary(queue)).exists:
             problems.append(f"the queue {_temporary(queue)} exists: a previous --recreate was interrupted")
     return problems
 
@@ -61,7 +62,7 @@ def recreate_queue(connection: pika.BlockingConnection, queue: Queue) -> None:
         _empty(channel, queue, source=queue.name, target=temporary)
         channel.queue_delete(queue.name)
     topology.declare(channel, [queue])
-    if topology.exists(connection, temporary):
+    if by_declaring(connection, temporary).exists:
         _empty(channel, queue, source=temporary, target=queue.name)
         channel.queue_delete(temporary)
 

@@ -10,7 +10,7 @@ import pika
 
 from order_service import process
 from order_service.cli import conformance
-from order_service.cli.broker import open_channel
+from order_service.cli.broker import by_declaring, open_channel
 from order_service.cli.conformance import Result
 from order_service.cli.conversation import Conversation
 from order_service.cli.talk import Wanted
@@ -147,7 +147,7 @@ def _run(sibling: str, wanted: Wanted, *, wait_seconds: float, user_id: int, to_
 
 def _require_no_order_service(connection: pika.BlockingConnection) -> None:
     """Exit with 2 if a queue of the Order Service exists: the replies, about unknown orders, would end up in it."""
-    if found := [queue.name for queue in topology.BY_NAME.values() if topology.exists(connection, queue.name)]:
+    if found := [queue.name for queue in topology.BY_NAME.values() if by_declaring(connection, queue.name).exists]:
         process.refuse(
             f"{found[0]} exists on this virtual host, so an Order Service uses it: the replies to the check would stay "
             "in its queues. Run the check and the sibling on a virtual host of their own (`rabbitmqctl add_vhost "

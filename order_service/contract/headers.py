@@ -46,6 +46,12 @@ def copied(headers: Mapping[Any, Any]) -> tuple[dict[str, Any], list[str]]:
     return kept, left_out
 
 
+def properties_of(received: object) -> dict[str, Any]:
+    """The AMQP properties of a delivery that are set, by name; pika leaves a text that is not UTF-8 as bytes."""
+    values = {name: value for name, value in vars(received).items() if value is not None}
+    return {n: v.decode(errors="replace") if isinstance(v, bytes) else v for n, v in values.items()}
+
+
 def decoded(value: Any) -> Any:
     """The header value that `copied` wrote as JSON."""
     if isinstance(value, list):

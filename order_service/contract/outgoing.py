@@ -10,17 +10,22 @@ from typing import Any, NamedTuple
 from uuid import UUID, uuid5
 
 from order_service.contract import envelope, events
+from order_service.contract.dead_letters import DEAD_LETTERED_AT, ORIGIN_ROUTING_KEY
 from order_service.contract.envelope import Rejection, storable
 from order_service.contract.headers import copied
 from order_service.contract.topology import BY_NAME, DEAD_LETTER_EXCHANGE, EXCHANGE
 from order_service.domain.order import RELEASE, Announcement, Compensation, Effect, Order
-from order_service.domain.saga import Policy, limited, pay_by
+from order_service.domain.saga import Policy, expires_at
 
 #: The properties of a dead letter's original that become headers: a dead letter does not expire, and the broker refuses
 #: the name of another user.
 _NOT_KEPT = {"expiration", "user_id"}
 #: The namespace of the ids of MessageRejected.
 _REJECTED = UUID("8f1c3f0e-7d0b-4c57-9d53-5a0f0b7d2c11")
+
+
+#: The columns that are also headers.
+TRACE = ("traceparent", "tracestate")
 
 
 class Outgoing(NamedTuple):
@@ -42,12 +47,28 @@ def event_id(order: Order, effect: Effect) -> str:
     return effect.id if isinstance(effect, Compensation) else order.event_id(effect.value)
 
 
-def event(order: Order, effect: Effect, *, sequence: int, policy: Policy, now: datetime) -> Outgoing:
-    """Build the event of an effect."""
+def trace_of(order: Order) -> dict[str, str]:
+    """The trace context of an order, as headers."""
+    return {name: value for name in TRACE if (value := getattr(order, name))}
+
+
+def event(
+    order: Order,
+    effect: Effect,
+    *,
+    sequence: int,
+    policy: Policy,
+    now: datetime,
+    trace: Mapping[str, str] | None = None,
+) -> Outgoing:
+    """Build the event of an effect, with the order's trace context unless another one is given."""
     id, data = event_id(order, effect), event_data(order, effect, policy)
-    trace, state = order.traceparent, order.tracestate
-    body = envelope.wrap(data, event_id=id, order_id=order.id, sequence=sequence, at=now, trace=trace, tracestate=state)
-    return Outgoing(order.id, type(data).__name__, id, EXCHANGE, data.routing_key, body, trace, state)
+    trace = trace or trace_of(order)
+    parent, state = trace.get("traceparent"), trace.get("tracestate")
+    body = envelope.wrap(
+        data, event_id=id, order_id=order.id, sequence=sequence, at=now, trace=parent, tracestate=state
+    )
+    return Outgoing(order.id, type(data).__name__, id, EXCHANGE, data.routing_key, body, parent, state)
 
 
 def event_data(order: Order, effect: Effect, policy: Policy) -> events.EventData:
@@ -56,15 +77,12 @@ def event_data(order: Order, effect: Effect, policy: Policy) -> events.EventData
     ids = {"order_id": order.id, "user_id": order.user_id}
     match effect:
         case Announcement.ORDER_CREATED:
-            last = order.due_at and order.due_at + order.reminders_left * policy.menu_reply
-            reply_by = last and limited(order, last, policy=policy)
-            menu_ids, lines = list(order.menu_ids), _lines(order)
+            reply_by, menu_ids, lines = expires_at(order, policy=policy), list(order.menu_ids), _lines(order)
             return events.OrderCreated(
                 **ids, menu_ids=menu_ids, lines=lines, created_at=order.created_at, reply_by=reply_by
             )
         case Announcement.PAYMENT_REQUESTED:
-            last = order.due_at and pay_by(order, order.due_at, policy=policy)
-            return events.PaymentRequested(**ids, amount=order.total_price, pay_by=last)
+            return events.PaymentRequested(**ids, amount=order.total_price, pay_by=expires_at(order, policy=policy))
         case Announcement.ORDER_PAID:
             payment_id = order.payments[0].id
             return events.OrderPaid(**ids, total_price=order.total_price, payment_id=payment_id, paid_at=order.paid_at)
@@ -89,7 +107,7 @@ def _lines(order: Order) -> list[events.Line]:
     return [events.Line(menu_id=menu_id, quantity=quantity) for menu_id, quantity in order.lines.items()]
 
 
-def dead_letter(rejection: Rejection) -> Outgoing:
+def dead_letter(rejection: Rejection, now: datetime) -> Outgoing:
     """The rejected message, addressed to its queue's dead-letter queue, with the reason in its headers.
 
     It keeps its properties and headers. Its body is unchanged, unless it is oversized: then the headers contain its
@@ -101,8 +119,9 @@ def dead_letter(rejection: Rejection) -> Outgoing:
     headers |= {
         "x-error": rejection.code,
         "x-error-detail": str(rejection)[:1000],
+        DEAD_LETTERED_AT: envelope.utc_text(now),
         "x-origin-queue": delivery.queue,
-        "x-origin-routing-key": storable(delivery.routing_key) or "",
+        ORIGIN_ROUTING_KEY: storable(delivery.routing_key) or "",
     }
     headers |= {
         f"x-original-{name}": storable(delivery.properties.get(name)) for name in _NOT_KEPT & delivery.properties.keys()

@@ -172,17 +172,6 @@ def require(channel: BlockingChannel, queues: Sequence[Queue] = QUEUES) -> None:
         refuse(f"{error.reply_text}: run `python -m order_service topology` first")
 
 
-def exists(connection: pika.BlockingConnection, queue: str) -> bool:
-    """Whether the broker has this queue. Needs a right on it, but not the permission to configure."""
-    try:
-        connection.channel().queue_declare(queue, passive=True)
-    except ChannelClosedByBroker as error:
-        if error.reply_code != 404:
-            raise
-        return False
-    return True
-
-
 @contextmanager
 def connected(settings: Settings, *, role: str) -> Iterator[tuple[pika.BlockingConnection, pika.URLParameters]]:
     """A connection to one of the nodes of RABBITMQ_URL, with its parameters; closed after the block.

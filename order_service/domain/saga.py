@@ -319,6 +319,15 @@ def pay_by(order: Order, due_at: datetime, *, policy: Policy) -> datetime:
     return limited(order, due_at + policy.payment / 2, policy=policy) if order.reminders_left else due_at
 
 
+def expires_at(order: Order, *, policy: Policy) -> datetime | None:
+    """When a pending order expires if nothing comes, by its armed deadline and the reminders that are left."""
+    if order.due_at is None:
+        return None
+    if order.state is State.AWAITING_PAYMENT:
+        return pay_by(order, order.due_at, policy=policy)
+    return limited(order, order.due_at + order.reminders_left * policy.menu_reply, policy=policy)
+
+
 def deadline_message(order: Order, *, policy: Policy, now: datetime) -> MenuDeadline | PaymentDeadline | None:
     """The message that a passed deadline produces; None while a reminder is left."""
     if order.state is State.AWAITING_PAYMENT:

@@ -1,13 +1,13 @@
 """The rows of releases and refunds: requested, repeated under one id, and finally confirmed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
-from order_service.domain.order import Compensation
+from order_service.domain.order import REFUND, RELEASE, Compensation, Order
 from order_service.storage import bulk
 from order_service.storage.tables import compensations
 
@@ -60,3 +60,23 @@ def find(connection: sa.Connection, id: str) -> sa.Row[Any] | None:
 def of_row(row: sa.Row[Any]) -> Compensation:
     """Convert a row to a Compensation."""
     return Compensation(row.type, row.id, row.subject, row.amount, row.reason)
+
+
+def of_orders(connection: sa.Connection, orders: Iterable[Order]) -> Sequence[sa.Row[Any]]:
+    """The releases and refunds of these orders; found by their ids, because only these have an index."""
+    ids = [
+        order.compensation_id(kind, subject)
+        for order in orders
+        for kind, subjects in ((RELEASE, order.released), (REFUND, order.refunded))
+        for subject in subjects
+    ]
+    wanted = sa.select(compensations).where(bulk.among(connection, compensations.c.id, ids))
+    return connection.execute(wanted.order_by(compensations.c.sequence)).all() if ids else ()
+
+
+def retry(connection: sa.Connection, now: datetime, id: str | None) -> int:
+    """Make due the unconfirmed rows that are requested again, or only one of them; return their number."""
+    changed = sa.update(compensations).where(compensations.c.due_at > now)
+    if id is not None:
+        changed = changed.where(compensations.c.id == id)
+    return connection.execute(changed.values(due_at=now)).rowcount

@@ -75,7 +75,7 @@ class Database:
         """`pre_ping`: test a connection before each transaction; a caller that retries anyway does not need it.
 
         `durable=False` is for the relay: a power cut may undo the last commits, which then need no flush to disk, and
-        a transaction may be idle for longer. `lock_seconds`: how long PostgreSQL lets a statement wait for a lock;
+        a transaction may be idle for longer. `lock_seconds`: how long a statement, on SQLite a BEGIN, waits for a lock;
         `is_rolled_back` is true for the resulting error. `role`: whose connections these are, for the application_name
         that PostgreSQL shows.
         """
@@ -85,7 +85,7 @@ class Database:
             _create_private_file(Path(sa.make_url(url).database or ""))
             self.engine = sa.create_engine(url, pool_size=pool_size, max_overflow=0)
             event.listen(self.engine, "connect", lambda connection, _: _configure_sqlite(connection, durable=durable))
-            event.listen(self.engine, "begin", _begin_sqlite)
+            event.listen(self.engine, "begin", lambda connection: _begin_sqlite(connection, lock_seconds))
         else:
             # client_encoding: a database created in the C locale would otherwise return bytes for text.
             # tcp_user_timeout: by default the kernel detects an unreachable server after a quarter of an hour.
@@ -335,13 +335,13 @@ def _configure_sqlite(connection: Any, *, durable: bool) -> None:
         connection.execute(f"PRAGMA {pragma}")
 
 
-def _begin_sqlite(connection: sa.Connection) -> None:
+def _begin_sqlite(connection: sa.Connection, lock_seconds: int | None) -> None:
     if connection.get_execution_options().get("read_only", False):
         connection.exec_driver_sql("BEGIN")
         return
     # SQLite's own busy handler sleeps up to 100 ms between attempts; a write transaction here takes a few.
     connection.exec_driver_sql("PRAGMA busy_timeout=1")
-    end = time.monotonic() + SQLITE_BUSY_MS / 1000
+    end = time.monotonic() + (SQLITE_BUSY_MS / 1000 if lock_seconds is None else lock_seconds)
     try:
         while True:
             try:

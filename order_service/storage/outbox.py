@@ -297,3 +297,27 @@ def _no_longer_needed() -> sa.ColumnElement[bool]:
         sa.exists().where(compensations.c.id == outbox.c.message_id, confirmed),
     )
     return sa.and_(_is_event, obsolete)
+
+
+def of_order(connection: sa.Connection, order_id: int) -> Sequence[sa.Row[Any]]:
+    """The events of an order that wait. Scans the outbox."""
+    return connection.execute(sa.select(outbox).where(outbox.c.order_id == order_id, _is_event)).all()
+
+
+def summary(connection: sa.Connection) -> Sequence[sa.Row[Any]]:
+    """The waiting messages by type and routing key, the oldest first."""
+    columns, count, oldest = outbox.c, sa.func.count(), sa.func.min(outbox.c.created_at)
+    key = columns.type, columns.exchange, columns.routing_key
+    failed = sa.func.count(sa.case((columns.attempts > 0, 1)))
+    attempts, next_at = sa.func.max(columns.attempts), sa.func.min(columns.due_at)
+    values = (count.label("rows"), failed.label("failed"), attempts.label("attempts"), oldest.label("oldest"))
+    return connection.execute(sa.select(*key, *values, next_at.label("next_at")).group_by(*key).order_by(oldest)).all()
+
+
+def retry(connection: sa.Connection, now: datetime) -> int:
+    """Make due the messages that wait for another attempt, without those that a relay holds; return their number."""
+    later = sa.select(outbox.c.id).where(outbox.c.due_at > now).order_by(outbox.c.id).with_for_update(skip_locked=True)
+    ids = connection.execute(later).scalars().all()
+    if ids:
+        connection.execute(sa.update(outbox).where(bulk.among(connection, outbox.c.id, ids)).values(due_at=now))
+    return len(ids)

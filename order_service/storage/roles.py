@@ -8,6 +8,7 @@ import psycopg.sql
 import sqlalchemy as sa
 
 from order_service.storage.database import Database
+from order_service.storage.facts import WAITING
 from order_service.storage.orders import CHANGED
 from order_service.storage.tables import compensations, menu_takings, metadata, order_history, orders, outbox, suspects
 
@@ -19,8 +20,8 @@ RIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
     "api": {
         orders.name: ("SELECT", "INSERT", _CHANGE_ORDERS),
         order_history.name: ("SELECT", "INSERT"),
-        outbox.name: ("INSERT",),
-        compensations.name: ("INSERT",),
+        outbox.name: (f"SELECT ({', '.join(WAITING)})", "INSERT"),
+        compensations.name: ("SELECT", "INSERT"),
     },
     "consumers": {
         orders.name: ("SELECT", _CHANGE_ORDERS),

@@ -139,6 +139,7 @@ menu_takings = sa.Table(
     sa.Column("at", UtcDateTime, nullable=False),
 )
 
+_UNCONFIRMED = sa.text("confirmed_at is null")
 compensations = sa.Table(
     "compensations",
     metadata,
@@ -154,4 +155,5 @@ compensations = sa.Table(
     # When it is requested again; null once confirmed, and if an operator makes it.
     sa.Column("due_at", UtcDateTime),
     index_filled("due_at"),
+    sa.Index("ix_compensations_unconfirmed", "order_id", postgresql_where=_UNCONFIRMED, sqlite_where=_UNCONFIRMED),
 )

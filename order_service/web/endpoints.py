@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 import structlog
-from flask import Response, request
+from flask import Response, g, request
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from order_service import handlers, vendor
@@ -16,7 +16,8 @@ from order_service.domain.messages import Cancel, Message, ReportFailed, ReportP
 from order_service.domain.order import AWAITING_MENU, Order, State, UnknownOrder
 from order_service.domain.saga import Decision, Outcome
 from order_service.process import StopFlag
-from order_service.storage import history, migrate, orders
+from order_service.report import trace_id
+from order_service.storage import facts, history, migrate, orders
 from order_service.storage.database import Database, OutcomeUnknown, settle
 from order_service.unit_of_work import unit_of_work
 from order_service.web import failures, limits, requests, responses, tokens
@@ -137,6 +138,14 @@ class Api:
         page, next_cursor = requests.split_page(found, query.limit, lambda entry: entry[0])
         return json_response(responses.History.of(order, [entry for _, entry in page], next_cursor))
 
+    def explain_order(self, order_id: int) -> Response:
+        self._read(order_id)
+        with self.database.reading() as connection:
+            found = facts.of_order(connection, order_id, policy=self.settings.policy)
+        response = json_response(responses.Explanation.of(found, english=prefers_english()))
+        response.headers.add("Vary", "Accept-Language")
+        return response
+
     def stream_order(self, order_id: int) -> Response:
         order, last_event_id = self._read(order_id), header("Last-Event-ID", None)
         return self.streams.open(order, last_event_id, expires_at=caller().expires_at)
@@ -155,6 +164,9 @@ class Api:
         return json_response(responses.Health(status="ready"))
 
     def metrics(self) -> Response:
+        """Answer with the metrics, unless they have a port of their own."""
+        if self.settings.ops_port is not None:
+            raise Problem("not_found")
         return Response(vendor.prometheus_metrics(), content_type=CONTENT_TYPE_LATEST)
 
     def _find_repeated(self, body: OrderRequest, key: str) -> Order | None:
@@ -175,6 +187,7 @@ class Api:
             tuple(body.menu_ids),
             body.expected_total,
             pending_limit=self._pending_limit(),
+            request_id=g.request_id,
             request=idempotency,
             **trace_context(),
         )
@@ -212,7 +225,8 @@ class Api:
         if decision.outcome is Outcome.REFUSED:
             if isinstance(message, ReportPaid):
                 log.warning("a reported payment was refused, its caller must return the money", order_id=order.id,
-                            state=order.state.value, reason=order.end_reason)  # fmt: skip
+                            type="PutPaid", state=order.state.value, reason=order.end_reason,
+                            trace_id=trace_id(order.traceparent))  # fmt: skip
             raise _ended(order)
         return _order_response(order, 202 if decision.outcome is Outcome.REMEMBERED else 200)
 

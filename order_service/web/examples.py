@@ -36,6 +36,11 @@ HISTORY = {
     ],
     "next_cursor": None,
 }  # fmt: skip
+EXPLANATION = {
+    "order_id": 1, "status": "paid", "state": "paid", "explanation": "Pesanan 1 dibayar pada 2025-01-02T03:04:06Z.",
+    "cause": "ended", "waits_for": None, "since": "2025-01-02T03:04:06.012345Z", "next_reminder_at": None,
+    "expires_at": None, "last_answer_at": None, "unconfirmed_compensations": 0,
+}  # fmt: skip
 EVENT = f"event: status\nid: 2\ndata: {json.dumps(PENDING, ensure_ascii=False)}\n\n"
 ORDER_REQUEST = {"user_id": 1, "menu_ids": [1, 2]}
 PAYMENT_REQUEST = {"payment_status": "paid"}

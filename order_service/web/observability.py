@@ -3,13 +3,12 @@
 import re
 import secrets
 import time
-from functools import cache
 from urllib.parse import quote
 
 import structlog
 from flask import Flask, Response, g, request
-from prometheus_client import Counter, Histogram
 
+from order_service import metrics, tracing
 from order_service.web.headers import header
 
 log = structlog.get_logger(__name__)
@@ -25,14 +24,15 @@ _TRACESTATE_ENTRY = re.compile(
 #: The least that W3C Trace Context demands to be passed on.
 MAX_TRACESTATE_CHARACTERS = 512
 _REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
-REQUESTS = Counter("http_requests_total", "Answered requests", ["method", "route", "status"])
-SECONDS = Histogram("http_request_duration_seconds", "Time to the first byte of the answer", ["method", "route"])
-#: Cached, because the library takes a lock to look up labels.
-_requests, _seconds = cache(REQUESTS.labels), cache(SECONDS.labels)
 
 
-def trace_context() -> dict[str, str]:
-    """The request's traceparent and tracestate, unchanged, for the events of its order; invalid ones are left out.
+def trace_context() -> tracing.Carrier:
+    """The traceparent and tracestate for the events of the request's order: of its span, or else as they came."""
+    return tracing.carrier_of(g.span) if g.span else _received_context()
+
+
+def _received_context() -> dict[str, str]:
+    """The request's traceparent and tracestate, unchanged; invalid ones are left out.
 
     A traceparent of a later version that is longer than version 00 becomes one of version 00, as the standard demands.
     """
@@ -61,6 +61,9 @@ def _begin() -> None:
     given = header("X-Request-ID", "")
     g.request_id = given if _REQUEST_ID.match(given) else secrets.token_hex(8)
     g.started = time.perf_counter()
+    g.span = None
+    if tracing.is_on() and request.url_rule and request.path not in _PROBES:
+        g.span = tracing.request_span(request.method, request.url_rule.rule, _received_context())
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(request_id=g.request_id)
 
@@ -68,10 +71,13 @@ def _begin() -> None:
 def _end(response: Response) -> Response:
     route = request.url_rule.rule if request.url_rule else "unknown"
     method = request.method if request.method in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS") else "other"
-    _requests(method, route, str(response.status_code)).inc()
+    metrics.REQUESTS.count(method, route, str(response.status_code))
     seconds = time.perf_counter() - g.started
-    _seconds(method, route).observe(seconds)
+    metrics.REQUEST_SECONDS.observe(seconds, method, route)
     response.headers["X-Request-ID"] = g.request_id
+    if g.span:
+        g.span.set_attribute("http.response.status_code", response.status_code)
+        g.span.end()
     write = log.debug if request.path in _PROBES else log.info
     # Quoted, because a path may contain line breaks; truncated first, which also bounds the time.
     path = quote(request.path[:_PATH_CHARACTERS])

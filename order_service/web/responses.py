@@ -9,7 +9,9 @@ from pydantic.json_schema import SkipJsonSchema
 
 from order_service.contract.envelope import utc_text
 from order_service.contract.events import Amount, Id, Price
+from order_service.domain import explanation
 from order_service.domain import order as domain
+from order_service.domain.explanation import Cause, Facts
 from order_service.storage import history
 from order_service.web import failures
 
@@ -117,6 +119,26 @@ class History(Body):
             ],
             next_cursor=next_cursor,
         )  # fmt: skip
+
+
+class Explanation(Body):
+    """What an order waits for: a paragraph for people, and the facts for programs."""
+
+    order_id: Id
+    status: Annotated[str, Field(description="That of the order: pending, paid, failed or cancelled.")]
+    state: State
+    explanation: Annotated[str, Field(description="A paragraph in the language of Accept-Language.")]
+    cause: Annotated[str, Field(description=f"Known values: {', '.join(Cause)}. Others may be added.")]
+    waits_for: Annotated[str | None, Field(description="The service: menu or payment; null if the order has ended.")]
+    since: Annotated[Time, Field(description="When the order entered its state.")]
+    next_reminder_at: Annotated[Time | None, Field(description="When the service is asked again.")]
+    expires_at: Annotated[Time | None, Field(description="When the order expires without an answer.")]
+    last_answer_at: Annotated[Time | None, Field(description="When the service last answered any order, if recently.")]
+    unconfirmed_compensations: Annotated[int, Field(ge=0, description="Releases and refunds without a confirmation.")]
+
+    @classmethod
+    def of(cls, facts: Facts, *, english: bool) -> "Explanation":
+        return cls.model_construct(**facts.fields, explanation=explanation.explain(facts, english=english))
 
 
 class Health(Body):

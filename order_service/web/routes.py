@@ -186,6 +186,12 @@ ROUTES = (
         description="Every message, request and deadline that concerned the order, and the transition it caused.",
     ),
     Route(
+        "explainOrder", "GET", "/orders/{id}/explain", CUSTOMERS, Api.explain_order, "Explain what an order waits for",
+        {200: Answer("What it waits for, since when and until when.", responses.Explanation, examples.EXPLANATION)},
+        _ORDER,
+        description="One paragraph in Indonesian, or in English by Accept-Language, and the facts that it states.",
+    ),
+    Route(
         "streamOrder", "GET", "/orders/{id}/events", CUSTOMERS, Api.stream_order,
         "Receive each change of an order as it happens (server-sent events)",
         {
@@ -212,8 +218,8 @@ ROUTES = (
     ),
     Route(
         "metrics", "GET", "/metrics", STAFF, Api.metrics, "Read the metrics, for Prometheus",
-        {200: Answer("Prometheus's text format.", media_type="text/plain")},
-        description="With several API processes, the sum of all of them.",
+        {200: Answer("Prometheus's text format.", media_type="text/plain")}, ["not_found"],
+        description="With several API processes, the sum of all of them. With ORDER_OPS_PORT the metrics are there.",
     ),
     Route(
         "docs", "GET", "/docs", OPEN, docs_pages.openapi_page, "This document as a web page", _PAGE,

@@ -32,6 +32,10 @@ class Process:
         self._popen = self._stack.enter_context(process_group.serving(command))
 
     @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    @property
     def is_running(self) -> bool:
         return self._popen.poll() is None
 

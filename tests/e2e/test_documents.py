@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from sandbox.demo import SECURED
+from sandbox.processes import OPS_PORTS, PORTS
 from sandbox.servers.broker import Broker
 from tests.e2e.deployment import MOSTLY_ON_POSTGRESQL, ON_SQLITE, Deployment
 from tests.e2e.process import PROJECT_DIR
@@ -23,6 +24,8 @@ from tests.polling import wait_until
 README = "README.md"
 PAGES = [README, *sorted(f"docs/{path.name}" for path in (PROJECT_DIR / "docs").glob("*.md"))]
 SIBLING_KIT = "tests/integration/test_sibling_kit.py"
+#: The ports of `make demo` and `make run`.
+FIXED_PORTS = (*PORTS.values(), *OPS_PORTS.values())
 NEEDS_CURL = pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
 
 
@@ -131,7 +134,7 @@ def test_make_demo_shows_a_paid_order(broker: Broker) -> None:
     """`make test`, the block's other command, runs this test."""
     # given
     assert without_comments(blocks(README, "sh")[0]) == ["make demo", "make test"]
-    if ports := [port for port in (5001, 5002, 5003, 5004) if is_in_use(port)]:
+    if ports := [port for port in FIXED_PORTS if is_in_use(port)]:
         pytest.skip(f"ports {ports} are in use, perhaps by `make run`")
     env = os.environ | {"RABBITMQ_URL": broker.amqp_url, "RABBITMQ_MANAGEMENT_URL": broker.management_url or ""}
 
@@ -153,7 +156,10 @@ TESTS: dict[tuple[str, str], list[object]] = {
     ],
     (README, "json"): [test_curl_of_the_readme_is_answered_as_shown_and_the_order_becomes_paid],
     ("docs/access.md", "sh"): ["tests/e2e/test_access_page.py"] * 6,
-    ("docs/operations.md", "sh"): ["tests/integration/test_restore.py"] * 6,
+    ("docs/operations.md", "sh"): [
+        *["tests/integration/test_restore.py"] * 6,
+        *["tests/integration/test_documented_commands.py"] * 2,
+    ],
     ("docs/rest.md", "sh"): ["tests/e2e/test_access.py", "tests/e2e/test_proxies.py"],
     ("docs/rights.md", "sh"): [
         "tests/integration/test_broker_rights.py",

@@ -74,7 +74,7 @@ def test_api_exits_with_2_and_names_the_address_where_it_cannot_listen(command_l
             process = Process("api", command_line, env, tmp_path / f"{host}.log")
             with contextlib.closing(process):
                 assert process.exit_status() == 2
-            assert [line for line in process.log.splitlines() if "[INFO]" not in line] == [problem]
+            assert [line for line in process.log.splitlines() if '"level":"info"' not in line] == [problem]
 
 
 @ON_SQLITE

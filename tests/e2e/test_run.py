@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.process import PROJECT_DIR, free_ports
-from tests.e2e.test_documents import is_in_use
+from tests.e2e.test_documents import FIXED_PORTS, is_in_use
 from tests.polling import wait_until
 
 ORDER = json.dumps({"user_id": 1, "menu_ids": [1, 2]}).encode()
@@ -67,7 +67,7 @@ class Run:
 
 @pytest.fixture
 def free() -> None:
-    if ports := [port for port in (5001, 5002, 5003, 5004) if is_in_use(port)]:
+    if ports := [port for port in FIXED_PORTS if is_in_use(port)]:
         pytest.skip(f"ports {ports} are in use, perhaps by `make run`")
 
 

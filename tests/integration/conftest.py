@@ -1,12 +1,14 @@
 """What most integration tests receive: a database, a broker with the topology, running processes, the HTTP API."""
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pika.data
 import pytest
+import structlog
 from flask.testing import FlaskClient
 
 from order_service import vendor
@@ -32,6 +34,15 @@ def wire(amqp_url: str) -> core.Wire:
     wire = core.Wire(amqp_url)
     wire.declare()
     return wire
+
+
+@pytest.fixture
+def own_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Commands leave the logging of this process, which the tests share, and its lines are no part of their output."""
+    monkeypatch.setattr("order_service.process.configure_logging", lambda *_: None)
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -127,7 +127,7 @@ class Secured:
 @pytest.fixture(autouse=True)
 def own_logging(monkeypatch: pytest.MonkeyPatch) -> None:
     # The settings of logging are of the whole process, which the tests share.
-    monkeypatch.setattr("order_service.process.configure_logging", lambda level: None)
+    monkeypatch.setattr("order_service.process.configure_logging", lambda *_: None)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """`python -m order_service compensations`, and a Payment Service that only speaks HTTP, on both databases."""
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
@@ -9,16 +10,18 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from order_service import handlers
-from order_service import unit_of_work as service
+from order_service import handlers, process
 from order_service.cli.main import main
 from order_service.domain.messages import ReportPaid
 from order_service.domain.order import State
+from order_service.process import Event
 from order_service.storage.bulk import Take
 from order_service.storage.database import Database
 from tests import builders
 from tests.integration import core
-from tests.integration.core import LATER, Log, completed, rejected, reserved
+from tests.integration.core import LATER, completed, rejected, reserved
+
+pytestmark = pytest.mark.usefixtures("own_logging")
 
 Command = Callable[..., Result]
 HTTP_ONLY = replace(builders.policy(), payment_events=False)
@@ -28,8 +31,6 @@ HTTP_ONLY = replace(builders.policy(), payment_events=False)
 def command(database: Database, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Runs `python -m order_service compensations` on this database."""
     monkeypatch.setenv("DATABASE_URL", database.url)
-    # The settings of logging are of the whole process, which the tests share.
-    monkeypatch.setattr("order_service.process.configure_logging", lambda level: None)
     return lambda *arguments: CliRunner().invoke(main, ["compensations", *arguments])
 
 
@@ -60,8 +61,8 @@ def test_refund_of_a_payment_reported_over_http_is_left_to_the_operator_and_logg
     database: Database, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given: paid before the menu rejects
-    log = Log()
-    monkeypatch.setattr(service, "log", log)
+    logged: list[Event] = []
+    monkeypatch.setattr(process, "log_events", lambda _, events: logged.extend(events))
     [order_id] = core.place_sent(database)
     with core.unit_of_work(database, policy=HTTP_ONLY) as work:
         handlers.change_order(work, order_id, ReportPaid())
@@ -74,9 +75,10 @@ def test_refund_of_a_payment_reported_over_http_is_left_to_the_operator_and_logg
     # then
     assert core.unsent_events(database, "RefundRequested") == []
     [refund] = core.compensation_rows(database)
-    logged = {"event": "payment must be refunded manually", "order_id": order_id, "refund_id": refund.id,
-              "payment_id": None, "amount": "nothing", "reason": "out_of_stock"}  # fmt: skip
-    assert log.errors() == [logged]
+    fields = {"order_id": order_id, "refund_id": refund.id, "payment_id": None, "amount": None,
+              "reason": "out_of_stock"}  # fmt: skip
+    errors = [event for event in logged if event[0] == logging.ERROR]
+    assert errors == [(logging.ERROR, "payment must be refunded manually", fields)]
     [shown] = listed(command)
     assert (shown["id"], shown["order_id"], shown["type"]) == (refund.id, order_id, "RefundRequested")
     assert (shown["state"], shown["attempts"]) == ("manual", 0)
@@ -137,7 +139,7 @@ def test_release_by_hand_is_confirmed_with_an_http_only_menu(
 def test_unknown_id_is_named(database: Database, command: Command) -> None:
     unknown = command("confirm", "nothing")
 
-    assert (unknown.exit_code, unknown.stderr) == (1, "Error: no release or refund has the id nothing\n")
+    assert (unknown.exit_code, unknown.stderr) == (2, "Error: no release or refund has the id nothing\n")
 
 
 def test_release_that_stays_unconfirmed_is_listed_as_such(database: Database, command: Command) -> None:

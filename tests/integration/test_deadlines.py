@@ -188,7 +188,7 @@ def test_postponing_leaves_a_dead_letter_with_the_event_id_unchanged(database: D
     [order_id] = core.place(database)
     event_id = core.get(database, order_id).event_id("OrderCreated")
     delivery = Delivery(MENU.name, "menu.reserved", b"{", {"message_id": event_id})
-    core.add_to_outbox(database, [dead_letter(rejection(delivery, "malformed", "body", "is not JSON"))])
+    core.add_to_outbox(database, [dead_letter(rejection(delivery, "malformed", "body", "is not JSON"), NOW)])
 
     core.pass_deadlines(database, LATER)
 

@@ -19,7 +19,7 @@ from order_service.domain.order import State
 from order_service.storage.database import OutcomeUnknown
 from order_service.web import openapi
 from tests.builders import menu_rejected, menu_reserved, order_request, reply
-from tests.http_service import RESPOND_ASYNC, Service, ServiceWith, served
+from tests.http_service import RESPOND_ASYNC, Service, ServiceWith, application, served
 
 Scenario = Callable[[Service], TestResponse]
 PAID = {"payment_status": "paid"}
@@ -148,12 +148,18 @@ def of_body(operation: str, method: str, path: str, valid: dict[str, Any]) -> di
     }
 
 
+def metrics_at_a_port_of_their_own(service: Service) -> TestResponse:
+    with application(service.database.url, ops_port=9100) as app:
+        return app.test_client().get("/metrics")
+
+
 PAYMENT = ("PUT", "/orders/1/payment")
 OF_ONE_ORDER = {
     "getOrder": ("GET", "/orders/1"),
     "cancelOrder": ("DELETE", "/orders/1"),
     "updatePayment": PAYMENT,
     "getHistory": ("GET", "/orders/1/history"),
+    "explainOrder": ("GET", "/orders/1/explain"),
     "streamOrder": ("GET", "/orders/1/events"),
 }
 #: How each answer of the OpenAPI document comes about: by operationId, and status or the problem's code.
@@ -187,6 +193,7 @@ SCENARIOS: dict[tuple[str, str], Scenario] = {
     ("updatePayment", "invalid_payment_status"): sent(*PAYMENT, json={"payment_status": "lunas"}),
     **of_body("updatePayment", *PAYMENT, PAID),
     ("getHistory", "200"): history_of_two,
+    ("explainOrder", "200"): sent_in(State.PAID, "GET", "/orders/1/explain"),
     ("streamOrder", "200"): sent_in(State.AWAITING_PAYMENT, "GET", "/orders/1/events"),
     ("streamOrder", "204"): streamed_after_the_last_event,
     ("streamOrder", "too_many_streams"): one_stream_too_many,
@@ -194,6 +201,7 @@ SCENARIOS: dict[tuple[str, str], Scenario] = {
     **{(name, "order_not_found"): sent(*request, json=PAID) for name, request in OF_ONE_ORDER.items()},
     ("health", "200"): sent("GET", "/healthz"),
     ("readiness", "200"): sent("GET", "/readyz"),
+    ("metrics", "not_found"): metrics_at_a_port_of_their_own,
     ("eventSchema", "not_found"): sent("GET", "/schemas/OrderEaten.json"),
 }
 

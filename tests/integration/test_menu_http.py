@@ -15,6 +15,7 @@ from consumers.menu_http.reservation import StockReserver
 from order_service.contract.envelope import Delivery
 from order_service.contract.topology import MENU_HTTP
 from order_service.domain.order import Order
+from order_service.ops import Loop
 from order_service.process import utc_now
 from order_service.storage.database import Database
 from order_service.storage.tables import menu_takings, order_history
@@ -30,7 +31,7 @@ DELIVERY = Delivery(MENU_HTTP.name, "order.created", b"")
 
 
 def reserver(database: Database, menus: Menus) -> StockReserver:
-    return StockReserver(builders.policy(), database, menus, threading.Event())
+    return StockReserver(builders.policy(), database, menus, threading.Event(), Loop("menu"))
 
 
 class Case:
@@ -373,7 +374,7 @@ def test_several_processes_with_the_same_order_take_each_line_once(database: Dat
 def test_process_stopped_during_a_put_still_records_its_answer(case: Case) -> None:
     # given
     stop = threading.Event()
-    case.stock = StockReserver(builders.policy(), case.database, Menus(case.menu.url), stop)
+    case.stock = StockReserver(builders.policy(), case.database, Menus(case.menu.url), stop, Loop("menu"))
     case.menu.before_put = lambda menu_id: stop.set()
 
     # when

@@ -76,6 +76,7 @@ def test_operations_name_the_scopes_of_which_one_suffices() -> None:
         "DELETE /orders/{id}": customers,
         "PUT /orders/{id}/payment": ["payments"],
         "GET /orders/{id}/history": customers,
+        "GET /orders/{id}/explain": customers,
         "GET /orders/{id}/events": customers,
         "GET /metrics": ["orders:all"],
     }

@@ -156,6 +156,7 @@ def test_dead_letter_reaches_its_queue_unchanged_and_with_its_reason(
         "x-error": "invalid",
         "x-error-detail": "invalid: data.amount must be a JSON number",
         "x-order-id": "5",
+        "x-dead-lettered-at": "2025-03-01T12:00:00Z",
         "x-origin-queue": "order-service.payment",
         "x-origin-routing-key": "payment.completed",
     }
@@ -187,7 +188,7 @@ def test_dead_letter_of_any_type_waits_for_its_queue(
         with wire.channel() as channel:
             channel.queue_delete(MENU.dead_letters)
         # when
-        core.add_to_outbox(database, [outgoing.dead_letter(rejected)])
+        core.add_to_outbox(database, [outgoing.dead_letter(rejected, NOW)])
         # then
         eventually(lambda: attempts(database) == [1], "the dead letter to be returned")
         wire.declare()

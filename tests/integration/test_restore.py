@@ -23,7 +23,7 @@ from tests.integration.core import POSTGRESQL_ONLY, completed, reserved
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 #: The shell blocks of the page, in order.
-BACKUP_SQLITE, BACKUP_POSTGRESQL, RESTORE_SQLITE, RESTORE_POSTGRESQL, SET_IDS, MOVE_IN = re.findall(
+BACKUP_SQLITE, BACKUP_POSTGRESQL, RESTORE_SQLITE, RESTORE_POSTGRESQL, SET_IDS, MOVE_IN, *_ = re.findall(
     r"^```sh\n(.*?)^```", OPERATIONS.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
 )
 
@@ -34,7 +34,7 @@ Command = Callable[..., Result]
 def command(monkeypatch: pytest.MonkeyPatch) -> Command:
     """`command(url, "ids")` runs `python -m order_service ids` on this database."""
     # The settings of logging are of the whole process, which the tests share.
-    monkeypatch.setattr("order_service.process.configure_logging", lambda level: None)
+    monkeypatch.setattr("order_service.process.configure_logging", lambda *_: None)
     return lambda url, *arguments: CliRunner(env={"DATABASE_URL": url}).invoke(main, arguments)
 
 

@@ -20,9 +20,10 @@ from consumers.menu_http import progress
 from consumers.menu_http.progress import Progress
 from order_service import handlers
 from order_service.cli.main import main
+from order_service.cli.rehearsal import rehearse
 from order_service.contract.envelope import Delivery
 from order_service.contract.topology import MENU
-from order_service.storage import history, migrate, orders
+from order_service.storage import facts, figures, history, migrate, orders
 from order_service.storage.bulk import Take
 from order_service.storage.database import Database
 from order_service.storage.outbox import Claim, Outcomes
@@ -133,6 +134,8 @@ def do_api(roles: Roles, api: Database) -> None:
     [order_id] = core.place(
         api, request={"idempotency_key": f"key-{core.count(api, metadata.tables['orders'])}", "request_hash": "h"}
     )
+    with api.reading() as connection:
+        assert facts.of_order(connection, order_id, policy=builders.policy()).unsent
     with opened(roles, "") as others:
         core.apply(others, core.reserved(order_id))
     core.cancel(api, order_id)
@@ -140,6 +143,7 @@ def do_api(roles: Roles, api: Database) -> None:
         order = orders.read_orders(connection, [order_id])[order_id]
         assert history.read_history(connection, order, limit=10)
         assert orders.list_orders(connection, user_id=order.user_id, states=(), before=None, limit=5).orders
+        assert facts.of_order(connection, order_id, policy=builders.policy()).unconfirmed_compensations == 1
 
 
 def do_consumers(roles: Roles, consumers: Database) -> None:
@@ -151,6 +155,7 @@ def do_consumers(roles: Roles, consumers: Database) -> None:
     with opened(roles, "") as others:
         [refund] = core.rows(others, compensations, compensations.c.order_id == order_id)
     core.apply(consumers, core.refunded(order_id, refund.id))
+    assert rehearse(consumers, builders.policy(), [core.reserved(order_id)])
     invalid = Delivery(MENU.name, "menu.reserved", b"no event", {"message_id": "1"}, 3)
     process_batch(consumers, builders.policy(), [invalid])
     retry_poison_message(consumers, builders.policy(), invalid)
@@ -162,6 +167,8 @@ def do_consumers(roles: Roles, consumers: Database) -> None:
 
 def do_publishers(roles: Roles, publishers: Database) -> None:
     migrate.check_migrated(publishers)
+    with publishers.reading() as connection:
+        assert figures.read(connection, 10)
     listener = publishers.listen()
     assert listener
     listener.close()
@@ -193,8 +200,13 @@ def do_publishers(roles: Roles, publishers: Database) -> None:
 
 def do_readonly(roles: Roles, readonly: Database) -> None:
     migrate.check_migrated(readonly)
-    done = CliRunner(env={"DATABASE_URL": readonly.url}).invoke(main, ["compensations", "list"])
-    assert done.exit_code == 0, done.output
+    env = {"DATABASE_URL": readonly.url, "RABBITMQ_URL": core.UNREACHABLE_BROKER}
+    with opened(roles, "") as others:
+        order_id = str(core.place(others)[0])
+    commands = [["compensations", "list"], ["outbox", "list"], ["stuck"], ["explain", order_id], ["timeline", order_id]]
+    for command in commands:
+        done = CliRunner(env=env).invoke(main, command)
+        assert done.exit_code in (0, 1), (command, done.output)
 
 
 JOBS: dict[str, Callable[[Roles, Database], None]] = {

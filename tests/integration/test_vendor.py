@@ -26,6 +26,7 @@ from prometheus_client import CollectorRegistry, generate_latest, multiprocess
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from order_service import vendor
+from order_service.ops import Loop
 from order_service.process import StopFlag
 from order_service.storage.database import CHANNEL, Database
 from order_service.storage.tables import outbox
@@ -65,7 +66,12 @@ def test_a_reset_just_after_the_broker_accepted_a_connection_is_a_lost_connectio
 def test_a_pipeline_that_is_reset_loses_its_connection(resetting_broker: str, tmp_path: Path) -> None:
     with core.opened(f"sqlite:///{tmp_path}/orders.db") as database, pytest.raises(AMQPConnectionError):
         Pipeline(
-            pika.URLParameters(resetting_broker), database, StopFlag(), Memory(), on_first_confirm=lambda: None
+            pika.URLParameters(resetting_broker),
+            database,
+            StopFlag(),
+            Memory(),
+            loop=Loop("relay"),
+            on_first_confirm=lambda: None,
         ).run()
 
 

@@ -21,7 +21,7 @@ PASSWORDS = {user.password_variable: f"canary-{user.name}-ü" for user in USERS}
 @pytest.fixture(autouse=True)
 def own_logging(monkeypatch: pytest.MonkeyPatch) -> None:
     # The settings of logging are of the whole process, which the tests share.
-    monkeypatch.setattr("order_service.process.configure_logging", lambda level: None)
+    monkeypatch.setattr("order_service.process.configure_logging", lambda *_: None)
 
 
 def run(*arguments: str, **env: str | None) -> Result:

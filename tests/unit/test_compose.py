@@ -151,6 +151,26 @@ def test_the_health_check_of_a_container_needs_an_answer_with_200() -> None:
     assert run_healthcheck(str(port), "/readyz") == 1
 
 
+def test_a_container_is_healthy_if_it_is_alive_and_ready() -> None:
+    paths: list[bytes] = []
+    statuses = {b"/healthz": [b"200", b"200", b"503"], b"/readyz": [b"200", b"503"]}
+    with socket.create_server(("localhost", 0)) as server:
+
+        def answer() -> None:
+            while True:
+                connection, _ = server.accept()
+                with connection:
+                    paths.append(connection.recv(4096).split()[1])
+                    connection.sendall(b"HTTP/1.1 %b Some\r\n\r\n" % statuses[paths[-1]].pop(0))
+
+        threading.Thread(target=answer, daemon=True).start()
+        port = str(server.getsockname()[1])
+        results = [run_healthcheck(ORDER_OPS_PORT=port) for _ in range(3)]
+
+    assert results == [0, 1, 1]
+    assert paths == [b"/healthz", b"/readyz", b"/healthz", b"/readyz", b"/healthz"]
+
+
 def test_scripts_have_no_crlf_in_a_checkout_of_windows(tmp_path: Path) -> None:
     # given
     source, checkout = tmp_path / "source", tmp_path / "checkout"

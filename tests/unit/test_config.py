@@ -164,9 +164,10 @@ ENVIRONMENTS = {
 CONNECTING = ["migrate", "topology", "events tail"]
 #: All others, with arguments; {file} names one that has a secret.
 COMMANDS = [
-    "settings", "saga", "asyncapi", "schemas {directory}", "events page", "events sample OrderCreated",
+    "settings", "metrics", "saga", "asyncapi", "schemas {directory}", "events page", "events sample OrderCreated",
     "events validate {file}", "events publish --unchecked {file}", "broker rights", "broker definitions", "compensations list",
-    "compensations confirm 1", "database roles", "ids", "siblings check menu", "token --sub 1 --scope orders --key {file}",
+    "compensations confirm 1", "compensations retry", "outbox list", "outbox retry", "dlq list", "dlq show 1", "dlq replay 1",
+    "dlq discard 1 --yes", "doctor", "explain 1", "timeline 1", "stuck", "database roles", "ids", "siblings check menu", "token --sub 1 --scope orders --key {file}",
     "--help", "events publish --help", "none",
 ]  # fmt: skip
 
@@ -283,6 +284,8 @@ def test_only_the_api_needs_to_know_its_callers(monkeypatch: pytest.MonkeyPatch)
 def test_only_the_api_reads_what_other_programs_set_as_host_and_port(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOST", "x86_64-conda-linux-gnu")
     monkeypatch.setenv("PORT", "tcp://10.0.0.1:5003")
+    # The settings of logging are of the whole process, which the tests share.
+    monkeypatch.setattr(process, "configure_logging", lambda *_: None)
 
     assert process.begin().port == 5003
     with pytest.raises(SystemExit):

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from order_service.cli.pages import saga_page, settings_page
+from order_service.cli.pages import metrics_page, saga_page, settings_page
 from order_service.contract.event_tables import events_page
 from order_service.domain.order import State
 from order_service.domain.saga import DECISIONS
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES: dict[str, Callable[[], str]] = {"saga": saga_page, "settings": settings_page, "events page": events_page}
+PAGES: dict[str, Callable[[], str]] = {
+    "saga": saga_page, "settings": settings_page, "metrics": metrics_page, "events page": events_page,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("command", PAGES)

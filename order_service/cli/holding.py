@@ -1,0 +1,112 @@
+"""Hold dead letters: the selection of those that a command concerns, and their way back to their queues."""
+
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import chain, islice
+from typing import Any
+
+import click
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import NackError, UnroutableError
+from pika.spec import BasicProperties
+
+from order_service import vendor
+from order_service.cli.broker import open_channel
+from order_service.cli.reporting import Report
+from order_service.config import Settings
+from order_service.contract import topology
+from order_service.contract.dead_letters import DeadLetter
+from order_service.contract.headers import properties_of
+
+#: The most dead letters of a queue that one command looks at: this process holds them in the meantime.
+MAX_LOOKED_AT = 10_000
+#: After this time without a message a queue is empty, or another command holds its messages, in seconds.
+QUIET_SECONDS = 1
+REMEDY = "Run `python -m order_service topology` first; it declares the queues."
+
+
+Matches = Callable[[DeadLetter], bool]
+
+
+def selection(
+    ids: Sequence[str] = (),
+    *,
+    reason: str | None = None,
+    event_type: str | None = None,
+    order_id: int | None = None,
+    everything: bool = False,
+) -> Matches:
+    """Which dead letters a command concerns; what is not given matches all. Raises UsageError if nothing is given."""
+    if everything == bool(ids or reason or event_type or order_id):
+        raise click.UsageError("name dead letters by ID, --reason, --type or --order, or all of them by --all")
+    return lambda letter: (
+        (not ids or letter.id in ids)
+        and reason in (None, letter.reason)
+        and event_type in (None, letter.type)
+        and order_id in (None, letter.order_id)
+    )
+
+
+def selected(command: Callable[..., Report]) -> Callable[..., Report]:
+    """Add the options that select dead letters; the command receives them as the arguments of `selection`."""
+    for option in (
+        click.option("--all", "everything", is_flag=True, help="All."),
+        click.option("--order", "order_id", type=int, help="Those that concern this order."),
+        click.option("--type", "event_type", help="Those of this event type."),
+        click.option("--reason", help="Those with this reason, such as invalid."),
+        click.argument("ids", metavar="[ID]...", nargs=-1),
+    ):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def holding(
+    settings: Settings, matches: Matches, *, progress: str = ""
+) -> Iterator[tuple[BlockingChannel, Iterator[DeadLetter]]]:
+    """Hold each dead letter once, and iterate over those that match. At the end the others return to their places."""
+    vendor.tolerate_unusual_headers()
+    queues = topology.declared_queues(menu_over_http=bool(settings.menu_service_url))
+    with open_channel(settings, role="dlq", remedy=REMEDY) as channel:
+        counts = {q: channel.queue_declare(q.dead_letters, passive=True).method.message_count for q in queues}
+        # No more than there were: one that is rejected again comes back to the end of the queue.
+        most = {queue: min(count, MAX_LOOKED_AT) for queue, count in counts.items()}
+        channel.basic_qos(prefetch_count=MAX_LOOKED_AT)
+        all_held = chain.from_iterable(islice(_consumed(channel, queue), count) for queue, count in most.items())
+        length = sum(most.values())
+        with click.progressbar(all_held, length, label=progress, hidden=not progress, file=sys.stderr) as advancing:
+            yield channel, filter(matches, advancing)
+    if most != counts:
+        click.echo(f"Only the first {MAX_LOOKED_AT} dead letters of each queue were looked at.", err=True)
+
+
+def _consumed(channel: BlockingChannel, queue: topology.Queue) -> Iterator[DeadLetter]:
+    """The dead letters of a queue, until none is left.
+
+    By a subscription, whose messages a quorum queue takes back in their order: those of basic.get are taken back in any
+    order. It ends with the channel, because pika rejects some messages when it cancels one.
+    """
+    arrived: deque[tuple[Any, ...]] = deque()
+    channel.basic_consume(queue.dead_letters, lambda *delivery: arrived.append(delivery[1:]))
+    while True:
+        if not arrived:
+            channel.connection.process_data_events(QUIET_SECONDS)
+        if not arrived:
+            return
+        deliver, properties, body = arrived.popleft()
+        yield DeadLetter(queue, properties_of(properties), body, deliver.delivery_tag)
+
+
+def publish(channel: BlockingChannel, letter: DeadLetter, body: bytes, now: datetime) -> None:
+    """Publish a dead letter to its queue, with this body, and delete it after the confirm. Raises ClickException."""
+    properties = BasicProperties(**letter.replayed(body, now))
+    try:
+        channel.basic_publish(topology.DEAD_LETTER_EXCHANGE, letter.queue.name, body, properties, mandatory=True)
+    except UnroutableError:
+        raise click.ClickException(f"{letter.queue.name} is not bound; nothing is lost. {REMEDY}") from None
+    except NackError:
+        raise click.ClickException(f"the broker refuses messages for {letter.queue.name}; is it full?") from None
+    channel.basic_ack(letter.tag)

@@ -1,0 +1,52 @@
+"""What the commands for operators share: output as text or JSON, and exit codes."""
+
+import json
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import click
+
+from order_service.contract.envelope import utc_text
+from order_service.domain.order import UnknownOrder
+
+
+class Report(NamedTuple):
+    """What a command found: the value that --json prints, and the lines that it prints otherwise."""
+
+    value: object
+    lines: Iterable[str]
+    #: For standard error, beside the lines.
+    note: str = ""
+    #: Whether there is something to act on.
+    has_findings: bool = False
+
+
+class ForScripts(click.Command):
+    """A command that returns a Report; it exits with 1 if there is something to act on, and with 2 if it cannot run."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.params.append(click.Option(["--json", "as_json"], is_flag=True, help="Print JSON."))
+
+    def invoke(self, ctx: click.Context) -> None:
+        as_json = ctx.params.pop("as_json")
+        try:
+            report: Report = super().invoke(ctx)
+        except UnknownOrder as error:
+            raise click.UsageError(str(error)) from error
+        except click.ClickException as error:
+            error.exit_code = 2  # type: ignore[misc]
+            raise
+        if as_json:
+            click.echo(json.dumps(report.value, indent=2, ensure_ascii=False, default=_encoded))
+        else:
+            for line in report.lines:
+                click.echo(line)
+            if report.note:
+                click.echo(report.note, err=True)
+        ctx.exit(int(report.has_findings))
+
+
+def _encoded(value: object) -> str:
+    return utc_text(value) if isinstance(value, datetime) else str(value)

@@ -1,0 +1,122 @@
+"""The second listener of a process (ORDER_OPS_PORT), for monitoring systems: /metrics, /healthz and /readyz."""
+
+import json
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import psycopg
+import sqlalchemy as sa
+import structlog
+from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
+from werkzeug.wrappers import Request, Response
+
+from order_service import process, vendor
+from order_service.config import Settings
+from order_service.storage import migrate
+from order_service.storage.database import Database
+
+log = structlog.get_logger(__name__)
+#: A loop that has not turned for this long is stuck, in seconds. Reaching an absent server takes less per turn.
+STUCK_SECONDS = 30.0
+#: After this time a lock of the database is reported, in seconds: probes do not wait for long.
+LOCK_SECONDS = 1
+#: How long a client may be silent, in seconds.
+CLIENT_SECONDS = 10
+#: https://prometheus.io/docs/instrumenting/exposition_formats/
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Loop:
+    """One loop of a process: when it last turned, and what it still needs before it can work."""
+
+    def __init__(self, name: str, *, missing: str = "", turned_at: float | None = None) -> None:
+        self.name, self.missing = name, missing
+        #: On the monotonic clock. None: it has not begun, because the process waits for the database.
+        self.turned_at = turned_at
+
+    def turn(self) -> None:
+        self.turned_at = time.monotonic()
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """At the end of the block, such as that of a connection, the loop misses what it missed at the beginning."""
+        missing = self.missing
+        self.turn()
+        try:
+            yield
+        finally:
+            self.missing = missing
+
+    @property
+    def still_seconds(self) -> float:
+        """How long ago it turned, in seconds."""
+        return 0.0 if self.turned_at is None else time.monotonic() - self.turned_at
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = CLIENT_SECONDS
+
+    def log_request(self, *_: object) -> None:
+        """No line for each request: they are many, and all alike."""
+
+
+def _answer(request: Request, database_url: str, loops: Sequence[Loop]) -> Response:
+    match request.path:
+        case "/metrics":
+            return Response(vendor.prometheus_metrics(), content_type=METRICS_TYPE)
+        case "/healthz":
+            stuck = {loop.name: round(loop.still_seconds, 1) for loop in loops if loop.still_seconds > STUCK_SECONDS}
+            return _json(503, status="stuck", seconds_since_turn=stuck) if stuck else _json(200, status="ok")
+        case "/readyz":
+            missing = [*_missing_of_database(database_url), *(loop.missing for loop in loops if loop.missing)]
+            return _json(503, status="not ready", missing=missing) if missing else _json(200, status="ready")
+    return _json(404, status="not found", paths=["/metrics", "/healthz", "/readyz"])
+
+
+def _json(code: int, **members: object) -> Response:
+    return Response(json.dumps(members), code, mimetype="application/json")
+
+
+def _missing_of_database(url: str) -> list[str]:
+    database = Database(url, pool_size=1, lock_seconds=LOCK_SECONDS, role="readiness")
+    try:
+        migrate.check_migrated(database)
+        database.check_writable()
+        with database.engine.connect() as connection:
+            connection.execute(sa.text("SELECT 1"))  # on SQLite a transaction that may write, and is rolled back
+    except migrate.NotMigrated as error:
+        return [str(error)]
+    except (sa.exc.SQLAlchemyError, sqlite3.Error, psycopg.Error) as error:  # the latter two while connecting
+        return [f"the database cannot be used: {process.first_line(error)}"]
+    finally:
+        # Not kept: gunicorn forks its workers from this process.
+        database.dispose()
+    return []
+
+
+def serve(
+    settings: Settings, loops: Callable[[], Sequence[Loop]], *, reuse_port: bool = False
+) -> BaseWSGIServer | None:
+    """Serve in a thread if ORDER_OPS_PORT is set. Exits with 2, and names it, if this process cannot listen there.
+
+    `reuse_port`: another process that did so, too, may listen there.
+    """
+    host, port = settings.host, settings.ops_port
+    if port is None:
+        return None
+    is_v6 = ":" in host
+    family = socket.AF_INET6 if is_v6 else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, reuse_port=reuse_port, dualstack_ipv6=is_v6)
+    except OSError as error:
+        process.refuse_address(error, host, port, setting="ORDER_OPS_PORT")
+    application = Request.application(lambda request: _answer(request, settings.database_url, loops()))
+    with listener:  # the server has a duplicate of it
+        server = make_server(host, port, application, threaded=True, request_handler=_Handler, fd=listener.fileno())
+    threading.Thread(target=server.serve_forever, daemon=True, name="ops").start()
+    log.info("serving metrics and health", port=port)
+    return server

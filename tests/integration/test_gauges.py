@@ -1,0 +1,98 @@
+"""The gauges of the database: their values, and what reading them costs."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from order_service import metrics
+from order_service.process import utc_now
+from order_service.storage import figures
+from order_service.storage.database import Database
+from publishers.gauges import Gauges
+from tests.integration import core
+
+
+def values(gauges: Gauges) -> dict[tuple[str, str], float]:
+    """By name and state."""
+    samples = [sample for family in gauges.collect() for sample in family.samples]
+    return {(sample.name, sample.labels.get("state", "")): sample.value for sample in samples}
+
+
+def test_gauges_count_what_is_open(database: Database) -> None:
+    # given
+    now = utc_now()
+    waiting = core.place(database, 3, now=now - timedelta(seconds=100))
+    priced, paid, cancelled = core.place_sent(database, 3, now=now - timedelta(seconds=50))
+    core.apply(database, core.reserved(priced), core.reserved(paid), core.completed(paid), now=now)
+    core.apply(database, core.reserved(cancelled), now=now)
+    core.cancel(database, cancelled, now=now)
+    core.clear_outbox(database)
+    core.place(database, 2, now=now - timedelta(seconds=20))
+
+    # when
+    found = values(Gauges(database, compensation_attempts=1))
+
+    # then
+    pending = metrics.PENDING.name
+    assert found.pop((metrics.OLDEST_PENDING.name, "")) == pytest.approx(100, abs=30)
+    assert found.pop((metrics.OUTBOX_OLDEST.name, "")) == pytest.approx(20, abs=15)
+    assert found == {
+        (pending, "awaiting_menu"): len(waiting) + 2,
+        (pending, "awaiting_menu_prepaid"): 0,
+        (pending, "awaiting_payment"): 1,
+        (metrics.OUTBOX_ROWS.name, ""): 2,
+        (metrics.UNCONFIRMED.name, ""): 1,
+    }
+    assert values(Gauges(database, compensation_attempts=2))[metrics.UNCONFIRMED.name, ""] == 0
+
+
+def test_confirmed_compensation_is_counted_no_more(database: Database) -> None:
+    [order_id] = core.place_sent(database)
+    core.apply(database, core.reserved(order_id))
+    core.cancel(database, order_id)
+    [row] = core.compensation_rows(database)
+
+    core.apply(database, core.released(order_id, row.id))
+
+    assert values(Gauges(database, compensation_attempts=1))[metrics.UNCONFIRMED.name, ""] == 0
+
+
+def test_database_is_queried_once_for_any_number_of_scrapes(database: Database) -> None:
+    sent: list[str] = []
+    sa.event.listen(database.engine, "before_cursor_execute", lambda *given: sent.append(given[2]))
+    gauges = Gauges(database, compensation_attempts=1)
+
+    scrapes = [values(gauges) for _ in range(50)]
+
+    assert len([each for each in sent if each.startswith("SELECT")]) <= 4, sent
+    assert scrapes == [scrapes[0]] * 50
+
+
+def test_gauges_have_no_values_while_the_database_cannot_be_read() -> None:
+    database = Database("postgresql://nobody@127.0.0.1:1/none")
+
+    assert values(Gauges(database, compensation_attempts=1)) == {}
+
+
+def test_only_open_rows_are_read(database: Database) -> None:
+    # given: of many rows, few are open
+    sent: list[tuple[str, Any]] = []
+    core.place_sent(database)
+    sa.event.listen(database.engine, "before_cursor_execute", lambda *given: sent.append((given[2], given[3])))
+    with database.reading() as connection:
+        figures.read(connection, 10)
+
+    # when
+    explain = "EXPLAIN QUERY PLAN" if database.is_sqlite else "EXPLAIN"
+    selects = [each for each in sent if each[0].startswith("SELECT") and "outbox" not in each[0]]
+    with database.reading() as connection:
+        plans = [
+            "\n".join(str(row[-1]) for row in connection.exec_driver_sql(f"{explain} {statement}", parameters))
+            for statement, parameters in selects
+        ]
+
+    # then
+    assert "ix_orders_due_at" in plans[0], plans
+    assert "ix_compensations_unconfirmed" in plans[1], plans

@@ -1,0 +1,116 @@
+"""The listener for monitoring: what it answers, and when a loop counts as stuck."""
+
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from order_service import ops, process
+from order_service.config import Settings
+from order_service.ops import STUCK_SECONDS, Loop
+
+Get = Callable[..., tuple[int, Any]]
+
+
+@pytest.fixture
+def loops() -> list[Loop]:
+    return [Loop("relay"), Loop("deadlines")]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    return Settings(database_url=f"sqlite:///{tmp_path}/orders.db", ops_port=port)
+
+
+@pytest.fixture
+def get(settings: Settings, loops: list[Loop]) -> Iterator[Get]:
+    server = ops.serve(settings, lambda: loops)
+    assert server
+
+    def get(path: str, method: str = "GET") -> tuple[int, Any]:
+        with closing(http.client.HTTPConnection("127.0.0.1", settings.ops_port, timeout=10)) as connection:
+            connection.request(method, path)
+            response = connection.getresponse()
+            body = response.read()
+            return response.status, json.loads(body) if "json" in response.headers["Content-Type"] and body else body
+
+    yield get
+    server.shutdown()
+    server.server_close()
+
+
+def test_process_is_healthy_until_one_of_its_loops_is_stuck(get: Get, loops: list[Loop]) -> None:
+    assert get("/healthz") == (200, {"status": "ok"})  # none has begun: the process waits for the database
+
+    loops[0].turn()
+    loops[1].turned_at = time.monotonic() - STUCK_SECONDS + 5
+    assert get("/healthz") == (200, {"status": "ok"})
+
+    loops[1].turned_at -= 6
+    status, body = get("/healthz")
+    assert (status, body["status"]) == (503, "stuck")
+    assert STUCK_SECONDS < body["seconds_since_turn"].pop("deadlines") < STUCK_SECONDS + 5
+    assert body["seconds_since_turn"] == {}
+
+    loops[1].turn()
+    assert get("/healthz?from=probe", "HEAD")[0] == 200
+
+
+def test_readiness_names_everything_that_is_missing(get: Get, loops: list[Loop]) -> None:
+    loops[0].missing = "relay: not connected to the broker"
+
+    status, body = get("/readyz")
+
+    assert (status, body["status"]) == (503, "not ready")
+    assert body["missing"][1:] == ["relay: not connected to the broker"]
+    assert "migration none" in body["missing"][0]
+
+
+def test_metrics_are_in_the_text_format_and_other_paths_are_not_found(get: Get) -> None:
+    assert get("/metrics")[0] == 200
+    assert b"python_info" in get("/metrics")[1]
+    assert get("/orders")[0] == 404
+
+
+def test_a_silent_client_delays_no_other(get: Get, settings: Settings) -> None:
+    with socket.create_connection(("127.0.0.1", settings.ops_port or 0)):
+        assert get("/healthz")[0] == 200
+
+
+def test_nothing_listens_without_the_setting(settings: Settings) -> None:
+    before = threading.active_count()
+
+    assert ops.serve(settings.model_copy(update={"ops_port": None}), list) is None
+    assert threading.active_count() == before
+
+
+def test_an_address_that_is_in_use_ends_the_process_and_is_named(
+    get: Get, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        ops.serve(settings, list)
+
+    assert f"ORDER_OPS_PORT: another program listens on {settings.ops_port} of 127.0.0.1" in capsys.readouterr().err
+
+
+def test_host_is_read_by_a_process_without_an_api_only_for_this_listener(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The settings of logging are of the whole process, which the tests share.
+    monkeypatch.setattr(process, "configure_logging", lambda *_: None)
+    monkeypatch.setenv("HOST", "x86_64-conda-linux-gnu")
+    assert process.begin().host == "127.0.0.1"
+
+    monkeypatch.setenv("ORDER_OPS_PORT", "9100")
+    with pytest.raises(SystemExit, match="2"):
+        process.begin()
+
+    monkeypatch.setenv("HOST", "0.0.0.0")
+    assert (process.begin().host, process.begin().ops_port) == ("0.0.0.0", 9100)
