@@ -102,10 +102,12 @@ def _printable(character: str) -> str:
 
 
 def _json_text(value: object, **_: object) -> str:
-    try:
-        return to_json(value, fallback=repr, inf_nan_mode="strings").decode()
-    except ValueError:  # bytes or surrogates that are not UTF-8
-        return json.dumps(value, default=repr)
+    with suppress(ValueError):  # bytes or surrogates that are not UTF-8
+        text = to_json(value, fallback=repr, inf_nan_mode="strings").decode()
+        if text.isprintable():
+            return text
+    # ASCII only: other control characters could drive a terminal.
+    return json.dumps(value, default=repr)
 
 
 def log_events(logger: str, events: Sequence[Event]) -> None:

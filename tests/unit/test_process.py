@@ -1,5 +1,6 @@
 """The retry loop of every process: when it retries, what it logs, and how it ends; without sleeping."""
 
+import json
 import os
 import re
 import subprocess
@@ -174,7 +175,7 @@ FIELD = re.compile(r"""(\w+)=('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\S*)""")
 LOGGING = """
 import logging, structlog
 from order_service import process
-process.configure_logging("INFO")
+process.configure_logging("INFO", "{log_format}")
 for value in {values}:
     structlog.get_logger("a").info("message refused", id=value, code="x")
     logging.getLogger("b").info("invalid request: %s", value)
@@ -185,8 +186,9 @@ IMITATIONS = [
 ]  # fmt: skip
 
 
-def test_no_logged_value_imitates_a_field_or_a_line_or_drives_a_terminal() -> None:
-    script = LOGGING.format(values=ascii(IMITATIONS))
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_no_logged_value_imitates_a_field_or_a_line_or_drives_a_terminal(log_format: str) -> None:
+    script = LOGGING.format(values=ascii(IMITATIONS), log_format=log_format)
     environment = os.environ | {"PYTHONUTF8": "1"}
     command = [sys.executable, "-c", script]
 
@@ -195,5 +197,8 @@ def test_no_logged_value_imitates_a_field_or_a_line_or_drives_a_terminal() -> No
     lines = log.removesuffix("\n").split("\n")
     assert len(lines) == 2 * len(IMITATIONS)
     assert [line for line in lines if not line.isprintable()] == []
+    if log_format == "json":
+        assert [json.loads(line)["id"] for line in lines[::2]] == IMITATIONS
+        return
     for line in lines[::2]:
         assert [name for name, _ in FIELD.findall(line)] == ["code", "id"], line
