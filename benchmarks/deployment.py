@@ -198,7 +198,8 @@ def started(system: System, shared: Servers, database_url: str) -> Iterator[Depl
             deployment.start(name, stack)
         deployment.wait_ready()
         before = deployment.paid()
-        load.post_orders(shared.port, [0.0] * WARM_UP_ORDERS, connections=16, prefer=PREFER)
+        due_times = [0.0] * WARM_UP_ORDERS
+        load.post_orders(shared.port, due_times, connections=16, prefer=PREFER, users=system.users())
         deployment.wait_until(deployment.paid, before + WARM_UP_ORDERS, what="paid orders")
         servers.settle(database_url)
         yield deployment

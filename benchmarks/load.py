@@ -9,10 +9,12 @@ import selectors
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
-BODY = json.dumps({"user_id": 1, "menu_ids": [1, 2]}).encode()
+from benchmarks.system import User
+
 #: Seconds without any response after which a run fails.
 SILENCE_SECONDS = 30.0
 
@@ -31,18 +33,24 @@ class Responses:
     statuses: Counter[int]
 
 
-def post_orders(port: int, due_times: Iterable[float], *, connections: int, prefer: str | None) -> Responses:
-    """Post one order at each of these moments, in their order, as soon as a connection is free.
+def post_orders(
+    port: int, due_times: Iterable[float], *, connections: int, prefer: str | None, users: Sequence[User]
+) -> Responses:
+    """Post an order of the next user at each of these moments, in their order, as soon as a connection is free.
 
     A latency counts from the moment when the order was due; with 0, an order is due when a connection is free.
     """
-    preference = f"Prefer: {prefer}\r\n" if prefer else ""
-    head = (
-        f"POST /orders HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n{preference}"
-        f"Content-Length: {len(BODY)}\r\n\r\n"
-    )
-    with _Clients(port, connections, head.encode() + BODY) as clients:
+    with _Clients(port, connections, [_request(port, prefer, user) for user in users]) as clients:
         return clients.run(deque(due_times))
+
+
+def _request(port: int, prefer: str | None, user: User) -> bytes:
+    body = json.dumps({"user_id": user.id, "menu_ids": [1, 2]})
+    headers = {"Host": f"127.0.0.1:{port}", "Content-Type": "application/json", "Content-Length": len(body)}
+    headers |= {"Prefer": prefer} if prefer else {}
+    headers |= {"Authorization": user.authorization} if user.authorization else {}
+    lines = ["POST /orders HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", body]
+    return "\r\n".join(lines).encode()
 
 
 class _Client:
@@ -68,9 +76,9 @@ class _Client:
 
 
 class _Clients(contextlib.ExitStack):
-    def __init__(self, port: int, connections: int, request: bytes) -> None:
+    def __init__(self, port: int, connections: int, requests: Sequence[bytes]) -> None:
         super().__init__()
-        self._port, self._request, self._connections = port, request, connections
+        self._port, self._requests, self._connections = port, cycle(requests), connections
         self._selector = self.enter_context(selectors.DefaultSelector())
         self._idle: deque[_Client] = deque()
         for _ in range(connections):
@@ -89,7 +97,7 @@ class _Clients(contextlib.ExitStack):
             while due and self._idle and due[0] <= now:
                 client = self._idle.popleft()
                 client.since = due.popleft() or now
-                client.socket.sendall(self._request)
+                client.socket.sendall(next(self._requests))
             pause = max(0.0, due[0] - now) if due and self._idle else SILENCE_SECONDS
             ready = self._selector.select(pause)
             if not ready and pause >= SILENCE_SECONDS:

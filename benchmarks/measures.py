@@ -108,7 +108,9 @@ def _post_until_paid(
 ) -> tuple[Responses, float]:
     """The responses to these POSTs, and the moment at which all of their orders are paid."""
     before = deployment.paid()
-    responses = load.post_orders(deployment.servers.port, due_times, connections=connections, prefer=prefer)
+    responses = load.post_orders(
+        deployment.servers.port, due_times, connections=connections, prefer=prefer, users=deployment.system.users()
+    )
     if not responses.statuses.keys() <= {200, 201, 202}:  # a rejected order costs less than an accepted one
         raise RunFailed(f"not every order was accepted: {dict(responses.statuses)}")
     return responses, deployment.wait_until(deployment.paid, before + len(due_times), what="paid orders")

@@ -17,7 +17,7 @@ PANELS = (
 )
 #: Pixels.
 WIDTH, LABEL_WIDTH, BAR_WIDTH, ROW_HEIGHT, TITLE_HEIGHT = 760, 170, 420, 24, 44
-COLOURS = {"ours": "#0b6e4f", "probe": "#9a9a9a", "peer": "#c8791a"}
+COLOURS = {"ours": "#0b6e4f", "variant": "#6aa58f", "probe": "#9a9a9a", "peer": "#c8791a"}
 
 
 def markdown(

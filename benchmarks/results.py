@@ -71,8 +71,10 @@ def percentile(values: Iterable[float], percent: float) -> float:
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)] if ordered else math.nan
 
 
-def kind_of(system: str) -> Literal["ours", "probe", "peer"]:
-    return "ours" if system == "ours" else "probe" if system.startswith("probe-") else "peer"
+def kind_of(system: str) -> Literal["ours", "variant", "probe", "peer"]:
+    if system.startswith("ours"):
+        return "ours" if system == "ours" else "variant"
+    return "probe" if system.startswith("probe-") else "peer"
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,15 @@ class Goal:
 
 
 REPLIES, ORDERS, CPU = "replies_per_second", "paid_per_second", "cpu_seconds_per_1000"
+POSTS = "accepted_per_second"
 GOALS = (
     Goal("replies/s of one consumer, to the best peer", "worker", REPLIES, "at least", 15, "peer"),
     Goal("replies/s of one consumer, to the probe", "worker", REPLIES, "at least", 0.75, "probe"),
     Goal("orders/s, POST to paid, to the best peer", "end-to-end", ORDERS, "at least", 4, "peer"),
     Goal("orders/s, POST to paid, to the probe on granian", "end-to-end", ORDERS, "at least", 0.85, "probe-granian"),
     Goal("CPU s per 1,000 orders, to the best peer", "end-to-end", CPU, "at most", 0.25, "peer"),
+    Goal("POSTs/s, to those with tokens and limits", "end-to-end", POSTS, "at most", 1 / 0.85, "ours-access"),
+    Goal("orders/s, to those with metrics and logs", "end-to-end", ORDERS, "at most", 1 / 0.95, "ours-observed"),
     Goal("orders/s on SQLite, to PostgreSQL", "end-to-end", ORDERS, "at least", 0.6, "ours", "sqlite"),
     Goal("POST to paid, p50 at 50 orders/s, to the best peer", "idle", "idle_p50_ms", "at most", 1, "peer"),
     Goal("POST to paid, p99 at half of full load", "idle", "half_p99_ms", "at most", 150, unit="ms"),

@@ -56,6 +56,8 @@ class Plan:
                 for system in self.systems:
                     if measure.ours_only and system.name != "ours":
                         continue
+                    if system.measures is not None and name not in system.measures:
+                        continue
                     if database in measure.databases & system.databases:
                         run = partial(_run, measure, servers, system, database, self.effort)
                         yield Key(name, system.name, database), number, run

@@ -35,6 +35,13 @@ class Message(NamedTuple):
     properties: BasicProperties
 
 
+class User(NamedTuple):
+    """Who posts an order, and the value of the Authorization header, if any."""
+
+    id: int
+    authorization: str = ""
+
+
 #: Encodes a reply of a sibling, given by its routing key and its data, as a message with a new id.
 Encode = Callable[[str, dict[str, Any]], Message]
 
@@ -138,5 +145,9 @@ class System:
     worker: str = "worker"
     environment: Mapping[str, str] = field(default_factory=dict)
     databases: frozenset[str] = frozenset({"postgresql"})
+    #: Those whose orders are posted, in turn.
+    users: Callable[[], Sequence[User]] = lambda: (User(1),)
+    #: The measures that it takes part in; None is all.
+    measures: frozenset[str] | None = None
     #: The number of orders that an end-to-end run posts: enough for about ten seconds.
     orders: int = 1500
