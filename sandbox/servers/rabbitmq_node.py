@@ -48,12 +48,18 @@ def free_ports(*, preferred: tuple[int, int] = (0, 0)) -> Ports:
 
 @contextlib.contextmanager
 def running(
-    data_dir: Path, node_ports: Ports, *, keep: bool, configuration: str = "", erlang_arguments: str = ""
+    data_dir: Path,
+    node_ports: Ports,
+    *,
+    keep: bool,
+    configuration: str = "",
+    erlang_arguments: str = "",
+    plugins: tuple[str, ...] = (),
 ) -> Iterator[None]:
     """Run a node on these ports with all its files in data_dir. Yields when AMQP and management are up.
 
     Without `keep`, the node starts empty and is killed at the end: a graceful shutdown takes 6 s. `configuration`:
-    more lines for rabbitmq.conf.
+    more lines for rabbitmq.conf. `plugins`: those besides rabbitmq_management.
     """
     if not keep:
         shutil.rmtree(data_dir, ignore_errors=True)
@@ -62,6 +68,7 @@ def running(
     if not server or not epmd:
         raise Unavailable("rabbitmq-server is not installed")
     env = _environment(data_dir.absolute(), node_ports)
+    (data_dir / "enabled_plugins").write_text(f"[{', '.join(('rabbitmq_management', *plugins))}].\n")
     with (data_dir / "rabbitmq.conf").open("a") as file:
         file.write(configuration)
     env["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"] += f" {erlang_arguments}"
@@ -86,7 +93,6 @@ def _environment(data_dir: Path, node_ports: Ports) -> dict[str, str]:
         cookie.touch(0o600)
         cookie.write_text(secrets.token_hex(16))
         cookie.chmod(0o400)  # Erlang refuses a cookie that others may read
-    (data_dir / "enabled_plugins").write_text("[rabbitmq_management].\n")
     (data_dir / "rabbitmq.conf").write_text(
         f"listeners.tcp.1 = 127.0.0.1:{node_ports.amqp}\n"
         "management.tcp.ip = 127.0.0.1\n"
