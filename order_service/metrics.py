@@ -104,5 +104,19 @@ UNCONFIRMED = Metric(
 DEAD_LETTERS = Metric(
     "order_service_dead_letters_total", "Dead-lettered messages by queue and error.", "consumers", ("queue", "error")
 )
+CLOCK_OFFSET = Metric(
+    "order_service_clock_offset_seconds", "How far the clock of this host is ahead of the database's.", "publishers"
+)
+READY = Metric(
+    "order_service_ready",
+    "1 if /readyz finds nothing missing, else 0: in the database, or in the loops, which need the broker with the "
+    "exchange and the queues. 0 too if the database does not answer within 2 s.",
+    "API, consumers, publishers", ("part",),
+)  # fmt: skip
+STALLED = Metric(
+    "order_service_loop_stalled_seconds",
+    "How long ago the loop that has not turned for the longest time did so; above 30, /healthz responds with 503.",
+    "API, consumers, publishers",
+)
 
 METRICS = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import psycopg
 import sqlalchemy as sa
@@ -14,7 +15,7 @@ import structlog
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 from werkzeug.wrappers import Request, Response
 
-from order_service import process, vendor
+from order_service import process, self_report, vendor
 from order_service.config import Settings
 from order_service.storage import migrate
 from order_service.storage.database import Database
@@ -64,15 +65,20 @@ class _Handler(WSGIRequestHandler):
         """No line for each request: they are many, and all alike."""
 
 
-def _answer(request: Request, database_url: str, loops: Sequence[Loop]) -> Response:
+def _answer(request: Request, database: self_report.Check, loops: Sequence[Loop]) -> Response:
     match request.path:
         case "/metrics":
-            return Response(vendor.prometheus_metrics(), content_type=METRICS_TYPE)
+            own = self_report.exposition(
+                database=database.succeeds(),
+                loops=not any(loop.missing for loop in loops),
+                stalled_seconds=max((loop.still_seconds for loop in loops), default=0.0),
+            )
+            return Response(vendor.prometheus_metrics() + own, content_type=METRICS_TYPE)
         case "/healthz":
             stuck = {loop.name: round(loop.still_seconds, 1) for loop in loops if loop.still_seconds > STUCK_SECONDS}
             return _json(503, status="stuck", seconds_since_turn=stuck) if stuck else _json(200, status="ok")
         case "/readyz":
-            missing = [*_missing_of_database(database_url), *(loop.missing for loop in loops if loop.missing)]
+            missing = [*database.missing(), *(loop.missing for loop in loops if loop.missing)]
             return _json(503, status="not ready", missing=missing) if missing else _json(200, status="ready")
     return _json(404, status="not found", paths=["/metrics", "/healthz", "/readyz"])
 
@@ -114,7 +120,8 @@ def serve(
         listener = socket.create_server((host, port), family=family, reuse_port=reuse_port, dualstack_ipv6=is_v6)
     except OSError as error:
         process.refuse_address(error, host, port, setting="ORDER_OPS_PORT")
-    application = Request.application(lambda request: _answer(request, settings.database_url, loops()))
+    database = self_report.Check(partial(_missing_of_database, settings.database_url))
+    application = Request.application(lambda request: _answer(request, database, loops()))
     with listener:  # the server has a duplicate of it
         server = make_server(host, port, application, threaded=True, request_handler=_Handler, fd=listener.fileno())
     threading.Thread(target=server.serve_forever, daemon=True, name="ops").start()

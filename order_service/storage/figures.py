@@ -1,6 +1,6 @@
 """Figures of the database for monitoring. Each query reads open rows only, found by a partial index."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
@@ -17,6 +17,7 @@ Figures = dict[Metric, dict[tuple[str, ...], float]]
 def read(connection: sa.Connection, compensation_attempts: int) -> Figures:
     """Read the gauges; a compensation counts once it was requested this many times, or if an operator makes it."""
     now = current_time(connection)
+    offset = datetime.now(UTC) - now
     # A pending order always has a deadline.
     is_pending = orders.c.due_at.is_not(None), orders.c.state.not_in(FINAL)
     by_state = sa.select(orders.c.state, sa.func.count(), sa.func.min(orders.c.created_at)).where(*is_pending)
@@ -31,6 +32,7 @@ def read(connection: sa.Connection, compensation_attempts: int) -> Figures:
         metrics.OLDEST_PENDING: {(): _age(min((oldest for _, _, oldest in found), default=None), now)},
         metrics.OUTBOX_ROWS: {(): connection.execute(sa.select(sa.func.count()).select_from(outbox)).scalar_one()},
         metrics.OUTBOX_OLDEST: {(): _age(connection.execute(first).scalar(), now)},
+        metrics.CLOCK_OFFSET: {(): offset.total_seconds()},
         metrics.UNCONFIRMED: {(): connection.execute(unconfirmed).scalar_one()},
     }
 

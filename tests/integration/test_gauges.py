@@ -1,10 +1,11 @@
 """The gauges of the database: their values, and what reading them costs."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import time_machine
 
 from order_service import metrics
 from order_service.process import utc_now
@@ -38,6 +39,7 @@ def test_gauges_count_what_is_open(database: Database) -> None:
     pending = metrics.PENDING.name
     assert found.pop((metrics.OLDEST_PENDING.name, "")) == pytest.approx(100, abs=30)
     assert found.pop((metrics.OUTBOX_OLDEST.name, "")) == pytest.approx(20, abs=15)
+    assert found.pop((metrics.CLOCK_OFFSET.name, "")) == pytest.approx(0, abs=1)
     assert found == {
         (pending, "awaiting_menu"): len(waiting) + 2,
         (pending, "awaiting_menu_prepaid"): 0,
@@ -46,6 +48,14 @@ def test_gauges_count_what_is_open(database: Database) -> None:
         (metrics.UNCONFIRMED.name, ""): 1,
     }
     assert values(Gauges(database, compensation_attempts=2))[metrics.UNCONFIRMED.name, ""] == 0
+
+
+@core.POSTGRESQL_ONLY
+def test_clock_of_this_host_is_compared_with_that_of_the_database(database: Database) -> None:
+    with time_machine.travel(datetime.now(UTC) - timedelta(minutes=5), tick=True):
+        found = values(Gauges(database, compensation_attempts=1))
+
+    assert found[metrics.CLOCK_OFFSET.name, ""] == pytest.approx(-300, abs=5)
 
 
 def test_confirmed_compensation_is_counted_no_more(database: Database) -> None:

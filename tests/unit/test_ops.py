@@ -2,7 +2,9 @@
 
 import http.client
 import json
+import re
 import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +17,8 @@ import pytest
 from order_service import ops, process
 from order_service.config import Settings
 from order_service.ops import STUCK_SECONDS, Loop
+from order_service.storage import migrate
+from tests.polling import wait_until
 
 Get = Callable[..., tuple[int, Any]]
 
@@ -79,6 +83,43 @@ def test_metrics_are_in_the_text_format_and_other_paths_are_not_found(get: Get) 
     assert get("/metrics")[0] == 200
     assert b"python_info" in get("/metrics")[1]
     assert get("/orders")[0] == 404
+
+
+def own_metrics(get: Get) -> dict[str, float]:
+    lines = [line.rsplit(" ", 1) for line in get("/metrics")[1].decode().splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in lines if re.match("order_service_(ready|loop)", name)}
+
+
+def test_metrics_say_what_readiness_and_liveness_say(get: Get, settings: Settings, loops: list[Loop]) -> None:
+    loops[0].missing = "relay: not connected to the broker"
+    assert own_metrics(get) == {
+        'order_service_ready{part="database"}': 0,  # not migrated
+        'order_service_ready{part="loops"}': 0,
+        "order_service_loop_stalled_seconds": 0,
+    }
+
+    migrate.upgrade(settings.database_url)
+    loops[0].missing = ""
+    loops[1].turned_at = time.monotonic() - 40
+    found = own_metrics(get)
+    assert found.pop("order_service_loop_stalled_seconds") == pytest.approx(40, abs=5)
+    assert found == {'order_service_ready{part="database"}': 1, 'order_service_ready{part="loops"}': 1}
+
+
+def test_a_locked_database_is_not_ready_and_delays_no_scrape_for_long(get: Get, settings: Settings) -> None:
+    # given
+    migrate.upgrade(settings.database_url)
+    with closing(sqlite3.connect(settings.database_url.removeprefix("sqlite:///"), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+
+        # when
+        began = time.monotonic()
+        found = [own_metrics(get)['order_service_ready{part="database"}'] for _ in range(3)]
+
+        # then: only the first one waited
+        assert (found, time.monotonic() - began < 5) == ([0, 0, 0], True)
+        other.execute("ROLLBACK")
+    wait_until(lambda: own_metrics(get)['order_service_ready{part="database"}'], "the database to be ready", seconds=20)
 
 
 def test_a_silent_client_delays_no_other(get: Get, settings: Settings) -> None:
