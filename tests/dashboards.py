@@ -34,8 +34,9 @@ def named(prefix: str) -> dict[str, set[str]]:
     """The metrics with this prefix that an expression names, and the labels by which they are selected or grouped."""
     found: dict[str, set[str]] = {}
     for expression in expressions():
-        grouping = set(re.findall(r"\w+", " ".join(re.findall(r"\bby \(([^)]*)\)", expression)))) - {"le"}
-        for metric, selectors in re.findall(rf"\b({prefix}\w+)(\{{[^}}]*\}})?", expression):
-            labels = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", re.sub(r'"[^"]*"', '""', selectors)))
-            found.setdefault(metric, set()).update(labels | grouping)
+        for part in re.split(r"(?=\b(?:sum|max|min|count) ?(?:by|\())", expression):
+            grouping = set(re.findall(r"\w+", " ".join(re.findall(r"\bby \(([^)]*)\)", part)))) - {"le"}
+            for metric, selectors in re.findall(rf"\b({prefix}\w+)(\{{[^}}]*\}})?", part):
+                labels = re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", re.sub(r'"[^"]*"', '""', selectors))
+                found.setdefault(metric, set()).update({*labels, *grouping})
     return found

@@ -27,14 +27,13 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from order_service.contract import topology
 from order_service.metrics import METRICS
-from tests.dashboards import ROOT, RULES, alerts, expressions, named, panels
+from tests.dashboards import ROOT, RULES, alerts, named, panels
 
 NEEDS_PROMTOOL = pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool (apt-get install prometheus)")
 #: Minutes of an undisturbed service before the fault, and when a test ends.
@@ -292,6 +291,34 @@ def test_promtool_has_no_complaint() -> None:
     for arguments in (["check", "rules", RULES], ["check", "config", RULES.parent / "prometheus.yml"]):
         done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@NEEDS_PROMTOOL
+def test_every_expression_of_the_dashboard_is_valid(tmp_path: Path) -> None:
+    rules = [
+        {"record": f"panel:{number}", "expr": target["expr"]}
+        for number, target in enumerate(target for panel in panels() for target in panel["targets"])
+    ]
+    path = tmp_path / "panels.yml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+
+    done = subprocess.run(["promtool", "check", "rules", path], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(rules) > 20
+
+
+def test_dashboard_has_distinct_panels_side_by_side_and_asks_the_provisioned_source() -> None:
+    source = yaml.safe_load(
+        (ROOT / "deploy" / "grafana" / "provisioning" / "datasources" / "prometheus.yml").read_text()
+    )
+    places = [tuple(panel["gridPos"][key] for key in "xywh") for panel in panels()]
+    cells = [(x + i, y + j) for x, y, w, h in places for i in range(w) for j in range(h)]
+
+    assert len({panel["id"] for panel in panels()}) == len(panels())
+    assert len({*cells}) == len(cells)
+    assert max(x for x, _ in cells) < 24
+    assert {panel["datasource"]["uid"] for panel in panels()} == {source["datasources"][0]["uid"]}
 
 
 def test_every_metric_and_label_of_a_panel_or_an_alert_is_ours_or_the_plugin_s() -> None:

@@ -102,6 +102,33 @@ def test_api_of_the_compose_file_is_published_to_this_machine_only_unless_it_req
     assert "ORDER_AUTH" not in re.sub("^#.*", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
 
 
+def test_monitoring_of_the_compose_file_is_optional_read_only_and_published_to_this_machine_only() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+
+    optional = {name: service for name, service in services.items() if "profiles" in service}
+    assert optional.keys() == {"prometheus", "grafana"}
+    for name, service in optional.items():
+        assert (service["profiles"], service["read_only"]) == (["observability"], True), name
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"]), name
+        mounted = [each.split(":") for each in service["volumes"] if each.startswith("./")]
+        assert all((ROOT / path).exists() and mode == "ro" for path, _, mode in mounted), name
+    assert "rabbitmq_prometheus" in (ROOT / "deploy" / "rabbitmq" / "enabled_plugins").read_text()
+    assert "./deploy/rabbitmq/enabled_plugins:/etc/rabbitmq/enabled_plugins:ro" in services["rabbitmq"]["volumes"]
+
+
+def test_prometheus_scrapes_the_port_and_the_services_of_the_compose_file() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    jobs = {
+        job["job_name"]: job
+        for job in yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    }
+
+    [found] = jobs["order-service"]["dns_sd_configs"]
+    assert found["names"] == ["api", "consumers", "publishers"]
+    assert services.keys() > set(found["names"])
+    assert f"ENV ORDER_OPS_PORT={found['port']}\n" in (ROOT / "Dockerfile").read_text()
+
+
 def test_each_process_of_the_compose_file_has_its_own_user_of_the_broker() -> None:
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 
