@@ -161,7 +161,9 @@ class Deployment:
 @contextlib.contextmanager
 def api_alone(database_url: str, directory: Path, **settings: str) -> Iterator[Deployment]:
     """The API without users, siblings and broker: it needs only the database."""
-    with Deployment("amqp://127.0.0.1:1", database_url, directory, USER_SERVICE_URL="", **settings) as deployment:
+    with Deployment(
+        "amqp://127.0.0.1:1", database_url, directory, logins=None, USER_SERVICE_URL="", **settings
+    ) as deployment:
         migrate.upgrade(database_url)
         deployment.start("api")
         deployment.wait_until_healthy("api")

@@ -30,7 +30,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from order_service.cli.main import main
 from order_service.contract import topology
 from order_service.metrics import METRICS
 from tests.dashboards import ROOT, RULES, alerts, named, panels
@@ -351,3 +353,18 @@ def test_every_alert_has_a_severity_a_summary_and_a_section_of_the_runbook() -> 
         assert rule["labels"]["severity"] in ("critical", "warning"), name
         assert rule["annotations"]["summary"].endswith("."), name
         assert rule["annotations"]["runbook_url"] == f"{RUNBOOK}#{name.lower()}"
+
+
+def test_every_command_of_the_runbook_exists() -> None:
+    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / RUNBOOK).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = {re.sub(" +# .*", "", line) for block in blocks for line in block.splitlines()}
+    ours = [line.split()[3:] for line in lines if line.startswith("python -m order_service ")]
+
+    # With --help, a command is only looked up and its options are read.
+    results = {" ".join(each): CliRunner().invoke(main, [*each, "--help"]) for each in ours}
+
+    assert len(results) > 10
+    assert {command: result.output for command, result in results.items() if result.exit_code} == {}
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    started = {name for line in lines if "up --detach" in line for name in line.split()[4:] if name.isalpha()}
+    assert started <= services.keys()

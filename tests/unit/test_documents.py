@@ -137,3 +137,11 @@ def test_every_file_and_setting_that_security_names_exists() -> None:
     assert len(files) > 5
     assert [each for each in files if not (ROOT / each).exists() and not (ROOT / "order_service" / each).exists()] == []
     assert settings - {str(field.validation_alias) for field in Settings.model_fields.values()} == set()
+
+
+def test_pictures_are_small_and_shown() -> None:
+    shown = re.findall(r"!\[[^\]]+\]\(images/([^)]+)\)", text("docs/console.md"))
+    sizes = {path.name: path.stat().st_size for path in (ROOT / "docs" / "images").iterdir()}
+
+    assert sorted(shown) == sorted(sizes)
+    assert max(sizes.values()) < 150_000

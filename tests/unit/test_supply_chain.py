@@ -81,10 +81,15 @@ def test_bill_of_materials_lists_every_pinned_package_with_its_hashes(tmp_path: 
     assert all(each["externalReferences"][0]["hashes"] for each in bill["components"])
 
 
-DIGESTS = {
-    f"/v2/library/{name}/manifests/{tag}": f"sha256:{letter * 64}"
-    for name, tag, letter in (("python", "3.13-slim", "a"), ("rabbitmq", "4-management", "b"), ("postgres", "17", "c"))
+#: The image by its repository: its tag, and of what letter its digest consists.
+IMAGES = {
+    "library/python": ("3.13-slim", "a"),
+    "library/rabbitmq": ("4-management", "b"),
+    "library/postgres": ("17", "c"),
+    "prom/prometheus": ("v3.5.0", "d"),
+    "grafana/grafana": ("12.1.0", "e"),
 }
+DIGESTS = {f"/v2/{name}/manifests/{tag}": f"sha256:{letter * 64}" for name, (tag, letter) in IMAGES.items()}
 
 
 class Registry(BaseHTTPRequestHandler):
@@ -142,10 +147,10 @@ def test_every_image_of_others_is_pinned_to_the_digest_of_its_tag(registry: dict
     for _ in range(2):
         pin_images.pin(files, **registry)
 
-        assert images(files) == {
-            f"python:3.13-slim@sha256:{'a' * 64}", f"rabbitmq:4-management@sha256:{'b' * 64}",
-            f"postgres:17@sha256:{'c' * 64}", "order-service:local",
-        }  # fmt: skip
+        pinned = {
+            f"{name.removeprefix('library/')}:{tag}@sha256:{letter * 64}" for name, (tag, letter) in IMAGES.items()
+        }
+        assert images(files) == pinned | {"order-service:local"}
 
 
 def test_nothing_is_changed_if_one_image_has_no_digest(registry: dict[str, str], files: list[Path]) -> None:
