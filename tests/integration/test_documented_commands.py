@@ -1,8 +1,10 @@
 """The commands that docs/operations.md shows for operators run as they stand there."""
 
 import re
+import shlex
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -11,6 +13,7 @@ from order_service.storage.database import Database
 from tests.integration.core import SQLITE_ONLY, Wire, completed
 from tests.integration.test_dead_letters import dead_letter, priced
 
+DOCS = Path(__file__).parents[2] / "docs"
 pytestmark = pytest.mark.usefixtures("own_logging")
 
 
@@ -19,7 +22,7 @@ def test_documented_commands_run(
     database: Database, wire: Wire, amqp_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given
-    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    page = (DOCS / "operations.md").read_text(encoding="utf-8")
     *_, commands, letters = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     [order_id] = priced(database)
     dead_letter(wire, completed(order_id), completed(9, id="pay-9"), code="unknown_order")
@@ -35,3 +38,20 @@ def test_documented_commands_run(
     assert {text: result.output for text, result in done.items() if result.exit_code not in (0, 1)} == {}
     assert "paid: OrderPaid" in done["dlq show pay-1"].stdout
     assert "2 replayed" in done["dlq replay --reason unknown_order --type PaymentCompleted"].stdout
+
+
+@pytest.mark.parametrize("page", ["runbook", "console"])
+def test_commands_to_type_exist_with_their_options(page: str) -> None:
+    blocks = re.findall(
+        r"^```sh\n(.*?)^```", (DOCS / f"{page}.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    lines = [shlex.split(line, comments=True) for line in "".join(blocks).splitlines()]
+    commands = [line[3:] for line in lines if line[:3] == ["python", "-m", "order_service"]]
+
+    assert commands
+    for words in commands:
+        command: click.Command = main
+        while isinstance(command, click.Group):
+            name, *words = words
+            command = command.commands[name]
+        command.make_context(name, words)  # raises UsageError

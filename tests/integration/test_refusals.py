@@ -126,7 +126,7 @@ def test_the_documented_rights_suffice(
 def test_a_command_without_the_right_to_declare_says_so(wire: Wire, grant: Grant) -> None:
     ended = CliRunner(env={"RABBITMQ_URL": grant(NOTHING)}).invoke(main, ["topology"])
 
-    assert ended.exit_code == 1
+    assert ended.exit_code == 2
     assert "access to the broker is refused" in ended.output
     assert "restaurant.events" in ended.output
     assert "S3cret" not in ended.output
@@ -176,7 +176,7 @@ def test_a_missing_right_on_the_schema_is_named_with_the_grant_that_gives_it(
     status, output = migrate(url)
     granted = re.search("must run: (GRANT .*)", output)
 
-    assert status == 1
+    assert status == 2
     assert "permission denied for schema public" in output
     assert granted
     owner.execute(granted[1].encode())
@@ -200,7 +200,7 @@ def test_a_wrong_login_or_database_name_is_named(
     assert answer in errors(log, refused)[0]
     assert "***" in errors(log, refused)[0]
     status, output = migrate(url)
-    assert (status, "access to the database is refused" in output) == (1, True)
+    assert (status, "access to the database is refused" in output) == (2, True)
 
 
 class Waiting:
