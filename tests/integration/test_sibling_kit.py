@@ -569,7 +569,7 @@ def test_without_an_exchange_the_command_to_declare_it_is_named(tmp_path: Path, 
 def test_without_a_broker_the_setting_is_named(tmp_path: Path):
     done = events("tail", tmp_path, "amqp://guest:guest@localhost:1/")
 
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "RABBITMQ_URL" in done.stderr
 
 
