@@ -52,7 +52,7 @@ WITH_ACCESS = replace(
         "ORDER_JWT_AUDIENCE": AUDIENCE,
         "ORDER_JWT_KEY_FILE": str(KEY_FILE),
         "ORDER_RATE_LIMIT": "1000000/minute",
-        "ORDER_PENDING_LIMIT": "1000",
+        "ORDER_PENDING_LIMIT": "500",
     },
     databases=frozenset({"postgresql"}),
     measures=frozenset({"end-to-end"}),

@@ -1,5 +1,6 @@
 """Request ids, traces, the request log and the metrics."""
 
+import logging
 import re
 import secrets
 import time
@@ -8,10 +9,9 @@ from urllib.parse import quote
 import structlog
 from flask import Flask, Response, g, request
 
-from order_service import metrics, tracing
+from order_service import metrics, process, tracing
 from order_service.web.headers import header
 
-log = structlog.get_logger(__name__)
 #: Requested every few seconds by monitoring systems, so logged at DEBUG.
 _PROBES = ("/healthz", "/readyz", "/metrics")
 #: The longest path in a log line; no route has a longer one.
@@ -78,8 +78,9 @@ def _end(response: Response) -> Response:
     if g.span:
         g.span.set_attribute("http.response.status_code", response.status_code)
         g.span.end()
-    write = log.debug if request.path in _PROBES else log.info
+    level = logging.DEBUG if request.path in _PROBES else logging.INFO
     # Quoted, because a path may contain line breaks; truncated first, which also bounds the time.
     path = quote(request.path[:_PATH_CHARACTERS])
-    write("request", method=request.method[:20], path=path, status=response.status_code, ms=round(seconds * 1000, 1))
+    line = {"method": request.method[:20], "path": path, "status": response.status_code, "ms": round(seconds * 1000, 1)}
+    process.log_events(__name__, [(level, "request", line)])
     return response
