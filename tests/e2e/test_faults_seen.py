@@ -88,9 +88,17 @@ FAULTS = {
 }
 
 
+#: These take longest, and are tried with `make test-field`; doctor's part of them is in test_doctor.py, too.
+SLOW = {"poison message", "drifted arguments", "database locked", "database read-only", "relay stopped"}
+
+
+def _marks(name: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.field] if name in SLOW else []
+
+
 @pytest.mark.parametrize(
     ("fault", "database_url"),
-    [pytest.param(fault, fault.database, id=name) for name, fault in FAULTS.items()],
+    [pytest.param(fault, fault.database, id=name, marks=_marks(name)) for name, fault in FAULTS.items()],
     indirect=["database_url"],
 )
 def test_fault_is_seen_by_the_probes_and_its_cause_is_named(
