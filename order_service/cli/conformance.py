@@ -2,28 +2,28 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from order_service.cli.conversation import Broken, Conversation, NotChecked
-from order_service.cli.menu_rules import MENU_RULES
-from order_service.cli.payment_rules import PAYMENT_RULES
-from order_service.cli.talk import QUIET_SECONDS, Rule, Talk, Wanted
+from order_service.cli.conversation import Broken, NotChecked
+from order_service.cli.menu_rules import MENU_RULES, MenuTalk
+from order_service.cli.payment_rules import PAYMENT_RULES, PaymentTalk
+from order_service.cli.talk import QUIET_SECONDS, Rule, Talk
 from order_service.contract.envelope import Delivery, binary_attributes
-from order_service.contract.events import INCOMING, OUTGOING
+from order_service.contract.events import INCOMING
 from order_service.contract.topology import EXCHANGE, published_on
 
 
 def _replies_are_valid(talk: Talk) -> None:
-    for each in talk.conversation.received:
+    for each in talk.received:
         if each.reply is None:
             raise Broken(sent=_about(talk, each.order_id), came=each.text, expected="a valid reply")
 
 
 def _replies_are_published_as_agreed(talk: Talk) -> str | None:
-    for each in talk.conversation.received:
+    for each in talk.received:
         if each.reply is None:
             continue
         properties, key = each.delivery.properties, INCOMING[each.reply.type].routing_key
@@ -39,7 +39,7 @@ def _replies_are_published_as_agreed(talk: Talk) -> str | None:
         agreed = {"exchange": exchange, "routing key": key, "delivery mode": 2, "expiration": None, "id": "present"}
         if came != agreed:
             raise Broken(sent=_about(talk, each.order_id), came=f"{each.text}, {came}", expected=str(agreed))
-    if any(each.exchange == EXCHANGE for each in talk.conversation.received):
+    if any(each.exchange == EXCHANGE for each in talk.received):
         return f"on the shared exchange {EXCHANGE}, which a broker with rights refuses: see docs/siblings.md"
     return None
 
@@ -55,7 +55,7 @@ def _own_id(delivery: Delivery) -> object:
 
 def _ids_are_used_once(talk: Talk) -> None:
     known: dict[tuple[str, str], tuple[int, str]] = {}
-    for each in talk.conversation.received:
+    for each in talk.received:
         if each.reply:
             content = each.order_id, each.reply.digest
             if known.setdefault((each.reply.type, each.reply.message_id), content) != content:
@@ -64,11 +64,11 @@ def _ids_are_used_once(talk: Talk) -> None:
 
 
 def _requests_get_one_reply(talk: Talk) -> None:
-    talk.conversation.listen(QUIET_SECONDS)
-    requests = Counter((each.order_id, each.type) for each in talk.conversation.sent)
+    talk.listen(QUIET_SECONDS)
+    requests = Counter((each.order_id, each.type) for each in talk.sent)
     for (order_id, request), count in requests.items():
-        found = talk.conversation.replies(order_id, *OUTGOING[request].replies)
-        if len(found) > count and order_id not in talk.conversation.uncounted:
+        found = talk.replies_to(request, order_id)
+        if len(found) > count and order_id not in talk.uncounted:
             came = f"{len(found)} replies, with the ids {', '.join(reply.message_id for reply in found)}"
             raise Broken(
                 sent=f"{count} times {_about(talk, order_id, request)}", came=came, expected=f"{count} replies"
@@ -76,15 +76,13 @@ def _requests_get_one_reply(talk: Talk) -> None:
 
 
 def _replies_come_in_time(talk: Talk) -> None:
-    seconds, sent = talk.conversation.slowest
+    seconds, sent = talk.slowest
     if seconds > talk.wanted.reply_seconds:
         raise Broken(sent=sent, came=f"its reply after {seconds:.1f} s", expected=f"{talk.wanted.reply_seconds:g} s")
 
 
 def _about(talk: Talk, order_id: int, request: str | None = None) -> str:
-    return next(
-        each.text for each in talk.conversation.sent if each.order_id == order_id and request in (None, each.type)
-    )
+    return next(each.text for each in talk.sent if each.order_id == order_id and request in (None, each.type))
 
 
 _ANSWERS = ("answers",)
@@ -98,6 +96,7 @@ _COMMON = (
 )  # fmt: skip
 #: The rules by sibling, in the order in which they are checked; the numbers are those of docs/siblings.md.
 RULES: Mapping[str, tuple[Rule, ...]] = {"menu": (*MENU_RULES, *_COMMON), "payment": (*PAYMENT_RULES, *_COMMON)}
+TALKS: Mapping[str, type[Talk]] = {"menu": MenuTalk, "payment": PaymentTalk}
 
 
 @dataclass(frozen=True)
@@ -114,17 +113,15 @@ class Result:
     expected: str = ""
 
 
-def check(sibling: str, conversation: Conversation, wanted: Wanted) -> Iterator[Result]:
+def check(talk: Talk, rules: Iterable[Rule]) -> Iterator[Result]:
     """Check each rule, and yield its result at once."""
     holding: set[str] = set()
-    undo = _UNDO[sibling]
-    for rule in RULES[sibling]:
+    for rule in rules:
         about: dict[str, Any] = {"rule": rule.name, "number": rule.number, "text": rule.text}
         if missing := [name for name in rule.needs if name not in holding]:
             yield Result(**about, outcome="skipped", reason=f"{missing[0]} did not pass")
             continue
-        talk = Talk(conversation, wanted)
-        conversation.begin()
+        talk.begin()
         try:
             note = rule.check(talk)
         except NotChecked as reason:
@@ -138,9 +135,6 @@ def check(sibling: str, conversation: Conversation, wanted: Wanted) -> Iterator[
         # What a rule leaves reserved or paid must not change the next one's.
         for order_id in talk.orders:
             with suppress(Broken):
-                undo(talk, order_id, None)
-            if not conversation.replies(order_id, "StockReleased", "PaymentRefunded"):
+                talk.give_back(order_id, None)
+            if not talk.replies_to(talk.undo, order_id):
                 break
-
-
-_UNDO: Mapping[str, Callable[[Talk, int, None], None]] = {"menu": Talk.release, "payment": Talk.refund}

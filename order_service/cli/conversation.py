@@ -3,19 +3,20 @@
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 from uuid import uuid4
 
 import click
 from pika.adapters.blocking_connection import BlockingChannel
-from pika.exceptions import ChannelClosedByBroker, UnroutableError
+from pika.exceptions import UnroutableError
 from pika.spec import Basic, BasicProperties
 
 from order_service import process
-from order_service.cli.broker import event_properties
+from order_service.cli.broker import QueueState, by_declaring, event_properties
 from order_service.contract import samples
 from order_service.contract.envelope import Delivery, Rejection, Reply, read, utc_text
 from order_service.contract.events import INCOMING, MAX_ID, OUTGOING
@@ -43,6 +44,23 @@ class NotChecked(Exception):
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What to ask of the sibling, and what to expect."""
+
+    #: The current price of two dishes in stock, by menu id.
+    prices: Mapping[int, Decimal]
+    unknown_id: int
+    #: A dish that is sold out; None: order more of the second dish than there is.
+    sold_out_id: int | None
+    amount: Decimal
+    user_id: int
+    reply_seconds: float
+    wait_seconds: float
+    queue: str
+    kill_pid: int | None
+
+
+@dataclass(frozen=True)
 class Received:
     """A message of the sibling about one of our orders; `problem` says why it is not valid."""
 
@@ -67,12 +85,14 @@ class Sent:
 class Conversation:
     """Sends requests and collects the replies, on an exclusive queue that the broker deletes with the connection."""
 
-    def __init__(self, channel: BlockingChannel, *, wait_seconds: float, user_id: int) -> None:
-        self._channel, self._wait_seconds, self._user_id = channel, wait_seconds, user_id
+    def __init__(self, channel: BlockingChannel, wanted: Wanted) -> None:
+        self._channel, self.wanted = channel, wanted
         self._next_id = random.randrange(FIRST_ID, MAX_ID - IDS)  # noqa: S311 - not a secret
         self.first_id = self._next_id
         self.sent: list[Sent] = []
         self.received: list[Received] = []
+        #: The orders of the rule that is being checked.
+        self.orders: list[int] = []
         #: The orders whose requests may get any number of replies.
         self.uncounted: set[int] = set()
         #: How many were sent and received before the rule that is being checked.
@@ -89,20 +109,23 @@ class Conversation:
 
     def new_order(self) -> int:
         self._next_id += 1
+        self.orders.append(self._next_id)
         return self._next_id
 
     def ask(self, event_type: str, order_id: int, expected: Message | None = None, **data: Any) -> Message:
         """Send a request, and return its reply, or the reply that is `expected`. Raises Broken if none comes."""
-        replies, began = OUTGOING[event_type].replies, time.monotonic()
+        began = time.monotonic()
 
         def found() -> list[Message]:
-            messages = [reply.message for reply in self.replies(order_id, *replies)]
+            messages = [reply.message for reply in self.replies_to(event_type, order_id)]
             return [each for each in messages if expected in (None, each)]
 
         count = len(found())
         self.send(event_type, order_id, **data)
         if not self.wait(lambda: len(found()) > count):
-            raise self.broken(f"{' or '.join(replies)} {'' if expected is None else expected}".strip())
+            raise self.broken(
+                f"{' or '.join(OUTGOING[event_type].replies)} {'' if expected is None else expected}".strip()
+            )
         self.slowest = max(self.slowest, (time.monotonic() - began, self.sent[-1].text))
         return found()[-1]
 
@@ -111,7 +134,7 @@ class Conversation:
         now = process.utc_now()
         event = samples.event(event_type, id=str(uuid4()), at=utc_text(now), order_id=order_id)
         later = utc_text(now + timedelta(minutes=15))
-        given = {"user_id": self._user_id, "created_at": utc_text(now), "reply_by": later, "pay_by": later}
+        given = {"user_id": self.wanted.user_id, "created_at": utc_text(now), "reply_by": later, "pay_by": later}
         event["data"] |= {name: value for name, value in given.items() if name in event["data"]} | data
         body = json.dumps(event | (extra or {})).encode()
         self.sent.append(Sent(order_id, event_type, f"{event_type} {_text(body)}"))
@@ -131,7 +154,7 @@ class Conversation:
 
     def wait(self, holds: Callable[[], bool], *, seconds: float | None = None) -> bool:
         """Receive until this holds; return whether it came to hold in time."""
-        deadline = time.monotonic() + (seconds or self._wait_seconds)
+        deadline = time.monotonic() + (seconds or self.wanted.wait_seconds)
         while not holds():
             if (left := deadline - time.monotonic()) <= 0:
                 return False
@@ -141,6 +164,10 @@ class Conversation:
     def listen(self, seconds: float) -> None:
         """Receive for this long."""
         self._channel.connection.sleep(seconds)
+
+    def replies_to(self, request: str, order_id: int) -> list[Reply]:
+        """The valid replies so far to this request."""
+        return self.replies(order_id, *OUTGOING[request].replies)
 
     def replies(self, order_id: int, *types: str) -> list[Reply]:
         """The valid replies about this order so far, of these types."""
@@ -154,20 +181,16 @@ class Conversation:
 
     def begin(self) -> None:
         """Begin to check a rule."""
-        self._mark = (len(self.sent), len(self.received))
+        self._mark, self.orders = (len(self.sent), len(self.received)), []
 
     def broken(self, expected: str) -> Broken:
         sent = [each.text for each in self.sent[self._mark[0] :]]
         came = [each.text for each in self.received[self._mark[1] :]]
         return Broken(sent="\n".join(sent[-SHOWN:]), came="\n".join(came[-SHOWN:]) or "nothing", expected=expected)
 
-    def consumers(self, queue: str) -> int | None:
-        """How many consumers the queue has; None if it does not exist."""
-        try:
-            found = self._channel.connection.channel().queue_declare(queue, passive=True)
-        except ChannelClosedByBroker:  # only this call's own channel
-            return None
-        return int(found.method.consumer_count)
+    def queue(self) -> QueueState:
+        """The sibling's queue."""
+        return by_declaring(self._channel.connection, self.wanted.queue)
 
     def _receive(self, _: BlockingChannel, deliver: Basic.Deliver, properties: BasicProperties, body: bytes) -> None:
         delivery = Delivery("", deliver.routing_key or "", body, vars(properties))

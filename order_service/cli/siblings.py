@@ -12,11 +12,11 @@ from order_service import process
 from order_service.cli import conformance
 from order_service.cli.broker import by_declaring, open_channel
 from order_service.cli.conformance import Result
-from order_service.cli.conversation import Conversation
-from order_service.cli.talk import Wanted
+from order_service.cli.conversation import Wanted
 from order_service.contract import topology
 from order_service.contract.events import MAX_ID, exact_decimal
 
+_ID, _SECONDS = click.IntRange(1, MAX_ID), click.FloatRange(0, min_open=True)
 _COLOURS = {"passed": "green", "failed": "red", "skipped": "yellow"}
 
 
@@ -36,62 +36,28 @@ def siblings() -> None:
     """Check the services of other teams."""
 
 
-@siblings.command()
+# fmt: off
+@siblings.command(context_settings={"show_default": True})
 @click.argument("sibling", type=click.Choice(list(conformance.RULES)))
-@click.option(
-    "--dish",
-    "dishes",
-    type=_Dish(),
-    multiple=True,
-    default=("1=18000", "2=20000"),
-    show_default=True,
-    help="A dish in stock and its price; give two.",
-)
-@click.option(
-    "--unknown-dish",
-    type=click.IntRange(1, MAX_ID),
-    default=MAX_ID,
-    show_default=True,
-    help="A menu id that does not exist.",
-)
-@click.option(
-    "--sold-out",
-    type=click.IntRange(1, MAX_ID),
-    help="A dish that is sold out. By default, one portion more of the second dish is ordered than there is.",
-)
-@click.option("--amount", default="38000.5", show_default=True, help="The amount to charge.")
-@click.option("--user", type=click.IntRange(1, MAX_ID), default=1, show_default=True, help="The user who orders.")
-@click.option(
-    "--queue",
-    help="The sibling's queue, to count its consumers. Default: menu-service.orders or payment-service.orders.",
-)
-@click.option(
-    "--reply-seconds",
-    type=click.FloatRange(0, min_open=True),
-    default=2,
-    show_default=True,
-    help="How long a reply may take.",
-)
-@click.option(
-    "--wait-seconds",
-    type=click.FloatRange(0, min_open=True),
-    default=10,
-    show_default=True,
-    help="How long a reply is waited for.",
-)
-@click.option(
-    "--kill",
-    "kill_pid",
-    metavar="PID",
-    type=click.IntRange(2),
-    help="Kill this process of the sibling during a burst of requests. It must be started again within a"
-    " minute, by its supervisor or by you.",
-)
+@click.option("--dish", "dishes", type=_Dish(), multiple=True, default=("1=18000", "2=20000"),
+              help="A dish in stock and its price; give two.")
+@click.option("--unknown-dish", type=_ID, default=MAX_ID, help="A menu id that does not exist.")
+@click.option("--sold-out", type=_ID, help="A dish that is sold out. By default, one portion more of the second dish "
+              "is ordered than there is.")
+@click.option("--amount", default="38000.5", help="The amount to charge.")
+@click.option("--user", type=_ID, default=1, help="The user who orders.")
+@click.option("--queue", help="The sibling's queue, to count its consumers. Default: menu-service.orders or "
+              "payment-service.orders.")
+@click.option("--reply-seconds", type=_SECONDS, default=2, help="How long a reply may take.")
+@click.option("--wait-seconds", type=_SECONDS, default=10, help="How long a reply is waited for.")
+@click.option("--kill", "kill_pid", metavar="PID", type=click.IntRange(2), help="Kill this process of the sibling "
+              "during a burst of requests. It must be started again within a minute, by its supervisor or by you.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object; the progress goes to standard error.")
 def check(
     sibling: str, dishes: tuple[tuple[int, Decimal], ...], unknown_dish: int, sold_out: int | None, amount: str,
     user: int, queue: str | None, reply_seconds: float, wait_seconds: float, kill_pid: int | None, as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
+    # fmt: on
     """Check a running SIBLING, menu or payment, against the rules of docs/siblings.md.
 
     Plays the Order Service on the broker at RABBITMQ_URL: sends requests with order ids from 2000000000 on, and judges
@@ -104,9 +70,10 @@ def check(
     try:
         wanted = Wanted(
             prices=_two(dishes), unknown_id=unknown_dish, sold_out_id=sold_out, amount=_amount(amount),
-            reply_seconds=reply_seconds, queue=queue or f"{sibling}-service.orders", kill_pid=kill_pid,
+            user_id=user, reply_seconds=reply_seconds, wait_seconds=wait_seconds,
+            queue=queue or f"{sibling}-service.orders", kill_pid=kill_pid,
         )  # fmt: skip
-        results = _run(sibling, wanted, wait_seconds=wait_seconds, user_id=user, to_stderr=as_json)
+        results = _run(sibling, wanted, to_stderr=as_json)
     except click.ClickException as error:
         error.show()
         raise SystemExit(2) from error
@@ -132,14 +99,14 @@ def _amount(text: str) -> Decimal:
         raise click.UsageError(f"--amount: {error}") from None
 
 
-def _run(sibling: str, wanted: Wanted, *, wait_seconds: float, user_id: int, to_stderr: bool) -> list[Result]:
+def _run(sibling: str, wanted: Wanted, *, to_stderr: bool) -> list[Result]:
     remedy = "The check needs a login with all rights, on the broker of a test installation."
     results = []
     with open_channel(process.begin(), role="siblings check", remedy=remedy) as channel:
         _require_no_order_service(channel.connection)
-        conversation = Conversation(channel, wait_seconds=wait_seconds, user_id=user_id)
-        click.echo(f"Checking {sibling} with the orders after {conversation.first_id}", err=True)
-        for result in conformance.check(sibling, conversation, wanted):
+        talk = conformance.TALKS[sibling](channel, wanted)
+        click.echo(f"Checking {sibling} with the orders after {talk.first_id}", err=True)
+        for result in conformance.check(talk, conformance.RULES[sibling]):
             _show(result, to_stderr=to_stderr)
             results.append(result)
     return results

@@ -1,20 +1,18 @@
-"""What the rules for a sibling service share: the conversation about dishes and amounts, bursts, a kill."""
+"""What the rules for all siblings share: a request that is granted and given back, bursts of it, and a kill."""
 
 import os
 import signal
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from decimal import Decimal
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
 from uuid import uuid4
 
 import click
 
 from order_service.cli.conversation import Conversation, NotChecked
-from order_service.contract.events import OUTGOING, as_number
-from order_service.domain.messages import MenuReserved, Message, PaymentCompleted, PaymentRefunded, StockReleased
+from order_service.contract.events import OUTGOING
+from order_service.domain.messages import PaymentRefunded, StockReleased
 
-CREATED, RELEASE, PAYMENT, REFUND = "OrderCreated", "StockReleaseRequested", "PaymentRequested", "RefundRequested"
 #: How many orders are sent in a burst, and how often each; few, because their dishes must be in stock.
 BURST_ORDERS, BURST_REPEATS = 3, 8
 #: How long a kill waits for the first reply, in seconds: the sibling is then between its commit and its ack.
@@ -25,90 +23,56 @@ RESTART_SECONDS = 60
 QUIET_SECONDS = 0.5
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What to ask of the sibling, and what to expect."""
+class Talk(Conversation):
+    """A conversation about what an order needs of a sibling, and its compensation; a subclass for each sibling."""
 
-    #: The current price of two dishes in stock, by menu id.
-    prices: Mapping[int, Decimal]
-    unknown_id: int
-    #: A dish that is sold out; None: order more of the second dish than there is.
-    sold_out_id: int | None
-    amount: Decimal
-    reply_seconds: float
-    queue: str
-    kill_pid: int | None
+    #: The event that asks for it, the one that asks to compensate it, and the message that confirms that.
+    request: ClassVar[str]
+    undo: ClassVar[str]
+    confirmation: ClassVar[type[StockReleased | PaymentRefunded]]
 
+    def data(self) -> dict[str, Any]:
+        """The fields of a request that is granted."""
+        raise NotImplementedError
 
-@dataclass
-class Talk:
-    """A conversation about the wanted dishes and amounts."""
+    def undo_data(self, undo_id: str, granted_id: str | None) -> dict[str, Any]:
+        """The fields of the request to compensate what was granted under this id; None: everything of the order."""
+        raise NotImplementedError
 
-    conversation: Conversation
-    wanted: Wanted
-    orders: list[int] = field(default_factory=list)
-
-    @property
-    def dishes(self) -> tuple[int, int]:
-        first, second = self.wanted.prices
-        return first, second
-
-    def new_order(self) -> int:
-        self.orders.append(self.conversation.new_order())
-        return self.orders[-1]
-
-    def ask(self, event_type: str, order_id: int, expected: Message | None = None, **data: Any) -> Message:
-        return self.conversation.ask(event_type, order_id, expected, **data)
-
-    def require(self, holds: bool, expected: str) -> None:
-        self.conversation.require(holds, expected)
-
-    def order(self, portions: Mapping[int, int], order_id: int | None = None, **more: Any) -> Message:
-        """The reply to an OrderCreated of these portions by menu id."""
-        return self.ask(CREATED, order_id or self.new_order(), **order_data(portions), **more)
-
-    def reserve(self, order_id: int | None = None, **more: Any) -> MenuReserved:
-        """Have one portion of the first dish reserved."""
-        reply = self.order({self.dishes[0]: 1}, order_id, **more)
-        self.require(isinstance(reply, MenuReserved), f"MenuReserved for one portion of dish {self.dishes[0]}")
-        assert isinstance(reply, MenuReserved)  # noqa: S101
-        return reply
-
-    def release(self, order_id: int, reservation_id: str | None, release_id: str = "") -> None:
-        release_id = release_id or str(uuid4())
-        expected = StockReleased(release_id)
-        self.ask(RELEASE, order_id, expected, release_id=release_id, reservation_id=reservation_id)
-
-    def pay(self, order_id: int, **more: Any) -> PaymentCompleted:
-        reply = self.ask(PAYMENT, order_id, amount=as_number(self.wanted.amount), **more)
-        self.require(isinstance(reply, PaymentCompleted), "PaymentCompleted")
-        assert isinstance(reply, PaymentCompleted)  # noqa: S101
-        return reply
-
-    def refund(self, order_id: int, payment_id: str | None, refund_id: str = "") -> None:
-        refund_id = refund_id or str(uuid4())
-        amount = None if payment_id is None else as_number(self.wanted.amount)
-        expected = PaymentRefunded(refund_id)
-        self.ask(REFUND, order_id, expected, refund_id=refund_id, payment_id=payment_id, amount=amount)
+    def granted(self, order_id: int | None = None, **more: Any) -> str | None:
+        """Require that a request is granted; return the id of the reservation or payment."""
+        raise NotImplementedError
 
     def stock(self) -> int | None:
-        """The stock of the first dish that remains after one more portion; None if the menu does not count it."""
-        return self.reserve().items[0].stock
+        """What is left after one more request; None if that is not visible."""
+        return None
 
-    def require_stock(self, before: int | None, taken: int) -> None:
-        """Raise Broken unless `taken` portions were reserved since `stock` returned `before`."""
-        if before is None:
-            raise NotChecked("the menu does not count the stock of this dish")
-        expected = before - taken - 1
-        self.require(self.stock() == expected, f"stock {expected} of dish {self.dishes[0]} in the last MenuReserved")
+    def require_taken(self, before: int | None, count: int) -> None:
+        """Require that `count` requests took effect since `stock` returned `before`; all earlier ones are handled."""
+        raise NotImplementedError
 
-    def answers(self, order_id: int, request: str) -> set[str]:
-        """The different replies so far to one request."""
-        found = self.conversation.replies(order_id, *OUTGOING[request].replies)
-        return {f"{reply.type} {reply.digest}" for reply in found}
+    def give_back(self, order_id: int, granted_id: str | None, undo_id: str = "") -> None:
+        """Require that a compensation is confirmed."""
+        undo_id = undo_id or str(uuid4())
+        self.ask(self.undo, order_id, self.confirmation(undo_id), **self.undo_data(undo_id, granted_id))
 
-    def require_one_answer(self, order_id: int, request: str) -> None:
-        self.require(len(self.answers(order_id, request)) == 1, "the same reply as to the first one, with the same id")
+    def answers(self, order_id: int) -> set[str]:
+        """The different replies so far to the requests for an order."""
+        return {f"{reply.type} {reply.digest}" for reply in self.replies_to(self.request, order_id)}
+
+    def require_one_answer(self, order_id: int) -> None:
+        self.require(len(self.answers(order_id)) == 1, "the same reply as to the first one, with the same id")
+
+    def require_replies(self, order_id: int, count: int, *, seconds: float | None = None) -> None:
+        """Wait for this many replies to the requests for an order, and require that all are the same."""
+        if not self.wait(lambda: len(self.replies_to(self.request, order_id)) >= count, seconds=seconds):
+            raise self.broken(f"{count} replies for order {order_id}")
+        self.require_one_answer(order_id)
+
+    def burst(self, orders: list[int], repeats: int) -> None:
+        for _ in range(repeats):
+            for order_id in orders:
+                self.send(self.request, order_id, **self.data())
 
 
 @dataclass(frozen=True)
@@ -118,77 +82,95 @@ class Rule:
     name: str
     number: int | None
     text: str
-    #: Raises Broken or NotChecked, or returns a note for the user.
-    check: Callable[[Talk], str | None]
+    #: Given the sibling's Talk, raises Broken or NotChecked, or returns a note for the user.
+    check: Callable[[Any], str | None]
     needs: tuple[str, ...] = ()
 
 
-def order_data(portions: Mapping[int, int]) -> dict[str, Any]:
-    return {
-        "menu_ids": [menu_id for menu_id, quantity in portions.items() for _ in range(quantity)],
-        "lines": [{"menu_id": menu_id, "quantity": quantity} for menu_id, quantity in portions.items()],
-    }
+def request_is_answered(talk: Talk) -> None:
+    talk.ask(talk.request, talk.new_order(), **talk.data())
 
 
-def burst(talk: Talk, request: str, orders: list[int], repeats: int, **data: Any) -> None:
-    for _ in range(repeats):
-        for order_id in orders:
-            talk.conversation.send(request, order_id, **data)
+def repeated_request_gets_the_same_reply(talk: Talk) -> None:
+    before, order_id = talk.stock(), talk.new_order()
+    for _ in range(3):
+        talk.granted(order_id)
+    talk.require_one_answer(order_id)
+    talk.require_taken(before, 1)
 
 
-def processes(talk: Talk) -> str:
-    """What to add to a check that only several processes of the sibling make complete."""
-    count, queue = talk.conversation.consumers(talk.wanted.queue), talk.wanted.queue
-    found = f"{queue} does not exist (--queue)" if count is None else f"{queue} has one consumer"
-    return "" if count and count > 1 else f"{found}: run two processes of the sibling for a complete check"
+def undo_is_confirmed_each_time(talk: Talk) -> None:
+    order_id = talk.new_order()
+    granted_id = talk.granted(order_id)
+    for undo_id in ("check-1", "check-1", "check-2"):
+        talk.give_back(order_id, granted_id, undo_id)
 
 
-def wait(talk: Talk, order_id: int, request: str, count: int, *, seconds: float | None = None) -> None:
-    """Wait for replies to this request, and require that all are the same."""
-    if not talk.conversation.wait(lambda: reply_count(talk, order_id, request) >= count, seconds=seconds):
-        raise talk.conversation.broken(f"{count} replies for order {order_id}")
-    talk.require_one_answer(order_id, request)
+def undo_of_nothing_is_confirmed(talk: Talk) -> None:
+    for granted_id in ("no such id", None):
+        talk.give_back(talk.new_order(), granted_id)
 
 
-def reply_count(talk: Talk, order_id: int, request: str) -> int:
-    """How many replies to this request came."""
-    return len(talk.conversation.replies(order_id, *OUTGOING[request].replies))
+def null_undo_gives_back_everything(talk: Talk) -> None:
+    before, order_id = talk.stock(), talk.new_order()
+    talk.granted(order_id)
+    talk.give_back(order_id, None)
+    talk.require_taken(before, 0)
 
 
-def kill(talk: Talk, request: str, orders: list[int], **data: Any) -> None:
+def unknown_fields_are_ignored(talk: Talk) -> None:
+    talk.granted(extra={"unknown": {"a": [1]}}, unknown=None)
+
+
+def several_processes_decide_once(talk: Talk) -> str:
+    before, orders = talk.stock(), [talk.new_order() for _ in range(BURST_ORDERS)]
+    talk.burst(orders, BURST_REPEATS)
+    for order_id in orders:
+        talk.require_replies(order_id, BURST_REPEATS)
+    talk.require_taken(before, len(orders))
+    queue = talk.queue()
+    found = f"{queue.name} has one consumer" if queue.exists else f"{queue.name} does not exist (--queue)"
+    return "" if queue.consumers > 1 else f"{found}: run two processes of the sibling for a complete check"
+
+
+def kill_loses_nothing(talk: Talk) -> None:
     """Kill the sibling while it handles a burst, repeat the requests, and require one decision for each order."""
+    before, orders = talk.stock(), [talk.new_order() for _ in range(BURST_ORDERS)]
     pid = talk.wanted.kill_pid
     if pid is None:
         raise NotChecked("name a process of the sibling with --kill, and have it restarted")
-    talk.conversation.uncounted |= set(orders)
-    burst(talk, request, orders, 1, **data)
-    talk.conversation.wait(lambda: reply_count(talk, orders[0], request) > 0, seconds=KILL_SECONDS)
+    talk.uncounted |= set(orders)
+    talk.burst(orders, 1)
+    talk.wait(lambda: bool(talk.replies_to(talk.request, orders[0])), seconds=KILL_SECONDS)
     try:
         os.kill(pid, signal.SIGKILL)
     except OSError as error:
         raise click.ClickException(f"process {pid} cannot be killed: {error}") from None
     click.echo(f"Killed process {pid}; start it again within {RESTART_SECONDS} s.", err=True)
-    talk.conversation.listen(QUIET_SECONDS)
-    counts = {order_id: reply_count(talk, order_id, request) for order_id in orders}
-    burst(talk, request, orders, 1, **data)
+    talk.listen(QUIET_SECONDS)
+    counts = {order_id: len(talk.replies_to(talk.request, order_id)) for order_id in orders}
+    talk.burst(orders, 1)
     for order_id, count in counts.items():
-        wait(talk, order_id, request, count + 1, seconds=RESTART_SECONDS)
+        talk.require_replies(order_id, count + 1, seconds=RESTART_SECONDS)
+    talk.require_taken(before, len(orders))
+    for order_id in orders:
+        talk.require_one_answer(order_id)
 
 
-def in_order(talk: Talk, request: str, undo: str, undo_data: Callable[[str], dict[str, Any]], **data: Any) -> None:
+def replies_come_in_order(talk: Talk) -> None:
     """Send a request and its compensation at once, and require their replies in this order.
 
     The compensation of the second order is sent twice, so that a delay of every other reply is found in one of them.
     """
-    if talk.conversation.consumers(talk.wanted.queue) != 1:
+    if talk.queue().consumers != 1:
         raise NotChecked(f"only with exactly one consumer of the sibling's queue ({talk.wanted.queue}, or --queue)")
-    expected = (*OUTGOING[request].replies, *OUTGOING[undo].replies)
     for undos in (1, 2, 1):
         order_id = talk.new_order()
-        talk.conversation.send(request, order_id, **data)
+        talk.send(talk.request, order_id, **talk.data())
         for _ in range(undos):
-            talk.conversation.send(undo, order_id, **undo_data("check-1"))
-        wait(talk, order_id, request, 1)
-        talk.conversation.wait(lambda id=order_id, n=undos: reply_count(talk, id, undo) >= n)  # type: ignore[misc]
-        types = [reply.type for reply in talk.conversation.replies(order_id, *expected)]
-        talk.require(types[:1] != list(OUTGOING[undo].replies), f"the reply to {request}, then the one to {undo}")
+            talk.send(talk.undo, order_id, **talk.undo_data("check-1", None))
+        talk.require_replies(order_id, 1)
+        talk.wait(lambda id=order_id, n=undos: len(talk.replies_to(talk.undo, id)) >= n)  # type: ignore[misc]
+        answers = OUTGOING[talk.request].replies
+        first, *_ = talk.replies(order_id, *answers, *OUTGOING[talk.undo].replies)
+        talk.require(first.type in answers, f"the reply to {talk.request}, then the one to {talk.undo}")
