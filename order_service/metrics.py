@@ -4,7 +4,7 @@ A metric is created when it is first used, so each process exports only what hap
 dashboards and alerts use them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -120,3 +120,14 @@ STALLED = Metric(
 )
 
 METRICS = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
+
+
+def families(values: Mapping[Metric, Mapping[tuple[str, ...], float]]) -> Iterator[Any]:
+    """Gauges, by the values of their labels, for a collector of the library."""
+    from prometheus_client.metrics_core import GaugeMetricFamily
+
+    for metric, children in values.items():
+        family = GaugeMetricFamily(metric.name, metric.meaning, labels=metric.labels)
+        for labels, value in children.items():
+            family.add_metric(labels, value)
+        yield family

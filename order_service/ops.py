@@ -7,7 +7,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import psycopg
 import sqlalchemy as sa
@@ -15,7 +17,7 @@ import structlog
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 from werkzeug.wrappers import Request, Response
 
-from order_service import process, self_report, vendor
+from order_service import metrics, process, vendor
 from order_service.config import Settings
 from order_service.storage import migrate
 from order_service.storage.database import Database
@@ -25,6 +27,8 @@ log = structlog.get_logger(__name__)
 STUCK_SECONDS = 30.0
 #: After this time a lock of the database is reported, in seconds: probes do not wait for long.
 LOCK_SECONDS = 1
+#: How long a scrape waits for the check of the database, in seconds; an unreachable or locked one takes up to 15 s.
+CHECK_SECONDS = 2.0
 #: How long a client may be silent, in seconds.
 CLIENT_SECONDS = 10
 #: https://prometheus.io/docs/instrumenting/exposition_formats/
@@ -58,6 +62,25 @@ class Loop:
         return 0.0 if self.turned_at is None else time.monotonic() - self.turned_at
 
 
+@dataclass
+class _Check:
+    """A check that names what is missing. One that has not ended in time has failed, and no second one starts."""
+
+    missing: Callable[[], Sequence[str]]
+    _thread: threading.Thread | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def succeeds(self) -> bool:
+        found: list[Sequence[str]] = []
+        with self._lock:
+            if self._thread and self._thread.is_alive():
+                return False
+            self._thread = threading.Thread(target=lambda: found.append(self.missing()), daemon=True, name="readiness")
+            self._thread.start()
+            self._thread.join(CHECK_SECONDS)
+        return found == [[]]
+
+
 class _Handler(WSGIRequestHandler):
     timeout = CLIENT_SECONDS
 
@@ -65,15 +88,10 @@ class _Handler(WSGIRequestHandler):
         """No line for each request: they are many, and all alike."""
 
 
-def _answer(request: Request, database: self_report.Check, loops: Sequence[Loop]) -> Response:
+def _answer(request: Request, database: _Check, loops: Sequence[Loop]) -> Response:
     match request.path:
         case "/metrics":
-            own = self_report.exposition(
-                database=database.succeeds(),
-                loops=not any(loop.missing for loop in loops),
-                stalled_seconds=max((loop.still_seconds for loop in loops), default=0.0),
-            )
-            return Response(vendor.prometheus_metrics() + own, content_type=METRICS_TYPE)
+            return Response(vendor.prometheus_metrics() + _own_metrics(database, loops), content_type=METRICS_TYPE)
         case "/healthz":
             stuck = {loop.name: round(loop.still_seconds, 1) for loop in loops if loop.still_seconds > STUCK_SECONDS}
             return _json(503, status="stuck", seconds_since_turn=stuck) if stuck else _json(200, status="ok")
@@ -81,6 +99,24 @@ def _answer(request: Request, database: self_report.Check, loops: Sequence[Loop]
             missing = [*database.missing(), *(loop.missing for loop in loops if loop.missing)]
             return _json(503, status="not ready", missing=missing) if missing else _json(200, status="ready")
     return _json(404, status="not found", paths=["/metrics", "/healthz", "/readyz"])
+
+
+def _own_metrics(database: _Check, loops: Sequence[Loop]) -> bytes:
+    """What a process exports beside its counters; with gunicorn, the library does not let the parent process add it."""
+    # Imported late: the library reads PROMETHEUS_MULTIPROC_DIR, which deploy/gunicorn.conf.py sets, at import.
+    from prometheus_client import generate_latest
+    from prometheus_client.registry import Collector
+
+    values: dict[metrics.Metric, dict[tuple[str, ...], float]] = {
+        metrics.READY: {("database",): database.succeeds(), ("loops",): not any(loop.missing for loop in loops)},
+        metrics.STALLED: {(): max((loop.still_seconds for loop in loops), default=0.0)},
+    }
+
+    class Own(Collector):
+        def collect(self) -> Iterator[Any]:
+            return metrics.families(values)
+
+    return generate_latest(Own())
 
 
 def _json(code: int, **members: object) -> Response:
@@ -120,7 +156,7 @@ def serve(
         listener = socket.create_server((host, port), family=family, reuse_port=reuse_port, dualstack_ipv6=is_v6)
     except OSError as error:
         process.refuse_address(error, host, port, setting="ORDER_OPS_PORT")
-    database = self_report.Check(partial(_missing_of_database, settings.database_url))
+    database = _Check(partial(_missing_of_database, settings.database_url))
     application = Request.application(lambda request: _answer(request, database, loops()))
     with listener:  # the server has a duplicate of it
         server = make_server(host, port, application, threaded=True, request_handler=_Handler, fd=listener.fileno())

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import psycopg
 import sqlalchemy as sa
 import structlog
-from prometheus_client.metrics_core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
+from order_service import metrics
 from order_service.process import first_line
 from order_service.storage import figures
 from order_service.storage.database import Database
@@ -30,11 +31,11 @@ class Gauges(Collector):
         self._lock, self._next_query = threading.Lock(), 0.0
         self._values: Figures = {}
 
-    def describe(self) -> Iterator[GaugeMetricFamily]:
+    def describe(self) -> Iterator[Family]:
         """Nothing, so that registering does not query."""
         return iter(())
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Family]:
         with self._lock:
             began = time.monotonic()
             if began >= self._next_query:
@@ -42,11 +43,7 @@ class Gauges(Collector):
                 ended = time.monotonic()
                 self._next_query = ended + max(PAUSE_SECONDS, (ended - began) * PAUSE_SHARE)
             values = self._values
-        for metric, children in values.items():
-            family = GaugeMetricFamily(metric.name, metric.meaning, labels=metric.labels)
-            for labels, value in children.items():
-                family.add_metric(labels, value)
-            yield family
+        yield from metrics.families(values)
 
     def _query(self) -> Figures:
         try:
