@@ -21,10 +21,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from order_service.backoff import Backoff, Postponed
+from order_service.backoff import Postponed
 from order_service.config import Settings, masked
 from order_service.http_client import HttpClient, RequestFailed
-from order_service.process import first_line, refuse
+from order_service.process import REPORTS, first_line, refuse
 
 log = structlog.get_logger(__name__)
 #: By how much the clocks of the issuer and of this host may differ, in seconds.
@@ -44,8 +44,6 @@ REFRESH_SECONDS = 30.0
 RETRY_SECONDS = 1.0
 #: After this time the keys are fetched again in any case, in seconds: a key that its issuer withdrew is then refused.
 MAX_AGE_SECONDS = 600.0
-#: How often an outage of the issuer is logged.
-REPORT_BACKOFF = Backoff(first=10, longest=600)
 #: RFC 7518 (section 3.3) demands it.
 MIN_RSA_BITS = 2048
 _CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
@@ -183,7 +181,7 @@ class FetchedKeys(Keys):
             f"{address.scheme}://{address.netloc}", total_seconds=FETCH_SECONDS, follows_redirects=False
         )
         self._fetching = threading.Lock()
-        self._reported = Postponed[str](REPORT_BACKOFF)
+        self._reported = Postponed[str](REPORTS)
         #: On the monotonic clock: when the keys may be fetched again, and when they have to be.
         self._next_at = self._stale_at = 0.0
 
