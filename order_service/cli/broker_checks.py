@@ -8,8 +8,7 @@ import pika
 from pika.exceptions import ChannelClosedByBroker
 
 from order_service import process
-from order_service.cli.broker import by_declaring
-from order_service.cli.queues import SIBLING_QUEUES, Management, Unavailable, by_management
+from order_service.cli.broker import SIBLING_QUEUES, Management, Unavailable, by_declaring, by_management
 from order_service.config import Settings
 from order_service.contract import topology
 from order_service.contract.topology import DEAD_LETTER_EXCHANGE, EXCHANGE, QUORUM

@@ -5,10 +5,9 @@ import click
 from order_service.cli import documents, events, orders, setup
 from order_service.cli.broker_users import broker
 from order_service.cli.compensations import compensations
-from order_service.cli.database import database
+from order_service.cli.database import database, ids
 from order_service.cli.dlq import dlq
 from order_service.cli.doctor import doctor
-from order_service.cli.ids import ids
 from order_service.cli.outbox import outbox
 from order_service.cli.siblings import siblings
 from order_service.cli.tokens import token

@@ -7,9 +7,8 @@ import click
 import sqlalchemy as sa
 
 from order_service import process
-from order_service.cli.broker import QueueState
+from order_service.cli.broker import QueueState, observe
 from order_service.cli.open_database import open_database
-from order_service.cli.queues import observe
 from order_service.cli.reporting import ForScripts, Report
 from order_service.config import Settings
 from order_service.contract import topology
