@@ -1,6 +1,7 @@
 """The commands that print or write the generated documents."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -13,34 +14,15 @@ from order_service.contract.events import EVENTS, INCOMING
 from order_service.contract.schemas import Schema, data_schema
 
 
-@click.command()
-def saga() -> None:
-    """Print docs/saga.md: the states and the decision table."""
-    click.echo(pages.saga_page(), nl=False)
+def _printing(name: str, text: Callable[[], str], help: str) -> click.Command:
+    return click.Command(name, callback=lambda: click.echo(text(), nl=False), help=help)
 
 
-@click.command()
-def settings() -> None:
-    """Print docs/settings.md: every environment variable."""
-    click.echo(pages.settings_page(), nl=False)
-
-
-@click.command()
-def metrics() -> None:
-    """Print docs/metrics.md: every metric."""
-    click.echo(pages.metrics_page(), nl=False)
-
-
-@click.command("page")
-def events_page() -> None:
-    """Print docs/events.md: every event and its fields."""
-    click.echo(event_tables.events_page(), nl=False)
-
-
-@click.command()
-def asyncapi() -> None:
-    """Print the AsyncAPI document."""
-    click.echo(_as_json(document()))
+saga = _printing("saga", pages.saga_page, "Print docs/saga.md: the states and the decision table.")
+settings = _printing("settings", pages.settings_page, "Print docs/settings.md: every environment variable.")
+metrics = _printing("metrics", pages.metrics_page, "Print docs/metrics.md: every metric.")
+events_page = _printing("page", event_tables.events_page, "Print docs/events.md: every event and its fields.")
+asyncapi = _printing("asyncapi", lambda: _as_json(document()), "Print the AsyncAPI document.")
 
 
 @click.command()
@@ -55,7 +37,7 @@ def schemas(directory: Path) -> None:
             "Revert them, or raise SCHEMA_VERSION in order_service/contract/envelope.py and notify the sibling teams."
         )
     for path, schema in generated.items():
-        path.write_text(_as_json(schema) + "\n", encoding="utf-8")
+        path.write_text(_as_json(schema), encoding="utf-8")
     click.echo(f"Wrote {len(generated)} schemas to {directory}")
 
 
@@ -66,4 +48,4 @@ def _changes(path: Path, new: Schema) -> list[str]:
 
 
 def _as_json(document: Schema) -> str:
-    return json.dumps(document, indent=2, ensure_ascii=False)
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
