@@ -1,4 +1,6 @@
-"""The text of the generated pages docs/saga.md, docs/settings.md and docs/metrics.md."""
+"""The text of the generated pages docs/saga.md, docs/settings.md and docs/metrics.md, by the files in templates/."""
+
+from pathlib import Path
 
 from order_service.config import Settings
 from order_service.contract.event_tables import table
@@ -20,70 +22,21 @@ NAMES = {
     "ReportPaid": "PUT paid", "ReportFailed": "PUT failed", "ReportPending": "PUT pending", "Cancel": "cancel (DELETE)",
     "MenuDeadline": "menu deadline", "PaymentDeadline": "payment deadline",
 }  # fmt: skip
-SETTINGS_INTRO = """# Settings
-
-Environment variables, read once at start. If a variable is invalid, the process prints its name and exits with
-status 2. This page is generated from `order_service/config.py`: `python -m order_service settings > docs/settings.md`.
-`broker definitions` also reads the passwords of the broker's users, and `database roles --apply` those of the roles of
-the database: [rights.md](rights.md).
-
-This program reads no other variable, but its libraries read some by their own rules:
-
-- libpq, `PGPASSFILE`, `PGSSLMODE`, `PGAPPNAME` and [the other `PG*`](https://www.postgresql.org/docs/current/libpq-envars.html):
-  what a `postgresql://` URL leaves open.
-- prometheus_client, `PROMETHEUS_MULTIPROC_DIR`: with several API workers, `deploy/gunicorn.conf.py` sets it to a new
-  directory. Do not set it: yours would be used as it is, with the metrics of former processes.
-- OpenSSL, `SSL_CERT_FILE` and `SSL_CERT_DIR`: the CAs for `https://`. gunicorn, `GUNICORN_CMD_ARGS`: its options.
-
-`http_proxy`, `https_proxy`, `all_proxy` and `no_proxy` are not used: sibling services and the keys of the issuer
-(`ORDER_JWT_JWKS_URL`) are requested directly, so they must be reachable without a proxy.
-
-"""
-METRICS_INTRO = """# Metrics
-
-What each process exports at `/metrics` of its `ORDER_OPS_PORT` ([monitoring.md](monitoring.md)), beside the Prometheus
-library's own `process_` and `python_` metrics; without that setting, the API exports its part at `/metrics` of `PORT`.
-This page is generated from `order_service/metrics.py`: `python -m order_service metrics > docs/metrics.md`.
-
-A metric appears when it has its first value. The API's are the sums of all its processes. The gauges are read from the
-database at a scrape, at most every 5 s; each publisher process exports the same ones, so use `max()` for several of
-them, and `sum()` for counters and histograms.
-
-"""
-INTRO = """# The saga
-
-What each message does to an order in each state. This page is generated from the decision table in
-`order_service/domain/saga.py`: `python -m order_service saga > docs/saga.md`.
-
-The outcome for a client's request is in parentheses: `done` returns 200, `remembered` 202 and `refused` 409.
-"""
-INVARIANTS = f"""## Invariants
-
-*The first of these events ends a pending order*: a MenuRejected; a PaymentFailed or PUT failed while no payment is
-known; a cancel; the menu deadline before a valid MenuReserved; the payment deadline after one; a MenuReserved at a
-price other than `expected_total`; or the arrival of the second of a valid MenuReserved and a payment, judged by the
-first payment. A free order, whose total is 0, needs no payment. A failed attempt beside a completed payment decides
-nothing.
-Nothing else changes the status or the reason, and a later reservation or payment is only compensated.
-
-A deadline waits for an event that was never handed to a working broker, but not for one that the broker returned. When
-an order is as old as `ORDER_LIFETIME_SECONDS`, its deadline passes in any case.
-
-A failed or cancelled order compensates its accepted reservation and every payment; a paid order compensates every
-reservation and payment but its own. Each compensation is requested under one id until the sibling confirms it.
-
-An order records at most {MAX_RESERVATIONS} reservations and {MAX_PAYMENTS} payments with different ids. A message
-with one more is dead-lettered (`too_many`) and changes nothing: no compensation is requested for it.
-"""
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def saga_page() -> str:
     """The text of docs/saga.md."""
     states = ([f"`{state}`", state.status, MEANINGS[state]] for state in State)
     cells = ([_name(message), *map(_cell, rules)] for message, rules in DECISIONS.items())
-    parts = [INTRO, "## States\n", table(["state", "status", "meaning"], states), "## Decisions\n"]
-    parts += [table(["message", *State], cells), "## Transitions\n", _diagram(), INVARIANTS]
-    return "\n".join(parts)
+    return _page(
+        "saga",
+        states=table(["state", "status", "meaning"], states),
+        decisions=table(["message", *State], cells),
+        transitions=_diagram(),
+        max_reservations=MAX_RESERVATIONS,
+        max_payments=MAX_PAYMENTS,
+    )
 
 
 def settings_page() -> str:
@@ -92,7 +45,7 @@ def settings_page() -> str:
     for field in Settings.model_fields.values():
         default = "" if field.default in (None, "") else f"`{field.default}`"
         rows.append([f"`{field.validation_alias}`", default, " ".join((field.description or "").split())])
-    return SETTINGS_INTRO + table(["variable", "default", "meaning"], rows)
+    return _page("settings", settings=table(["variable", "default", "meaning"], rows))
 
 
 def metrics_page() -> str:
@@ -102,7 +55,13 @@ def metrics_page() -> str:
          metric.meaning]
         for metric in METRICS
     )  # fmt: skip
-    return METRICS_INTRO + table(["metric", "type", "labels", "processes", "meaning"], rows)
+    return _page("metrics", metrics=table(["metric", "type", "labels", "processes", "meaning"], rows))
+
+
+def _page(name: str, **parts: object) -> str:
+    """The template of this name, with these parts in their places."""
+    template = (TEMPLATES / f"{name}.md").read_text(encoding="utf-8")
+    return template.format(**{key: str(part).rstrip("\n") for key, part in parts.items()})
 
 
 def _name(message: type[Message]) -> str:
