@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from order_service.config import Settings
-from order_service.contract.event_tables import table
+from order_service.contract.event_tables import filled, table
 from order_service.domain.messages import Message
 from order_service.domain.order import FINAL, MAX_PAYMENTS, MAX_RESERVATIONS, State
 from order_service.domain.saga import DECISIONS, Rule
@@ -29,8 +29,8 @@ def saga_page() -> str:
     """The text of docs/saga.md."""
     states = ([f"`{state}`", state.status, MEANINGS[state]] for state in State)
     cells = ([_name(message), *map(_cell, rules)] for message, rules in DECISIONS.items())
-    return _page(
-        "saga",
+    return filled(
+        TEMPLATES / "saga.md",
         states=table(["state", "status", "meaning"], states),
         decisions=table(["message", *State], cells),
         transitions=_diagram(),
@@ -45,7 +45,7 @@ def settings_page() -> str:
     for field in Settings.model_fields.values():
         default = "" if field.default in (None, "") else f"`{field.default}`"
         rows.append([f"`{field.validation_alias}`", default, " ".join((field.description or "").split())])
-    return _page("settings", settings=table(["variable", "default", "meaning"], rows))
+    return filled(TEMPLATES / "settings.md", settings=table(["variable", "default", "meaning"], rows))
 
 
 def metrics_page() -> str:
@@ -55,13 +55,7 @@ def metrics_page() -> str:
          metric.meaning]
         for metric in METRICS
     )  # fmt: skip
-    return _page("metrics", metrics=table(["metric", "type", "labels", "processes", "meaning"], rows))
-
-
-def _page(name: str, **parts: object) -> str:
-    """The template of this name, with these parts in their places."""
-    template = (TEMPLATES / f"{name}.md").read_text(encoding="utf-8")
-    return template.format(**{key: str(part).rstrip("\n") for key, part in parts.items()})
+    return filled(TEMPLATES / "metrics.md", metrics=table(["metric", "type", "labels", "processes", "meaning"], rows))
 
 
 def _name(message: type[Message]) -> str:

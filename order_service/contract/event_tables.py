@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from order_service.contract import samples
 from order_service.contract.asyncapi import DELIVERY, EXCHANGES
@@ -11,22 +12,7 @@ from order_service.contract.events import DECIMALS, EVENTS, INCOMING, OUTGOING
 from order_service.contract.schemas import Schema, data_schema
 from order_service.contract.topology import BY_NAME, published_on
 
-INTRO = f"""# Events
-
-The events that the Order Service publishes and consumes. This page is generated from the code:
-`python -m order_service events page > docs/events.md`. How to implement a sibling, and the envelope around this data:
-[siblings.md](siblings.md). For machines: `/asyncapi.json`, and a JSON Schema for each event in [schemas](schemas).
-
-{EXCHANGES}
-
-{DELIVERY}
-"""
-#: The introduction of the table of rejections.
-REJECTED = """## Rejected messages
-
-A message that can never be applied changes nothing. It is moved to the dead-letter queue, with one of these codes in
-the header `x-error` and the details in `x-error-detail`, and reported by a MessageRejected.
-"""
+TEMPLATE = Path(__file__).parent / "events.md"
 
 
 @dataclass(frozen=True)
@@ -59,11 +45,22 @@ def groups() -> Mapping[str, list[EventDescription]]:
 
 def events_page() -> str:
     """The text of docs/events.md."""
-    parts = [INTRO]
-    for title, events in groups().items():
-        parts += [f"## {title}\n", _summary(events)]
-    parts += ["## Queues\n", _queues(), REJECTED, _rejections(), "## Event data\n"]
-    return "\n".join([*parts, *(_event(event) for events in groups().values() for event in events)])
+    published, consumed = groups().values()
+    return filled(
+        TEMPLATE,
+        exchanges=EXCHANGES,
+        delivery=DELIVERY,
+        published=_summary(published),
+        consumed=_summary(consumed),
+        queues=_queues(),
+        rejections=_rejections(),
+        data="\n".join(map(_event, [*published, *consumed])),
+    )
+
+
+def filled(template: Path, **parts: object) -> str:
+    """The text of a template, with these parts in their places."""
+    return template.read_text(encoding="utf-8").format(**{key: str(part).rstrip("\n") for key, part in parts.items()})
 
 
 def table(head: list[str], rows: Iterable[list[str]]) -> str:
