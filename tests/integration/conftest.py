@@ -40,6 +40,7 @@ def wire(amqp_url: str) -> core.Wire:
 def own_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Commands leave the logging of this process, which the tests share, and its lines are no part of their output."""
     monkeypatch.setattr("order_service.process.configure_logging", lambda *_: None)
+    structlog.reset_defaults()
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     yield
     structlog.reset_defaults()
