@@ -91,14 +91,18 @@ def _escape(_: object, __: str, record: structlog.typing.EventDict) -> structlog
     """
     for name, value in record.items():
         if isinstance(value, str) and name not in ("exception", "stack"):
-            record[name] = value if value.isprintable() else "".join(map(_printable, value))
+            record[name] = printable(value)
             if not value and name != "event":
                 record[name] = "''"
     return record
 
 
-def _printable(character: str) -> str:
-    return character if character.isprintable() else character.encode("unicode_escape").decode()
+def printable(value: object) -> str:
+    """The text, with line breaks and all else that is not printable escaped, lone surrogates too."""
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def _json_text(value: object, **_: object) -> str:

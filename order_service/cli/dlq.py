@@ -15,7 +15,7 @@ from order_service import process
 from order_service.cli.holding import Matches, holding, publish, selected, selection
 from order_service.cli.open_database import open_database
 from order_service.cli.rehearsal import rehearse
-from order_service.cli.reporting import ForScripts, Report
+from order_service.cli.reporting import ForScripts, Report, encoded
 from order_service.config import Settings
 from order_service.contract import topology
 from order_service.contract.dead_letters import DeadLetter
@@ -104,10 +104,11 @@ def discard(out: str | None, yes: bool, **criteria: Any) -> Report:
     Exits with 0 if some were discarded, with 1 if none was selected, with 2 if it could not run.
     """
     settings = process.begin()
-    keys = {letter.key for letter in _letters(settings, selection(**criteria))}
+    chosen = [letter.key for letter in _letters(settings, selection(**criteria))]
     # Without holding them: the broker closes the connection of a client that waits for an answer.
-    if keys and not yes:
-        click.confirm(f"Discard {len(keys)} dead letters?", abort=True, err=True)
+    if chosen and not yes:
+        click.confirm(f"Discard {len(chosen)} dead letters?", abort=True, err=True)
+    keys = set(chosen)
     discarded = 0
     with holding(settings, lambda letter: letter.key in keys, progress="Discarding") as (channel, found):
         for letter in found:
@@ -212,7 +213,7 @@ def _copy(letter: DeadLetter) -> dict[str, Any]:
 
 
 def _text(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict) else str(value)
+    return json.dumps(value, default=encoded) if isinstance(value, dict) else process.printable(value)
 
 
 def _append(path: str, copy: dict[str, Any]) -> None:

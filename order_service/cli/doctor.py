@@ -4,6 +4,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 import sqlalchemy as sa
@@ -44,6 +45,12 @@ def doctor() -> Report:
 
 def examine(settings: Settings) -> Iterator[Finding]:
     """Check everything; what cannot be checked because of another failure is left out."""
+    url = sa.make_url(settings.database_url)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+        # To connect would create it, and an empty database is not what a mistyped path is to lead to.
+        yield Finding("database", f"there is no file {url.database}", "correct DATABASE_URL, or migrate a new one")
+        yield from check_broker(settings)
+        return
     database = Database(settings.database_url, pool_size=1, lock_seconds=LOCK_SECONDS)
     try:
         of_database = list(_database(database))

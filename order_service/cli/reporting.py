@@ -1,5 +1,6 @@
 """What the commands for operators share: output as text or JSON, and exit codes."""
 
+import base64
 import json
 from collections.abc import Iterable
 from datetime import datetime
@@ -39,7 +40,7 @@ class ForScripts(click.Command):
             error.exit_code = 2  # type: ignore[misc]
             raise
         if as_json:
-            click.echo(json.dumps(report.value, indent=2, ensure_ascii=False, default=_encoded))
+            click.echo(_json(report.value))
         else:
             for line in report.lines:
                 click.echo(line)
@@ -48,5 +49,13 @@ class ForScripts(click.Command):
         ctx.exit(int(report.has_findings))
 
 
-def _encoded(value: object) -> str:
+def _json(value: object) -> str:
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=encoded)
+    return text if text.replace("\n", "").isprintable() else json.dumps(value, indent=2, default=encoded)
+
+
+def encoded(value: object) -> object:
+    """What JSON has no type for; bytes as base64, which says that they are."""
+    if isinstance(value, bytes):
+        return {"base64": base64.b64encode(value).decode()}
     return utc_text(value) if isinstance(value, datetime) else str(value)

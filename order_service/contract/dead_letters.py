@@ -10,7 +10,9 @@ from hashlib import sha256
 from typing import Any
 
 from order_service.contract.envelope import Delivery, Oversized, Rejection, Reply, read, utc_text
+from order_service.contract.events import MAX_ID
 from order_service.contract.topology import Queue
+from order_service.process import printable
 
 ORIGIN_ROUTING_KEY, DEAD_LETTERED_AT, REPLAYED_AT = "x-origin-routing-key", "x-dead-lettered-at", "x-replayed-at"
 #: Headers that describe the rejection, by this service or by the broker; a replayed message has none of them.
@@ -35,9 +37,9 @@ class DeadLetter:
     tag: int = 0
 
     @property
-    def key(self) -> tuple[str, str, bytes]:
-        """The same each time it is delivered."""
-        return self.queue.name, self.id, sha256(self.body).digest()
+    def key(self) -> tuple[object, ...]:
+        """The same each time it is delivered, and another one for a copy with another reason or time."""
+        return self.queue.name, self.id, self.reason, self.at, sha256(self.body).digest()
 
     @property
     def headers(self) -> Mapping[str, Any]:
@@ -61,25 +63,26 @@ class DeadLetter:
     @property
     def id(self) -> str:
         """The message's id; without one, the beginning of its hash."""
-        return self.reply.message_id or sha256(self.body).hexdigest()[:16]
+        return printable(self.reply.message_id or sha256(self.body).hexdigest()[:16])
 
     @property
     def type(self) -> str:
-        return self.reply.type or "unknown"
+        return printable(self.reply.type or "unknown")
 
     @property
     def order_id(self) -> int | None:
         named = str(self.reply.order_id or self.headers.get("x-order-id") or "")
-        return int(named) if named.isascii() and named.isdecimal() else None
+        is_number = named.isascii() and named.isdecimal() and len(named) <= len(str(MAX_ID))
+        return int(named) if is_number and int(named) <= MAX_ID else None
 
     @property
     def reason(self) -> str:
         """The code of its rejection; `broker: ...` if the broker itself dead-lettered it."""
-        return str(self.headers.get("x-error") or f"broker: {self._death.get('reason', 'unknown')}")
+        return printable(self.headers.get("x-error") or f"broker: {self._death.get('reason', 'unknown')}")
 
     @property
     def detail(self) -> str:
-        return str(self.headers.get("x-error-detail") or self.reason)
+        return printable(self.headers.get("x-error-detail") or self.reason)
 
     @property
     def sender(self) -> str:
@@ -87,7 +90,7 @@ class DeadLetter:
         named = self.properties.get("app_id") or self.headers.get("x-original-user_id")
         with suppress(ValueError, TypeError, KeyError, RecursionError):
             named = named or json.loads(self.body)["source"]
-        return str(named or self.headers.get("cloudEvents:source") or "unknown")
+        return printable(named or self.headers.get("cloudEvents:source") or "unknown")
 
     @property
     def at(self) -> datetime | None:

@@ -272,6 +272,49 @@ def test_discard_asks_logs_and_keeps_a_copy(
 
 
 @SQLITE_ONLY
+def test_discard_deletes_only_what_was_selected(database: Database, wire: Wire, dlq: Dlq) -> None:
+    """A message under the same id and with the same body was rejected twice, for different reasons."""
+    dead_letter(wire, completed(1), code="invalid")
+    dead_letter(wire, completed(1), code="unknown_order")
+
+    done = dlq("discard", "--reason", "invalid", "pay-1", "--yes", "--json")
+
+    assert json.loads(done.stdout) == {"discarded": 1}
+    assert [each.properties.headers["x-error"] for each in wire.take(PAYMENT.dead_letters)] == ["unknown_order"]
+
+
+@SQLITE_ONLY
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        pytest.param(b'{"payment_id":1,"order_id":99999999999999999999,"amount":5}', {}, id="large order id"),
+        pytest.param(b'{"payment_id":1}', {"x-order-id": "9" * 5000}, id="order id of 5,000 digits"),
+        pytest.param(b'{"specversion":"1.0","id":"m","source":"\\udfffsrc","type":"A","data":{}}', {}, id="surrogate"),
+        pytest.param(
+            b'{"specversion":"1.0","id":"m","source":"a\\u001b[2J\\nFAKE","type":"A","data":{}}', {}, id="terminal"
+        ),
+    ],
+)
+def test_odd_message_is_listed_shown_and_discarded(
+    database: Database, wire: Wire, dlq: Dlq, tmp_path: Path, body: bytes, headers: dict[str, str]
+) -> None:
+    delivery = Delivery(PAYMENT.name, "payment.completed", body, {"message_id": "odd", "headers": headers})
+    publish(wire, [outgoing.dead_letter(rejection(delivery, "invalid", "data", "is wrong"), NOW)])
+    out = tmp_path / "copies"
+
+    listed, as_json = dlq("list"), dlq("list", "--json")
+    [group] = json.loads(as_json.stdout)["groups"]
+    shown = dlq("show", group["example"]["id"])
+    discarded = dlq("discard", group["example"]["id"], "--yes", "--out", str(out))
+
+    assert [each.exit_code for each in (listed, as_json, shown, discarded)] == [1, 1, 0, 0], listed.output
+    assert [line for line in (listed.stdout + shown.stdout).splitlines() if not line.isprintable()] == []
+    assert not [line for line in listed.stdout.splitlines() if line.startswith("FAKE")]
+    assert depth(wire, PAYMENT.dead_letters) == 0
+    assert json.loads(out.read_text())["reason"] == "invalid"
+
+
+@SQLITE_ONLY
 def test_oversized_message_is_left(
     database: Database, wire: Wire, dlq: Dlq, consuming: Start, relaying: Start, eventually: Eventually
 ) -> None:

@@ -161,8 +161,13 @@ def deadlines_stopped(at: Installation) -> None:
     core.place_sent(at.database, now=ago(300))
 
 
+def no_file(at: Installation) -> None:
+    at.env["DATABASE_URL"] = at.database.url.replace("orders.db", "mistyped.db")
+
+
 def not_migrated(at: Installation) -> None:
     at.env["DATABASE_URL"] = at.database.url.replace("orders.db", "new.db")
+    Database(at.env["DATABASE_URL"]).dispose()  # creates the file
 
 
 def clock_off(at: Installation) -> AbstractContextManager[object]:
@@ -194,6 +199,7 @@ FAULTS: list[tuple[Fault, str, set[str], str]] = [
     (lasting(relay_stopped), POSTGRESQL, {"relay"}, "1 OrderCreated wait in the outbox, up to 1"),
     (lasting(event_returned), SQLITE, {"relay"}, "OrderCreated to order.created: returned or refused 1 times"),
     (lasting(deadlines_stopped), POSTGRESQL, {"deadlines"}, "those of 1 orders have passed"),
+    (lasting(no_file), SQLITE, {"database"}, "there is no file"),
     (lasting(not_migrated), SQLITE, {"database"}, "the database is at migration none"),
     (lambda at: core.database_unreachable(at.database.url), SQLITE, {"database"}, "locked by another program"),
     (lambda at: core.database_unreachable(at.database.url), POSTGRESQL, {"database"}, "cannot be used"),
