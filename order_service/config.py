@@ -208,6 +208,11 @@ class Settings(BaseSettings):
     def needs_tokens(self) -> bool:
         return self.auth == "jwt"
 
+    @property
+    def is_development(self) -> bool:
+        """Whether everyone may do everything, and only this machine can reach the API."""
+        return not self.needs_tokens and _is_loopback(self.host)
+
     @model_validator(mode="after")
     def _is_access_decided(self) -> Self:
         """Refuse what would leave the API open by mistake. The other processes set auth=none, having no callers."""

@@ -28,6 +28,8 @@ READY = """
     curl -d '{{"user_id":1,"menu_ids":[1,2]}}' -H 'content-type: application/json' localhost:{api}/orders
     curl localhost:{api}/orders/1
 
+  Its orders, live  http://localhost:{api}/board
+
   Order Service     http://localhost:{api}
     its requests    http://localhost:{api}/docs
     its events      http://localhost:{api}/asyncapi

@@ -1,10 +1,8 @@
 """The commands about single orders: what one waits for, its timeline, and those that are stuck."""
 
-from datetime import datetime
 from typing import Any
 
 import click
-import sqlalchemy as sa
 
 from order_service import process
 from order_service.cli.broker import QueueState, observe
@@ -15,22 +13,13 @@ from order_service.contract import topology
 from order_service.contract.events import MAX_ID, OUTGOING
 from order_service.domain import explanation
 from order_service.domain.explanation import Facts
-from order_service.domain.order import Announcement, Order, State
-from order_service.domain.saga import Policy, is_sent
-from order_service.storage import compensations, facts, history, outbox
+from order_service.storage import facts
+from order_service.storage import timeline as timelines
 
-#: The most stuck orders that are shown, and the most entries of a history.
-MAX_STUCK, MAX_ENTRIES = 1000, 1000
+#: The most stuck orders that are shown.
+MAX_STUCK = 1000
 _ID = click.argument("order_id", metavar="ID", type=click.IntRange(1, MAX_ID))
 _OWN = {"menu": topology.MENU, "payment": topology.PAYMENT}
-#: The event that announces each state.
-_ANNOUNCED = {
-    State.AWAITING_MENU: Announcement.ORDER_CREATED,
-    State.AWAITING_PAYMENT: Announcement.PAYMENT_REQUESTED,
-    State.PAID: Announcement.ORDER_PAID,
-    State.FAILED: Announcement.ORDER_FAILED,
-    State.CANCELLED: Announcement.ORDER_CANCELLED,
-}
 
 
 @click.command(cls=ForScripts)
@@ -62,7 +51,7 @@ def timeline(order_id: int) -> Report:
     settings = process.begin()
     with open_database(settings.database_url) as database, database.reading() as connection:
         order = facts.of_order(connection, order_id, policy=settings.policy).order
-        entries = _timeline(connection, order, settings.policy)
+        entries = timelines.of_order(connection, order, policy=settings.policy)
     blank = " " * len("2025-01-02 03:04:05.012345Z")
     lines = (
         f"{f'{at:%Y-%m-%d %H:%M:%S.%f}Z' if (at := each['at']) else blank}  {each['kind']:<12} {each['type']:<22} "
@@ -100,35 +89,3 @@ def _queues(settings: Settings, found: Facts) -> tuple[list[QueueState], str]:
         return observe(settings, routing_key, found.waits_for, [own.name, own.dead_letters]), ""
     except (*topology.UNREACHABLE, process.AccessRefused) as error:
         return [], f"The broker could not be asked: {process.first_line(error)}."
-
-
-def _timeline(connection: sa.Connection, order: Order, policy: Policy) -> list[dict[str, Any]]:
-    waiting = {row.message_id: row for row in outbox.of_order(connection, order.id)}
-    entries: list[dict[str, Any]] = []
-
-    def add(at: datetime | None, kind: str, type: str, id: str | None, text: str) -> None:
-        entries.append({"at": at, "kind": kind, "type": type, "id": id, "text": text})
-
-    def add_event(at: datetime | None, type: str, id: str) -> None:
-        add(at, "outbox", type, id, "written")
-        if row := waiting.get(id):
-            text = f"not confirmed, {row.attempts} failed attempts, next at {row.due_at:%H:%M:%S}Z"
-            add(None, "waiting", type, id, text)
-        else:
-            add(None, "confirmed", type, id, "by the broker")
-
-    for _, entry in history.read_history(connection, order, limit=MAX_ENTRIES):
-        is_change = entry.from_state != entry.to_state
-        by_deadline = entry.type.endswith(("Reminder", "Deadline"))
-        kind = "reply" if entry.message_id else "deadline" if by_deadline else "request"
-        change = f"{entry.from_state} -> {entry.to_state}" if entry.from_state and is_change else entry.to_state
-        add(entry.at, kind, entry.type, entry.message_id, change)
-        event = _ANNOUNCED.get(State(entry.to_state))
-        if event and is_change and is_sent(event, policy):
-            add_event(entry.at, event.value, order.event_id(event))
-    for row in compensations.of_orders(connection, [order]):
-        if row.attempts:
-            add_event(None, row.type, row.id)
-        confirmed = "confirmed by the sibling" if row.confirmed_at else f"unconfirmed, requested {row.attempts} times"
-        add(row.confirmed_at, "compensation", row.type, row.id, f"{row.reason}: {confirmed}")
-    return entries

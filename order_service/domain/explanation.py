@@ -167,6 +167,16 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "{compensations} releases or refunds are not confirmed yet.",
     ),
 }  # fmt: skip
+#: The same in a few words: of an order that waits as it should, and of each cause of another one.
+_PHRASES: dict[str, tuple[str, str]] = {
+    State.AWAITING_MENU: ("menunggu {sibling}", "waits for the {sibling}"),
+    State.AWAITING_MENU_PREPAID: ("sudah dibayar, menunggu {sibling}", "paid, waits for the {sibling}"),
+    State.AWAITING_PAYMENT: ("menunggu pembayaran", "waits for the payment"),
+    Cause.OVERDUE: ("tenggat lewat, publishers tidak berjalan", "deadline passed, the publishers do not run"),
+    Cause.UNSENT: ("{event} menunggu di outbox", "{event} waits in the outbox"),
+    Cause.RETURNED: ("{event} ditolak broker {attempts} kali", "the broker refused {event} {attempts} times"),
+    Cause.SILENT: ("{sibling} belum menjawab", "the {sibling} has not answered"),
+}
 _SIBLINGS = {"menu": "Menu Service", "payment": "Payment Service"}
 
 
@@ -191,6 +201,15 @@ def explain(facts: Facts, *, english: bool) -> str:
         "compensations": facts.unconfirmed_compensations,
     }  # fmt: skip
     return " ".join(_TEXTS[name][english].format(**values) for name in names)
+
+
+def phrase(facts: Facts, *, english: bool) -> str:
+    """A few words on what the order waits for; empty if it has ended."""
+    if not facts.waits_for:
+        return ""
+    text = _PHRASES[facts.cause if facts.is_stuck else facts.order.state][english]
+    attempts = facts.unsent and facts.unsent.attempts
+    return text.format(sibling=_SIBLINGS[facts.waits_for], event=facts.event, attempts=attempts)
 
 
 def duration(length: timedelta, *, english: bool = True) -> str:

@@ -24,7 +24,7 @@ RECENT_ENTRIES = 1000
 
 def of_order(connection: sa.Connection, order_id: int, *, policy: Policy) -> Facts:
     """The facts about an order. Raises UnknownOrder."""
-    if found := _read(connection, [order_id], policy, current_time(connection)):
+    if found := of_orders(connection, [order_id], policy=policy):
         return found[0]
     raise UnknownOrder(f"no order has the id {order_id}")
 
@@ -43,11 +43,19 @@ def late(connection: sa.Connection, *, policy: Policy, limit: int) -> list[Facts
     # A pending order always has a deadline: that index finds the few among millions that have ended.
     pending = columns.due_at.is_not(None), columns.state.not_in(FINAL)
     wanted = sa.select(columns.id).where(*pending, is_late).order_by(columns.due_at).limit(limit)
-    return _read(connection, connection.execute(wanted).scalars().all(), policy, now)
+    return of_orders(connection, connection.execute(wanted).scalars().all(), policy=policy)
 
 
-def _read(connection: sa.Connection, ids: Sequence[int], policy: Policy, now: datetime) -> list[Facts]:
-    found = orders.read_orders(connection, ids)
+def of_orders(
+    connection: sa.Connection,
+    ids: Sequence[int],
+    *,
+    policy: Policy,
+    unreadable: list[orders.UnreadableOrder] | None = None,
+) -> list[Facts]:
+    """The facts about those of these orders that exist; `unreadable`: see `orders.read_orders`."""
+    now = current_time(connection)
+    found = orders.read_orders(connection, ids, unreadable=unreadable)
     events = {order.event_id(awaited_event(order)): order.id for order in found.values() if order.state not in FINAL}
     rows = sa.select(*(outbox.c[name] for name in WAITING)).where(
         bulk.among(connection, outbox.c.message_id, [*events])
@@ -55,8 +63,8 @@ def _read(connection: sa.Connection, ids: Sequence[int], policy: Policy, now: da
     waiting = connection.execute(rows).all() if events else ()
     unsent = {events[row.message_id]: Unsent(row.created_at, row.attempts, row.due_at) for row in waiting}
     columns = order_history.c
-    of_orders = bulk.among(connection, columns.order_id, ids), columns.from_state != columns.to_state
-    changes = sa.select(columns.order_id, sa.func.max(columns.at)).where(*of_orders).group_by(columns.order_id)
+    is_theirs = bulk.among(connection, columns.order_id, ids), columns.from_state != columns.to_state
+    changes = sa.select(columns.order_id, sa.func.max(columns.at)).where(*is_theirs).group_by(columns.order_id)
     since = dict(connection.execute(changes).all())
     compensating = compensations.of_orders(connection, found.values())
     unconfirmed = Counter(row.order_id for row in compensating if row.confirmed_at is None)

@@ -299,11 +299,6 @@ def _no_longer_needed() -> sa.ColumnElement[bool]:
     return sa.and_(_is_event, obsolete)
 
 
-def of_order(connection: sa.Connection, order_id: int) -> Sequence[sa.Row[Any]]:
-    """The events of an order that wait. Scans the outbox."""
-    return connection.execute(sa.select(outbox).where(outbox.c.order_id == order_id, _is_event)).all()
-
-
 def summary(connection: sa.Connection) -> Sequence[sa.Row[Any]]:
     """The waiting messages by type and routing key, the oldest first."""
     columns, count, oldest = outbox.c, sa.func.count(), sa.func.min(outbox.c.created_at)

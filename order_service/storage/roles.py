@@ -20,7 +20,8 @@ RIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
     "api": {
         orders.name: ("SELECT", "INSERT", _CHANGE_ORDERS),
         order_history.name: ("SELECT", "INSERT"),
-        outbox.name: (f"SELECT ({', '.join(WAITING)})", "INSERT"),
+        # `id` finds the oldest message.
+        outbox.name: (f"SELECT ({', '.join(('id', *WAITING))})", "INSERT"),
         compensations.name: ("SELECT", "INSERT"),
     },
     "consumers": {

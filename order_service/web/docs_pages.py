@@ -13,14 +13,20 @@ from order_service.contract import asyncapi, event_tables, topology
 from order_service.contract.events import EVENTS
 from order_service.contract.schemas import data_schema
 from order_service.web.endpoints import Api
-from order_service.web.problems import Problem
+from order_service.web.problems import Problem, prefers_english
 
 _OWN_FILES = Path(__file__).parent / "docs"
+_BOARD_FILES = Path(__file__).parent / "board"
 _SWAGGER_UI = ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png")
 #: What a page may load and do, and that no other site may embed it.
 _POLICY = "default-src 'none'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
 #: Swagger UI sets style attributes.
 _SWAGGER_POLICY = _POLICY + "script-src 'self'; connect-src 'self'; style-src 'self' 'unsafe-inline'"
+#: The board inserts texts only, never markup.
+_BOARD_POLICY = (
+    _POLICY + "script-src 'self'; connect-src 'self'; style-src 'self'; require-trusted-types-for 'script'; "
+    "trusted-types 'none'"
+)
 #: How long a browser may cache the files, in seconds.
 _MAX_AGE_SECONDS = 3600
 
@@ -43,6 +49,23 @@ def openapi_file(_: Api, name: str) -> Response:
         raise Problem("not_found")
     headers = {"Cache-Control": f"max-age={_MAX_AGE_SECONDS}"}
     return Response(_files()[name], mimetype=mimetypes.guess_type(name)[0], headers=headers)
+
+
+def board_page(api: Api) -> Response:
+    """The board of orders, without any order: it asks for a token if the API needs one."""
+    auth, form = ("jwt" if api.settings.needs_tokens else "none"), ("" if api.settings.is_development else "hidden")
+    page = _board_files()["index.html"].decode().replace("{lang}", "en" if prefers_english() else "id")
+    response = _page(page.replace("{auth}", auth).replace("{form}", form), _BOARD_POLICY)
+    response.headers.add("Vary", "Accept-Language")
+    return response
+
+
+def board_file(_: Api, name: str) -> Response:
+    if name not in _board_files():
+        raise Problem("not_found")
+    # A page must not run with the script of another version.
+    headers = {"Cache-Control": "no-cache"}
+    return Response(_board_files()[name], mimetype=mimetypes.guess_type(name)[0], headers=headers)
 
 
 def asyncapi_json(_: Api) -> Response:
@@ -71,6 +94,11 @@ def _page(text: bytes | str, policy: str) -> Response:
 def _files() -> dict[str, bytes]:
     paths = [*_OWN_FILES.iterdir(), *(files("flask_swagger_ui") / "dist" / name for name in _SWAGGER_UI)]
     return {path.name: path.read_bytes() for path in paths}
+
+
+@cache
+def _board_files() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in _BOARD_FILES.iterdir()}
 
 
 def _json(document: Any, content_type: str) -> Response:

@@ -1,6 +1,7 @@
 """The endpoints of the orders and probes, one for each route of routes.py."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -8,26 +9,30 @@ import sqlalchemy as sa
 import structlog
 from flask import Response, g, request
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic_core import to_json
 
 from order_service import handlers, vendor
 from order_service.config import Settings
 from order_service.contract.events import MAX_ID
+from order_service.domain import explanation
 from order_service.domain.messages import Cancel, Message, ReportFailed, ReportPaid, ReportPending
 from order_service.domain.order import AWAITING_MENU, Order, State, UnknownOrder
 from order_service.domain.saga import Decision, Outcome
 from order_service.process import StopFlag
 from order_service.report import trace_id
-from order_service.storage import facts, history, migrate, orders
+from order_service.storage import facts, history, migrate, orders, timeline
+from order_service.storage.board import COLUMNS
 from order_service.storage.database import Database, OutcomeUnknown, settle
 from order_service.unit_of_work import unit_of_work
 from order_service.web import failures, limits, requests, responses, tokens
 from order_service.web.audit import refused
 from order_service.web.caller import caller
 from order_service.web.headers import header
+from order_service.web.live import Board, card
 from order_service.web.observability import trace_context
 from order_service.web.placing import MenuWait, Recorder, TooManyPending, UnreadableOrders, Watcher
 from order_service.web.problems import Problem, prefers_english
-from order_service.web.requests import OrderQuery, OrderRequest, PageQuery
+from order_service.web.requests import BoardQuery, OrderQuery, OrderRequest, PageQuery
 from order_service.web.responses import json_response
 from order_service.web.streaming import Streams
 from order_service.web.users import Users, UserServiceDown
@@ -58,6 +63,7 @@ class Api:
         self.streams = Streams(
             self.watcher, stopping, limit=settings.streams, seconds=settings.stream_seconds, own=own_streams
         )
+        self.board = Board(self.database, settings, self.unreadable, stopping)
         self.users = Users(str(settings.user_service_url)) if settings.user_service_url else None
         self.verifier = tokens.verifier(settings)
         if self.verifier is None:
@@ -69,6 +75,7 @@ class Api:
         """Close all connections and end all threads. Call it once, after the last request."""
         self.stopping.set()
         self.watcher.close()
+        self.board.close()
         if self.users:
             self.users.close()
         if self.verifier:
@@ -149,6 +156,34 @@ class Api:
     def stream_order(self, order_id: int) -> Response:
         order, last_event_id = self._read(order_id), header("Last-Event-ID", None)
         return self.streams.open(order, last_event_id, expires_at=caller().expires_at)
+
+    def stream_board(self) -> Response:
+        last_event_id = header("Last-Event-ID", None)
+        return self.streams.start(partial(self.board.stream, last_event_id), expires_at=caller().expires_at)
+
+    def list_board(self) -> Response:
+        """More of a column than the stream begins with."""
+        query = requests.query(BoardQuery)
+        with self.database.reading() as connection:
+            page = orders.list_orders(
+                connection, user_id=None, states=COLUMNS[query.column], before=query.cursor, limit=query.limit
+            )
+            found = facts.of_orders(
+                connection, [order.id for order in page.orders], policy=self.settings.policy, unreadable=[]
+            )
+        self.unreadable.report(page.unreadable)
+        next_cursor = None if page.following is None else requests.cursor_after(page.following)
+        return _json({"cards": [card(each) for each in found], "next_cursor": next_cursor})
+
+    def show_on_board(self, order_id: int) -> Response:
+        """The card of an order, with its explanation in both languages and its timeline."""
+        self._read(order_id)
+        policy = self.settings.policy
+        with self.database.reading() as connection:
+            found = facts.of_order(connection, order_id, policy=policy)
+            entries = timeline.of_order(connection, found.order, policy=policy)
+        texts = [explanation.explain(found, english=english) for english in (False, True)]
+        return _json({"card": card(found), "explanation": texts, "timeline": entries})
 
     def update_payment(self, order_id: int) -> Response:
         """Apply a reported payment by the decision table."""
@@ -254,6 +289,10 @@ class Api:
         except UserServiceDown as error:
             log.warning("cannot check the user", error=str(error))
             raise Problem("user_service_unavailable") from None
+
+
+def _json(value: object) -> Response:
+    return Response(to_json(value), mimetype="application/json")
 
 
 def _order_response(order: Order, status: int = 200) -> Response:

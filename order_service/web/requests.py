@@ -89,6 +89,12 @@ class OrderQuery(PageQuery):
     status: Annotated[Status | None, Field(description="Only orders of this status.")] = None
 
 
+class BoardQuery(PageQuery):
+    """GET /board/orders."""
+
+    column: Literal["pending", "paid", "ended"] = "pending"
+
+
 def split_page(found: Sequence[Row], limit: int, position: Callable[[Row], int]) -> tuple[Sequence[Row], str | None]:
     """The rows of a page, and the next_cursor if more rows than `limit` were found."""
     page, more = found[:limit], found[limit:]
@@ -111,6 +117,7 @@ _REMEDIES: Mapping[str, Texts] = {
     ),
     "payment_status": ("harus pending, paid, atau failed", "must be pending, paid or failed"),
     "status": ("harus pending, paid, failed, atau cancelled", "must be pending, paid, failed or cancelled"),
+    "column": ("harus pending, paid, atau ended", "must be pending, paid or ended"),
     "limit": ("harus bilangan bulat dari 1 sampai 100", "must be an integer from 1 to 100"),
     "cursor": ("harus next_cursor dari halaman sebelumnya", "must be the next_cursor of the previous page"),
     "Idempotency-Key": (

@@ -225,6 +225,21 @@ ROUTES = (
         "docs", "GET", "/docs", OPEN, docs_pages.openapi_page, "This document as a web page", _PAGE,
         description="Swagger UI, without any file from another server.",
     ),
+    Route(
+        "board", "GET", "/board", OPEN, docs_pages.board_page, "The orders, live, as a web page", _PAGE,
+        description="The page has no orders in it; it shows them to those with the scope orders:all (docs/board.md).",
+    ),
+    Route(
+        "boardSlash", "GET", "/board/", OPEN, partial(docs_pages.redirect, to="../board"), "", {}, is_documented=False
+    ),
+    Route(
+        "boardFile", "GET", "/board/{file}", OPEN, docs_pages.board_file, "A file of that page", {},
+        is_documented=False,
+    ),
+    # For that page, and of no use to others: the shapes change with it.
+    Route("boardEvents", "GET", "/board/events", STAFF, Api.stream_board, "", {}, is_documented=False),
+    Route("boardOrders", "GET", "/board/orders", STAFF, Api.list_board, "", {}, is_documented=False),
+    Route("boardOrder", "GET", "/board/orders/{id}", STAFF, Api.show_on_board, "", {}, is_documented=False),
     Route("index", "GET", "/", OPEN, partial(docs_pages.redirect, to="docs"), "", {}, is_documented=False),
     Route("docsSlash", "GET", "/docs/", OPEN, partial(docs_pages.redirect, to="../docs"), "", {}, is_documented=False),
     Route(

@@ -31,6 +31,8 @@ _HEADERS = {"X-Accel-Buffering": "no"}
 _SOCKETS = ("gunicorn.socket", "werkzeug.socket")
 #: A client that has closed its side; behind unread data only Linux tells.
 _HAS_LEFT = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
+#: The pieces of a stream that lasts this many seconds, or until the function says that the client has left.
+Events = Callable[[float, Callable[[], bool]], Iterator[str]]
 
 
 class Streams:
@@ -52,16 +54,24 @@ class Streams:
             nothing = Response(status=204)
             del nothing.headers["Content-Type"]
             return nothing
+        english = prefers_english()
+        response = self.start(
+            lambda seconds, has_left: self._events(order, last_event_id, has_left, seconds=seconds, english=english),
+            expires_at=expires_at,
+        )
+        response.headers.add("Vary", "Accept-Language")
+        return response
+
+    def start(self, events: Events, *, expires_at: float | None) -> Response:
+        """A stream of these events. Raises Problem 429 or 503 when too many are open; `expires_at`: see `open`."""
         give_back = self._own.take() if self._own else None
         if not self._slots.acquire(blocking=False):
             if give_back:
                 give_back()
             raise Problem("too_many_streams")
         seconds = self._seconds if expires_at is None else min(self._seconds, expires_at - time.time())
-        has_left = _leaving(request.environ)
-        events = self._events(order, last_event_id, has_left, seconds=seconds, english=prefers_english())
-        response = Response(events, content_type="text/event-stream", headers=_HEADERS)
-        response.headers.add("Vary", "Accept-Language")
+        pieces = events(seconds, _leaving(request.environ))
+        response = Response(pieces, content_type="text/event-stream", headers=_HEADERS)
         # Called even if the client disconnects before the first event is produced.
         response.call_on_close(self._slots.release)
         if give_back:

@@ -38,6 +38,8 @@ ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 BODIES = {"placeOrder": order_request(), "updatePayment": {"payment_status": "paid"}}
 #: User 1 owns the order of every request.
 CUSTOMERS = {"owner": "1", "another user": "2"}
+#: A file of each page that has some.
+FILES = {"docsFile": "start.js", "boardFile": "board.js"}
 #: Subject and scopes of those who may act for every user.
 STAFF = {
     "till": ("till-3", "orders:all"),
@@ -154,7 +156,7 @@ def test_every_route_answers_every_caller_as_its_scopes_say_and_a_refused_one_ch
     for route in ROUTES:
         # given
         order_id = protected.order_of(1)
-        path = route.path.format(id=order_id, event="OrderCreated", file="start.js")
+        path = route.path.format(id=order_id, event="OrderCreated", file=FILES.get(route.operation_id))
         before = protected.content()
 
         # when
@@ -174,7 +176,7 @@ def test_every_route_answers_every_caller_as_its_scopes_say_and_a_refused_one_ch
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.operation_id)
 @ON_SQLITE
 def test_preflights_pass_without_a_token_and_a_head_is_checked_as_its_get(protected: Protected, route: Route) -> None:
-    path = route.path.format(id=1, event="OrderCreated", file="start.js")
+    path = route.path.format(id=1, event="OrderCreated", file=FILES.get(route.operation_id))
 
     assert send(protected.address, "OPTIONS", path, {}).status == 200
     if route.method == "GET" and route.scopes:

@@ -1,0 +1,355 @@
+// The board of orders. Texts enter the page as text only, and everything shown comes from one stream: see docs/board.md.
+import { TEXTS } from "./texts.js";
+
+const $ = id => document.getElementById(id), root = document.documentElement, main = document.querySelector("main");
+const COLUMNS = ["pending", "paid", "ended"], SHOWN = 200;
+const STATES = ["awaiting_menu", "awaiting_menu_prepaid", "awaiting_payment", "paid", "failed", "cancelled"];
+// The page has lost its connection after this silence, and its data is old after that one, in milliseconds.
+const SILENT_MS = 10_000, OLD_MS = 25_000;
+const cards = new Map(), columns = {}, names = new Map(), filters = $("filters").elements, auth = {};
+let language = stored() ?? root.lang, figures, heard = 0, updated = 0, connection, wake = () => {}, isLinked = false, ahead = 0;
+
+function stored(value) {
+  try {
+    if (value) localStorage.setItem("board-language", value);
+    return localStorage.getItem("board-language");
+  } catch { return null; }
+}
+const index = () => Number(language === "en");
+const t = (key, values = {}) => (TEXTS[key]?.[index()] ?? key).replace(/{(\w+)}/g, (_, name) => values[name]);
+const number = value => new Intl.NumberFormat(language).format(value);
+const rupiah = value => value === null ? "" : "Rp" + new Intl.NumberFormat("id").format(value);
+const clock = (at, seconds) => new Date(at).toLocaleTimeString(language === "en" ? "en-GB" : "id", {timeStyle: seconds ? "medium" : "short"});
+const now = () => Date.now() + ahead;
+
+function element(name, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(name), properties);
+  made.append(...children);
+  return made;
+}
+function duration(ms) {
+  const seconds = Math.max(0, Math.round(ms / 1000));
+  if (seconds < 60) return `${seconds} ${t("s")}`;
+  return seconds < 3600 ? `${Math.floor(seconds / 60)} ${t("min")}` : `${Math.floor(seconds / 3600)} ${t("h")} ${Math.floor(seconds / 60) % 60} ${t("min")}`;
+}
+// Names come with the menu's answer; other orders may have them already.
+const dish = (id, name) => name ? (names.set(id, name), name) : names.get(id) ?? t("menu", {id});
+const inMs = seconds => seconds === null ? "–" : seconds < 1 ? `${Math.round(seconds * 1000)} ms` : duration(seconds * 1000);
+
+// What a screen reader says: many changes at once as their number, and at most once in three seconds.
+let news = [], speaking;
+function say(text) {
+  news.push(text);
+  speaking ??= setTimeout(() => {
+    $("said").textContent = news.length > 3 ? t("changes", {count: news.length}) : news.join(". ");
+    news = [], speaking = undefined;
+  }, $("said").textContent ? 3000 : 300);
+}
+
+function makeColumns() {
+  for (const name of COLUMNS) {
+    const list = element("ol"), count = element("span"), late = element("span", {className: "late"}), title = element("b");
+    const more = element("button", {type: "button", className: "plain", hidden: true, onclick: () => loadMore(name)});
+    const made = element("section", {className: "column"}, element("h3", {id: `title-${name}`}, title, count, late), list, element("p", {className: "empty"}), more);
+    made.dataset.column = name;
+    made.setAttribute("aria-labelledby", `title-${name}`);
+    columns[name] = {list, count, late, title, more, empty: made.querySelector(".empty"), most: SHOWN, cursor: undefined};
+    $("columns").append(made);
+  }
+}
+
+const rank = card => card.column === "pending" ? card.id : Date.parse(card.since);
+function matches(card) {
+  const dish = filters.dish.value.trim().toLowerCase();
+  return (!filters.number.value || String(card.id).startsWith(filters.number.value)) && (!filters.user.value || String(card.user) === filters.user.value)
+    && (!filters.state.value || card.state === filters.state.value)
+    && (!dish || card.items.some(([id, name]) => `${name ?? ""} ${id}`.toLowerCase().includes(dish)));
+}
+
+function age(node, card) {
+  const isPending = card.column === "pending", begun = Date.parse(card.created_at);
+  const share = isPending && (now() - begun) / (Date.parse(card.expires_at) - begun);
+  node.dataset.age = !isPending ? (card.state === "failed" ? "late" : card.state === "paid" ? "ok" : "off") : card.is_stuck || share > .8 ? "late" : share > .5 ? "soon" : "ok";
+  const text = isPending ? duration(now() - begun) : clock(card.since);
+  if (node.shown.textContent !== text) node.shown.textContent = text;
+}
+
+function draw(node, card) {
+  node.shown = element("span", {className: "age"});
+  const dishes = card.items.map(([id, name, count]) => `${count > 1 ? `${count} × ` : ""}${dish(id, name)}`).join(", ");
+  const note = card.message?.[index()] ?? (card.waits[index()] || t(card.state));
+  node.firstChild.replaceChildren(
+    element("b", {}, element("span", {className: "quiet", textContent: `${t("order")} `}), `#${card.id}`), node.shown, element("span", {className: "items", textContent: dishes}),
+    element("span", {className: "note", textContent: note}), element("span", {className: "total", textContent: rupiah(card.total)}));
+  age(node, card);
+}
+
+function show(card, isNew) {
+  const known = cards.get(card.id), node = known?.node ?? element("li", {className: "card", id: `order-${card.id}`}, element("button", {type: "button", onclick: () => openDrawer(card.id)}));
+  const {list} = columns[card.column], hasFocus = document.activeElement === node.firstChild;
+  cards.set(card.id, {card, node});
+  node.rank = rank(card);
+  draw(node, card);
+  node.hidden = !matches(card);
+  if (known?.card.column !== card.column || known.node.rank !== node.rank) {
+    let next = list.firstChild;
+    while (next && (next === node || next.rank > node.rank)) next = next.nextSibling;
+    list.insertBefore(node, next);
+    if (hasFocus) node.firstChild.focus({preventScroll: true});
+  }
+  if (isNew && known?.card.state !== card.state) {
+    node.classList.remove("changed");
+    requestAnimationFrame(() => node.classList.add("changed"));
+    say(`${t("order")} ${card.id}: ${t(card.state)}`);
+  }
+}
+
+function tidy() {
+  for (const [name, {list, most, more, cursor}] of Object.entries(columns)) {
+    while (list.childElementCount > most) {
+      cards.delete(Number(list.lastChild.id.slice(6)));
+      list.lastChild.remove();
+    }
+    more.hidden = cursor === null || list.childElementCount < SHOWN;
+  }
+  showCounts();
+}
+
+function showCounts() {
+  const midnight = new Date().setHours(0, 0, 0, 0), states = {paid: ["paid"], ended: ["failed", "cancelled"]};
+  for (const name of COLUMNS) {
+    const {list, count, late} = columns[name], nodes = [...list.children];
+    if (name === "pending") {
+      const lates = nodes.filter(node => node.dataset.age === "late").length;
+      count.textContent = number(nodes.length < SHOWN ? nodes.length : figures?.pending ?? nodes.length);
+      late.textContent = lates ? t("late", {count: number(lates)}) : "";
+    } else {
+      const counted = (figures?.ended ?? []).filter(([begin, state]) => begin * 1000 >= midnight && states[name].includes(state));
+      count.textContent = number(Math.max(nodes.filter(node => node.rank >= midnight).length, counted.reduce((sum, each) => sum + each[2], 0)));
+    }
+  }
+}
+
+function showFigures() {
+  const {hour, alerts} = figures, most = Math.max(1, ...hour.minutes.map(each => each.orders)), slowest = Math.max(.001, ...hour.minutes.map(each => each.p95 ?? 0));
+  const svg = (name, attributes) => {
+    const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+    return made;
+  };
+  const stats = {per_minute: number(hour.minutes.slice(-5).reduce((sum, each) => sum + each.orders, 0) / 5), p50: inMs(hour.p50), p95: inMs(hour.p95)};
+  const drawing = svg("svg", {viewBox: "0 0 60 20", preserveAspectRatio: "none", role: "img", "aria-label": Object.entries(stats).map(([name, value]) => `${t(name)} ${value}`).join(", ")});
+  hour.minutes.forEach((each, x) => drawing.append(svg("rect", {x: x + .1, y: 20 - 20 * each.orders / most, width: .8, height: 20 * each.orders / most})));
+  for (const name of ["p50", "p95"]) {
+    const points = hour.minutes.flatMap((each, x) => each[name] === null ? [] : [`${x + .5},${19 - 18 * each[name] / slowest}`]);
+    drawing.append(svg("polyline", {class: name, points: points.join(" ")}));
+  }
+  $("strip").replaceChildren(drawing, element("dl", {}, ...Object.entries(stats).map(([name, value]) => element("div", {}, element("dt", {textContent: t(name), className: name === "per_minute" ? "" : `key ${name}`}), element("dd", {textContent: value})))));
+  const sibling = {menu: "Menu Service", payment: "Payment Service"};
+  const wanted = new Map(alerts.map(each => [`${each.code} ${each.sibling ?? each.queue ?? ""}`, t(`alert_${each.code}`, {...each, age: duration(1000 * each.seconds), sibling: sibling[each.sibling]})]));
+  for (const old of [...$("alerts").children]) if (!wanted.has(old.dataset.key)) old.remove();
+  for (const [key, text] of wanted) {
+    let shown = [...$("alerts").children].find(each => each.dataset.key === key);
+    if (!shown) {
+      const command = `python -m order_service ${TEXTS.commands[key.split(" ")[0]]}`;
+      shown = element("details", {}, element("summary"), element("p", {}, element("span", {className: "type"}), " ", element("code", {textContent: command}), " ", copyButton(command)));
+      shown.dataset.key = key;
+      $("alerts").append(shown);
+      say(text);
+    }
+    shown.querySelector("summary").textContent = text;
+    shown.querySelector(".type").textContent = t("type");
+  }
+  showCounts();
+}
+
+function copyButton(text) {
+  return element("button", {type: "button", className: "plain copy", textContent: t("copy"), ariaLabel: `${t("copy")} ${text}`, onclick: async event => {
+    await navigator.clipboard?.writeText(text).catch(() => {});
+    event.target.textContent = t(navigator.clipboard ? "copied" : "copy_by_hand");
+  }});
+}
+
+async function request(path, options = {}) {
+  const answer = await fetch(path, {...options, headers: {"Accept-Language": language, ...auth, ...options.headers}});
+  if (answer.status === 401 || answer.status === 403) askToken((await answer.json()).message);
+  return answer;
+}
+
+async function loadMore(name) {
+  const column = columns[name], before = column.list.childElementCount;
+  column.more.disabled = true;
+  try {
+    do {
+      const answer = await request(`board/orders?column=${name}&limit=100${column.cursor ? `&cursor=${encodeURIComponent(column.cursor)}` : ""}`);
+      if (!answer.ok) break;
+      const found = await answer.json();
+      column.most += found.cards.filter(card => !cards.has(card.id)).length;
+      for (const card of found.cards) if (!(cards.get(card.id)?.card.version > card.version)) show(card, false);
+      column.cursor = found.next_cursor;
+    } while (column.cursor && column.list.childElementCount === before);
+  } catch { say(t("lost")); }
+  column.more.disabled = false;
+  tidy();
+}
+
+const drawer = $("drawer");
+async function openDrawer(id) {
+  const answer = await request(`board/orders/${id}`).catch(() => null);
+  if (!answer?.ok) return say(t(answer?.status === 404 ? "unknown" : "lost"));
+  const {card, explanation, timeline} = await answer.json(), close = element("button", {type: "button", className: "plain", textContent: t("close"), onclick: () => drawer.close()});
+  const facts = {state: t(card.state), user: card.user, total: rupiah(card.total) || "–", dishes: card.items.map(([id, name, count]) => `${count} × ${dish(id, name)}`).join(", ")};
+  // The confirm of an event follows the event, whose id it has.
+  const isConfirm = each => ["confirmed", "waiting"].includes(each.kind);
+  const detail = each => each.kind === "compensation" ? t(each.at ? "confirmed" : "unconfirmed")
+    : each.kind === "outbox" || isConfirm(each) ? "" : each.text.split(" -> ").map(state => t(state)).join(" → ");
+  const rows = timeline.map(each => element("tr", {}, element("td", {textContent: each.at ? clock(each.at, true) : ""}), element("td", {},
+    element("b", {textContent: each.type}), ` ${t(`kind_${each.kind}`)} `, element("small", {textContent: detail(each)}),
+    ...(each.id && !isConfirm(each) ? [element("br"), element("code", {textContent: each.id}), " ", copyButton(each.id)] : []))));
+  const table = element("table", {}, element("thead", {}, element("tr", {}, element("th", {scope: "col", textContent: t("time")}), element("th", {scope: "col", textContent: t("event")}))), element("tbody", {}, ...rows));
+  const footer = element("footer"), cancel = element("button", {type: "button", className: "danger", textContent: t("cancel"), onclick: () => {
+    const keep = element("button", {type: "button", className: "plain", textContent: t("keep"), onclick: () => openDrawer(id)});
+    footer.replaceChildren(element("span", {textContent: t("sure", {id})}), keep, element("button", {type: "button", className: "danger", textContent: t("really"), onclick: async event => {
+      event.target.disabled = true;
+      const done = await request(`orders/${id}`, {method: "DELETE"}).catch(() => null);
+      if (!done?.ok) say(done ? (await done.json()).message : t("lost"));
+      openDrawer(id);
+    }}));
+    keep.focus();
+  }});
+  if (card.column === "pending") footer.append(cancel);
+  drawer.dataset.id = id;
+  drawer.replaceChildren(element("h2", {id: "drawer-title"}, `${t("order")} #${id}`, close), element("p", {textContent: card.message?.[index()] ?? "", hidden: !card.message}), element("p", {className: "explanation", textContent: explanation[index()].replace(/\d{4}-[\d-]+T[\d:]+Z/g, at => clock(at, true))}),
+    element("dl", {}, ...Object.entries(facts).map(([name, value]) => element("div", {}, element("dt", {textContent: t(name)}), element("dd", {textContent: value})))), footer, element("h3", {textContent: t("timeline")}), table);
+  if (!drawer.open) drawer.showModal();
+  close.focus();
+}
+
+function link(state) {
+  isLinked = state !== "lost";
+  $("link").className = state === "live" ? "" : "lost";
+  const text = t(state, {at: updated ? clock(updated, true) : "–"});
+  if ($("link").textContent !== text) $("link").textContent = text;
+}
+function askToken(message) {
+  $("login").hidden = false;
+  main.hidden = true;
+  connection?.abort();
+  $("link").className = message ? "lost" : "";
+  $("link").textContent = message ?? "";
+}
+
+function receive(name, data) {
+  if (name === "figures") {
+    figures = data, updated = Date.now(), ahead = Date.parse(data.now) - Date.now();
+    return showFigures();
+  }
+  if (name === "snapshot") {
+    const given = new Set(data.map(card => card.id));
+    for (const [id, {node}] of cards) if (!given.has(id)) { node.remove(); cards.delete(id); }
+    for (const column of Object.values(columns)) Object.assign(column, {most: SHOWN, cursor: undefined});
+    data.sort((a, b) => rank(a) - rank(b));
+  }
+  for (const card of data) show(card, name === "cards");
+  tidy();
+  if (drawer.open && name === "cards" && data.some(card => card.id === Number(drawer.dataset.id)) && !drawer.contains(document.activeElement?.closest("footer"))) openDrawer(drawer.dataset.id);
+}
+
+async function follow() {
+  let last = "", pause = 500;
+  while ($("login").hidden) {
+    connection = new AbortController();
+    heard = Date.now();
+    try {
+      const answer = await request("board/events", {headers: last ? {"Last-Event-ID": last} : {}, signal: connection.signal});
+      if (!answer.ok) throw new Error(answer.status);
+      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+      for (let rest = "", piece; !(piece = await reader.read()).done;) {
+        const events = (rest + piece.value).split("\n\n");
+        rest = events.pop(), heard = Date.now(), pause = 500;
+        if (!isLinked) link("live");
+        for (const event of events) {
+          const fields = Object.fromEntries(event.split("\n").map(line => line.split(/: (.*)/s, 2)));
+          if (!fields.data) continue;
+          receive(fields.event, JSON.parse(fields.data));
+          last = fields.id;
+        }
+      }
+    } catch { if ($("login").hidden) link("lost"); }
+    await new Promise(resolve => { wake = resolve; setTimeout(resolve, pause); });
+    pause = Math.min(5000, pause * 2);
+  }
+}
+
+function translate() {
+  root.lang = language;
+  document.title = t("title");
+  for (const each of document.querySelectorAll("[data-text]")) each.textContent = t(each.dataset.text);
+  for (const each of document.querySelectorAll("[data-label]")) each.ariaLabel = t(each.dataset.label);
+  for (const each of document.querySelectorAll("[data-lang]")) each.ariaPressed = String(each.dataset.lang === language);
+  const chosen = filters.state.value;
+  filters.state.replaceChildren(new Option(t("all"), ""), ...STATES.map(state => new Option(t(state), state)));
+  filters.state.value = chosen;
+  for (const [name, column] of Object.entries(columns)) {
+    column.title.textContent = t(`column_${name}`), column.empty.textContent = t(`empty_${name}`), column.more.textContent = t("more");
+    column.more.ariaLabel = `${t("more")}: ${t(`column_${name}`)}`;
+  }
+  for (const {card, node} of cards.values()) draw(node, card);
+  if (figures) showFigures();
+  if (heard) link(isLinked ? "live" : "lost");
+}
+
+function move(event) {
+  const here = document.activeElement?.closest("li.card"), step = {ArrowDown: 1, ArrowUp: -1}[event.key], side = {ArrowRight: 1, ArrowLeft: -1}[event.key];
+  if (event.key === "/" && !event.target.matches("input, select") && !document.querySelector("dialog[open]")) filters.number.focus();
+  else if (!here || !(step || side)) return;
+  else {
+    const shown = list => [...list.children].filter(node => !node.hidden), list = here.parentNode, nodes = shown(list);
+    const beside = columns[COLUMNS[COLUMNS.indexOf(list.parentNode.dataset.column) + side]];
+    const next = step ? nodes[nodes.indexOf(here) + step] : beside && (shown(beside.list)[nodes.indexOf(here)] ?? shown(beside.list).at(-1));
+    next?.firstChild.focus();
+  }
+  event.preventDefault();
+}
+
+function start() {
+  main.hidden = false, $("login").hidden = true;
+  follow();
+}
+
+makeColumns();
+translate();
+document.addEventListener("keydown", move);
+for (const each of document.querySelectorAll("[data-lang]")) each.onclick = () => { language = stored(each.dataset.lang) ?? each.dataset.lang; translate(); };
+$("filters").oninput = () => { for (const {card, node} of cards.values()) node.hidden = !matches(card); };
+$("filters").onreset = () => setTimeout($("filters").oninput);
+$("filters").onsubmit = event => { event.preventDefault(); if (filters.number.value) openDrawer(filters.number.value); };
+$("login").onsubmit = event => {
+  event.preventDefault();
+  auth.Authorization = `Bearer ${event.target.token.value.trim()}`;
+  event.target.reset();
+  start();
+};
+const placing = $("placing"), fields = placing.querySelector("form");
+$("new").onclick = () => {
+  $("known").replaceChildren(...[...names].map(([id, name]) => element("button", {type: "button", className: "plain", textContent: `${id} ${name}`, onclick: () => { fields.dishes.value += `${fields.dishes.value && ", "}${id}`; }})));
+  $("placed").textContent = "";
+  placing.showModal();
+};
+placing.querySelector("[data-close]").onclick = () => placing.close();
+fields.onsubmit = async event => {
+  event.preventDefault();
+  const body = {user_id: Number(fields.user.value), menu_ids: (fields.dishes.value.match(/\d+/g) ?? []).map(Number)};
+  const answer = await request("orders", {method: "POST", body: JSON.stringify(body), headers: {"Content-Type": "application/json", Prefer: "respond-async"}}).catch(() => null);
+  const said = await answer?.json();
+  $("placed").textContent = answer?.ok ? t("placed", {id: said.id}) : said?.message ?? t("lost");
+};
+addEventListener("offline", () => connection?.abort());
+addEventListener("online", () => wake());
+setInterval(() => {
+  if (isLinked && Date.now() - heard > SILENT_MS) connection.abort();
+  else if (isLinked) link(updated && Date.now() - updated > OLD_MS ? "old" : "live");
+  for (const node of columns.pending.list.children) age(node, cards.get(Number(node.id.slice(6))).card);
+  showCounts();
+}, 1000);
+if (root.dataset.auth === "jwt") askToken(); else start();

@@ -1,0 +1,315 @@
+"""The board of orders: its stream, its details, and what it warns of, on both databases."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+from typing import Any
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+
+from order_service.domain.order import State
+from order_service.process import utc_now
+from order_service.storage import board
+from order_service.storage.tables import order_history, orders, outbox
+from order_service.web import live
+from tests.builders import menu_reserved
+from tests.http_service import PAID, Service, ServiceWith, body_of, problem
+
+Json = dict[str, Any]
+
+
+class Viewer:
+    """What a page knows: the cards by order id, and the figures."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self.last_event_id: str | None = None
+        self.cards, self.figures, self.snapshots = dict[int, Json](), Json(), 0
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator["Viewer"]:
+        headers = {"Last-Event-ID": self.last_event_id} if self.last_event_id else {}
+        answer = self._service.client.get("/board/events", headers=headers, buffered=False)
+        assert (answer.status_code, answer.mimetype) == (200, "text/event-stream")
+        self._pieces = answer.iter_encoded()
+        try:
+            yield self
+        finally:
+            answer.close()
+
+    def read(self) -> None:
+        """Take in the next events or comment."""
+        for text in next(self._pieces).decode().split("\n\n"):
+            if text and not text.startswith(":"):
+                fields = dict(line.split(": ", 1) for line in text.splitlines())
+                self.last_event_id, data = fields["id"], json.loads(fields["data"])
+                if fields["event"] == "figures":
+                    self.figures = data
+                    continue
+                if fields["event"] == "snapshot":
+                    self.cards, self.snapshots = {}, self.snapshots + 1
+                self.cards |= {card["id"]: card for card in data}
+
+    def until_state(self, order_id: int, state: State) -> Json:
+        return self.until(lambda: self.cards.get(order_id, {}).get("state") == state) and self.cards[order_id]
+
+    def until_events(self, count: int) -> None:
+        first = self.revision
+        self.until(lambda: self.revision >= first + count)
+
+    @property
+    def revision(self) -> int:
+        return int((self.last_event_id or "-0").split("-")[1])
+
+    def until(self, is_true: Any, pieces: int = 200) -> bool:
+        for _ in range(pieces):
+            if is_true():
+                return True
+            self.read()
+        pytest.fail(f"not seen in {pieces} pieces: {self.cards} {self.figures}")
+
+
+@pytest.fixture(autouse=True)
+def frequent_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "FIGURES_SECONDS", 0.3)
+    monkeypatch.setattr(live, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(live, "TICK_SECONDS", 0.05)
+
+
+def test_viewer_sees_orders_appear_and_move(service: Service) -> None:
+    # given
+    before = service.order_in(State.CANCELLED)
+    with Viewer(service).connected() as viewer:
+        assert viewer.until_state(before, State.CANCELLED)["column"] == "ended"
+
+        # when
+        order_id = service.order_in(State.AWAITING_MENU)
+        placed = viewer.until_state(order_id, State.AWAITING_MENU)
+        service.receive(order_id, menu_reserved())
+        priced = viewer.until_state(order_id, State.AWAITING_PAYMENT)
+        service.receive(order_id, PAID)
+        paid = viewer.until_state(order_id, State.PAID)
+        failed_id = service.order_in(State.FAILED)
+        failed = viewer.until_state(failed_id, State.FAILED)
+        viewer.until(lambda: sum(count for *_, count in viewer.figures["ended"]) == 3)
+
+    # then
+    assert (placed["column"], placed["items"][0][1:], placed["waits"][1]) == (
+        "pending",
+        [None, 1],
+        "waits for the Menu Service",
+    )
+    assert (priced["waits"], priced["items"][0][1]) == (
+        ["menunggu pembayaran", "waits for the payment"],
+        "Nasi Ayam Bakar",
+    )
+    assert (paid["column"], paid["total"], paid["waits"]) == ("paid", priced["total"], ["", ""])
+    assert (failed["reason"], failed["message"]) == (
+        "out_of_stock", ["Menu item 2 kehabisan stok.", "Menu item 2 is out of stock."],
+    )  # fmt: skip
+    assert viewer.snapshots == 1
+    assert [minute["orders"] for minute in viewer.figures["hour"]["minutes"]][-2:].count(0) < 2
+
+
+def test_viewer_that_was_away_misses_nothing(service: Service) -> None:
+    # given
+    [first, second, third] = [service.order_in(State.AWAITING_PAYMENT) for _ in range(3)]
+    viewer = Viewer(service)
+    with viewer.connected():
+        viewer.until_state(third, State.AWAITING_PAYMENT)
+
+    # when: the same process has the events in between; another one sends everything
+    service.receive(first, PAID)
+    with viewer.connected():
+        viewer.until_state(first, State.PAID)
+    assert viewer.snapshots == 1
+    service.cancel(second)
+    viewer.last_event_id = "another-7"
+    with viewer.connected():
+        viewer.until_state(second, State.CANCELLED)
+
+    # then
+    assert viewer.snapshots == 2
+    assert {id: card["state"] for id, card in viewer.cards.items()} == {
+        first: "paid",
+        second: "cancelled",
+        third: "awaiting_payment",
+    }
+
+
+def test_entry_that_commits_after_later_ones_is_seen(service: Service) -> None:
+    """Ids are given out before the commit, so "greater than the last one seen" would miss it."""
+    # given: the id of an entry that another transaction will commit later
+    [early, late] = [service.order_in(State.AWAITING_PAYMENT) for _ in range(2)]
+    with Viewer(service).connected() as viewer:
+        viewer.until_state(late, State.AWAITING_PAYMENT)
+        service.receive(late, PAID)
+        viewer.until_state(late, State.PAID)
+
+        # when: it gets an id below those seen
+        with service.database.writing() as connection:
+            connection.execute(
+                orders.update().where(orders.c.id == early).values(state="cancelled", version=99, due_at=None)
+            )
+            connection.execute(order_history.insert().values(
+                id=-1, order_id=early, at=utc_now(), type="Cancel", from_state="awaiting_payment", to_state="cancelled"))  # fmt: skip
+
+        # then
+        viewer.until_state(early, State.CANCELLED)
+
+
+def test_ten_viewers_cost_as_many_queries_as_one(service_with: ServiceWith) -> None:
+    service, counts = service_with(streams=20), []
+    order_id = service.order_in(State.AWAITING_PAYMENT)
+    for viewers in (1, 10):
+        with contextlib.ExitStack() as stack:
+            connected = [stack.enter_context(Viewer(service).connected()) for _ in range(viewers)]
+            for viewer in connected:
+                viewer.until_state(order_id, State.AWAITING_PAYMENT)
+            begun: list[object] = []
+            engine = service.app.extensions["api"].database.engine
+            count = begun.append
+            sa.event.listen(engine, "begin", count)
+            connected[-1].until_events(3)
+            sa.event.remove(engine, "begin", count)
+            counts.append(len(begun))
+
+    assert counts[1] <= counts[0] + 3
+
+
+def test_board_warns_of_what_the_database_shows(service_with: ServiceWith, database_url: str) -> None:
+    # given: a message that nobody sends, and an order whose deadline nobody passes
+    service = service_with()
+    [stalled, overdue] = [service.order_in(State.AWAITING_MENU) for _ in range(2)]
+    ago = utc_now() - timedelta(minutes=2)
+    with service.database.writing() as connection:
+        connection.execute(outbox.update().values(created_at=ago))
+        connection.execute(orders.update().where(orders.c.id == overdue).values(due_at=ago))
+
+    # when
+    with Viewer(service).connected() as viewer:
+        viewer.until(lambda: len(viewer.figures.get("alerts", [])) >= 2)
+
+    # then
+    alerts = {alert.pop("code"): alert for alert in viewer.figures["alerts"]}
+    assert alerts["outbox"]["seconds"] >= 120
+    assert alerts["overdue"] == {"sibling": "menu", "count": 1}
+    assert viewer.cards[stalled]["waits"] == ["OrderCreated menunggu di outbox", "OrderCreated waits in the outbox"]
+    assert viewer.cards[overdue]["is_stuck"]
+
+
+class _Management(BaseHTTPRequestHandler):
+    """A management API with a dead letter, and without a consumer of the payment queue."""
+
+    def do_GET(self) -> None:
+        queues = [
+            {"name": "order-service.menu", "consumers": 1, "messages_ready": 0},
+            {"name": "order-service.menu.dlq", "consumers": 0, "messages_ready": 3},
+            {"name": "order-service.payment", "consumers": 0, "messages_ready": 9},
+            {"name": "order-service.payment.dlq", "consumers": 0, "messages_ready": 1},
+        ]
+        is_right = (
+            self.path.startswith("/api/queues/shop%2F1?") and self.headers["Authorization"] == "Basic bWU6cEBzcw=="
+        )
+        body = json.dumps(queues if is_right else {}).encode()
+        self.send_response(200 if is_right else 401)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def test_board_warns_of_what_the_broker_says(service_with: ServiceWith) -> None:
+    with HTTPServer(("127.0.0.1", 0), _Management) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        service = service_with(rabbitmq_url="amqp://me:p%40ss@localhost/shop%2F1", management_url=url)
+        with Viewer(service).connected() as viewer:
+            viewer.until(lambda: viewer.figures)
+            answered = viewer.figures["alerts"]
+            server.shutdown()
+            server.server_close()
+            viewer.until(lambda: {"code": "broker"} in viewer.figures["alerts"])
+
+    assert answered == [{"code": "dead_letters", "count": 4}, {"code": "consumers", "queue": "order-service.payment"}]
+
+
+def test_details_explain_and_list_what_happened(service: Service) -> None:
+    order_id = service.order_in(State.FAILED)
+
+    shown, unknown = service.get(f"/board/orders/{order_id}"), service.get("/board/orders/999")
+
+    body = body_of(shown) if shown.is_json else {}
+    assert (body["card"]["id"], body["explanation"][1][:14]) == (order_id, f"Order {order_id} failed")
+    assert [each["type"] for each in body["timeline"]][:4] == [
+        "OrderPlaced",
+        "OrderCreated",
+        "OrderCreated",
+        "MenuRejected",
+    ]
+    problem(unknown, 404, "order_not_found")
+
+
+def test_more_of_a_column_comes_in_pages(service: Service) -> None:
+    # given
+    cancelled = [service.order_in(State.CANCELLED) for _ in range(3)]
+    service.order_in(State.AWAITING_MENU)
+
+    # when
+    first = service.get("/board/orders?column=ended&limit=2").json
+    second = service.get(f"/board/orders?column=ended&limit=2&cursor={first['next_cursor']}").json
+
+    # then
+    assert [sorted(card["id"] for card in page["cards"]) for page in (first, second)] == [cancelled[1:], cancelled[:1]]
+    assert second["next_cursor"] is None
+    problem(service.get("/board/orders?column=other"), 422, "invalid_request")
+
+
+def test_versions_and_counts_read_a_bounded_part_of_a_long_history(service: Service) -> None:
+    """5,000 orders a day for a week: on PostgreSQL no table is scanned."""
+    # given
+    day = timedelta(days=1)
+    with service.database.writing() as connection:
+        rows = [
+            {"id": id, "key": f"{id:032x}", "user_id": 1, "menu_ids": "[1]", "created_at": utc_now() - 7 * day + id * day / 5000,
+             "state": "paid", "version": 3, "ledger": '{"reservations":[],"payments":[],"released":[],"refunded":[]}',
+             "reminders_left": 0, "paid_at": utc_now() - 7 * day + id * day / 5000}
+            for id in range(1, 35_001)
+        ]  # fmt: skip
+        connection.execute(orders.insert(), [row | {"key": UUID(row["key"])} for row in rows])
+        connection.execute(order_history.insert(), [
+            {"order_id": row["id"], "at": row["paid_at"], "type": "PaymentCompleted", "from_state": "awaiting_payment", "to_state": "paid"}
+            for row in rows
+        ])  # fmt: skip
+
+    # when
+    with service.database.reading() as connection:
+        found, ended, hour = board.versions(connection, [7]), board.ended(connection), board.last_hour(connection)
+
+    # then
+    assert sorted(found) == [7, *range(34_801, 35_001)]
+    assert 4900 <= sum(count for _, _, count in ended) <= 5000
+    assert 190 <= sum(minute["orders"] for minute in hour["minutes"]) <= 215
+
+
+def test_page_has_its_language_and_no_order(service_with: ServiceWith) -> None:
+    service = service_with()
+    service.order_in(State.PAID)
+
+    page, english = service.get("/board"), service.get("/board", headers={"Accept-Language": "en"})
+
+    assert '<html lang="id"' in page.text
+    assert '<html lang="en"' in english.text
+    assert "Nasi Ayam" not in page.text
+    policy = page.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert service.get("/board/board.js").mimetype == "text/javascript"
+    problem(service.get("/board/nothing.js"), 404, "not_found")
