@@ -26,7 +26,7 @@ ifneq ($(venv_works),yes)
 .PHONY: .venv/run.stamp .venv/dev.stamp
 endif
 
-.PHONY: help demo run test test-containers test-generated test-contract test-browser test-field bench lint types layering audit sbom pin-images lock clean
+.PHONY: help demo run test test-containers test-generated test-contract test-browser screenshots test-field bench lint types layering audit sbom pin-images lock clean
 .NOTPARALLEL:
 
 help: ## list the commands
@@ -54,6 +54,10 @@ test-contract: .venv/dev.stamp $(javascript)/node_modules/.stamp $(clients)/node
 test-browser: .venv/dev.stamp ## run the tests in a browser (Debian's chromium) behind nginx; both are installed where apt is available
 	@$(python) -m tests.e2e.browser
 	$(python) -m pytest -m browser $(PYTEST)
+
+screenshots: .venv/dev.stamp ## take the screenshots of the board in docs/images
+	@$(python) -m tests.e2e.browser
+	$(python) -m tests.e2e.screenshots
 
 test-field: .venv/dev.stamp ## run the tests that take minutes or need special packages, such as pgbouncer
 	$(python) -m pytest -m field $(PYTEST)

@@ -243,13 +243,15 @@ def _alerts(pending: Sequence[Facts], found: figures.Figures) -> list[Json]:
     """What is wrong, as far as the database shows it."""
     outbox, manual = found[metrics.OUTBOX_OLDEST][()], found[metrics.UNCONFIRMED][()]
     alerts: list[Json] = [{"code": "outbox", "seconds": int(outbox)}] if outbox > OUTBOX_SECONDS else []
-    counts = Counter((each.cause, each.waits_for) for each in pending if each.is_stuck)
-    for (cause, sibling), count in counts.items():
-        waiting = [each for each in pending if (each.cause, each.waits_for) == (cause, sibling)]
+    causes: dict[tuple[Cause, str | None], list[Facts]] = {}
+    for each in pending:
+        # Passing deadlines is a matter of the publishers, whichever service an order waits for.
+        causes.setdefault((each.cause, None if each.cause is Cause.OVERDUE else each.waits_for), []).append(each)
+    for (cause, sibling), waiting in causes.items():
         # Customers take their time to pay: a sibling is silent if it has answered none since.
         has_answered = any(each.last_answer_at and each.last_answer_at > each.since for each in waiting)
-        if cause is not Cause.UNSENT and not (cause is Cause.SILENT and has_answered):
-            alerts.append({"code": cause.value, "sibling": sibling, "count": count})
+        if cause in (Cause.OVERDUE, Cause.RETURNED) or (cause is Cause.SILENT and not has_answered):
+            alerts.append({"code": cause.value, "sibling": sibling, "count": len(waiting)})
     return alerts + ([{"code": "compensations", "count": int(manual)}] if manual else [])
 
 

@@ -1,7 +1,7 @@
 // The board of orders. Texts enter the page as text only, and everything shown comes from one stream: see docs/board.md.
 import { TEXTS } from "./texts.js";
 
-const $ = id => document.getElementById(id), root = document.documentElement, main = document.querySelector("main");
+const $ = id => document.getElementById(id), root = document.documentElement;
 const COLUMNS = ["pending", "paid", "ended"], SHOWN = 200;
 const STATES = ["awaiting_menu", "awaiting_menu_prepaid", "awaiting_payment", "paid", "failed", "cancelled"];
 // The page has lost its connection after this silence, and its data is old after that one, in milliseconds.
@@ -33,7 +33,7 @@ function duration(ms) {
   return seconds < 3600 ? `${Math.floor(seconds / 60)} ${t("min")}` : `${Math.floor(seconds / 3600)} ${t("h")} ${Math.floor(seconds / 60) % 60} ${t("min")}`;
 }
 // Names come with the menu's answer; other orders may have them already.
-const dish = (id, name) => name ? (names.set(id, name), name) : names.get(id) ?? t("menu", {id});
+const dish = (id, name) => name ?? names.get(id) ?? t("menu", {id});
 const inMs = seconds => seconds === null ? "–" : seconds < 1 ? `${Math.round(seconds * 1000)} ms` : duration(seconds * 1000);
 
 // What a screen reader says: many changes at once as their number, and at most once in three seconds.
@@ -69,7 +69,7 @@ function matches(card) {
 function age(node, card) {
   const isPending = card.column === "pending", begun = Date.parse(card.created_at);
   const share = isPending && (now() - begun) / (Date.parse(card.expires_at) - begun);
-  node.dataset.age = !isPending ? (card.state === "failed" ? "late" : card.state === "paid" ? "ok" : "off") : card.is_stuck || share > .8 ? "late" : share > .5 ? "soon" : "ok";
+  node.dataset.age = !isPending ? (card.state === "failed" ? "failed" : card.state === "paid" ? "ok" : "off") : card.is_stuck || share > .8 ? "late" : share > .5 ? "soon" : "ok";
   const text = isPending ? duration(now() - begun) : clock(card.since);
   if (node.shown.textContent !== text) node.shown.textContent = text;
 }
@@ -77,7 +77,7 @@ function age(node, card) {
 function draw(node, card) {
   node.shown = element("span", {className: "age"});
   const dishes = card.items.map(([id, name, count]) => `${count > 1 ? `${count} × ` : ""}${dish(id, name)}`).join(", ");
-  const note = card.message?.[index()] ?? (card.waits[index()] || t(card.state));
+  const note = card.message?.[index()] ?? (card.waits[index()] || (card.state === "paid" ? `${t("user")} ${card.user}` : t(card.state)));
   node.firstChild.replaceChildren(
     element("b", {}, element("span", {className: "quiet", textContent: `${t("order")} `}), `#${card.id}`), node.shown, element("span", {className: "items", textContent: dishes}),
     element("span", {className: "note", textContent: note}), element("span", {className: "total", textContent: rupiah(card.total)}));
@@ -233,7 +233,7 @@ function link(state) {
 }
 function askToken(message) {
   $("login").hidden = false;
-  main.hidden = true;
+  $("board").hidden = true;
   connection?.abort();
   $("link").className = message ? "lost" : "";
   $("link").textContent = message ?? "";
@@ -250,6 +250,7 @@ function receive(name, data) {
     for (const column of Object.values(columns)) Object.assign(column, {most: SHOWN, cursor: undefined});
     data.sort((a, b) => rank(a) - rank(b));
   }
+  for (const [id, dish] of data.flatMap(card => card.items)) if (dish) names.set(id, dish);
   for (const card of data) show(card, name === "cards");
   tidy();
   if (drawer.open && name === "cards" && data.some(card => card.id === Number(drawer.dataset.id)) && !drawer.contains(document.activeElement?.closest("footer"))) openDrawer(drawer.dataset.id);
@@ -313,7 +314,7 @@ function move(event) {
 }
 
 function start() {
-  main.hidden = false, $("login").hidden = true;
+  $("board").hidden = false, $("login").hidden = true;
   follow();
 }
 
@@ -323,7 +324,7 @@ document.addEventListener("keydown", move);
 for (const each of document.querySelectorAll("[data-lang]")) each.onclick = () => { language = stored(each.dataset.lang) ?? each.dataset.lang; translate(); };
 $("filters").oninput = () => { for (const {card, node} of cards.values()) node.hidden = !matches(card); };
 $("filters").onreset = () => setTimeout($("filters").oninput);
-$("filters").onsubmit = event => { event.preventDefault(); if (filters.number.value) openDrawer(filters.number.value); };
+filters.number.onkeydown = event => { if (event.key === "Enter" && filters.number.value) openDrawer(filters.number.value); };
 $("login").onsubmit = event => {
   event.preventDefault();
   auth.Authorization = `Bearer ${event.target.token.value.trim()}`;

@@ -1,0 +1,305 @@
+"""The board of orders in a browser; `make test-browser` runs these tests."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+
+from order_service.process import utc_now
+from order_service.storage.database import Database
+from sandbox.issuer import Issuer
+from tests.e2e import browser as chromium
+from tests.e2e.deployment import Deployment, api_alone
+from tests.integration import core
+from tests.polling import wait_until
+from tests.tokens import published
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not chromium.program(), reason="needs Chromium: make test-browser"),
+]
+#: Within this time a change is on the board, in milliseconds.
+SEEN_MS = 2000
+#: For how long the page is used with many cards, in seconds; its memory is bounded over five minutes, too.
+BUSY_SECONDS = int(os.environ.get("ORDER_TEST_BOARD_SECONDS", "20"))
+#: The most that this may take, and how much the page's memory may grow.
+LONG_TASK_MS, MOST_GROWTH_BYTES = 200, 20_000_000
+WATCH_TASKS = """() => {
+    window.tasks = [];
+    new PerformanceObserver(list => tasks.push(...list.getEntries().map(each => each.duration))).observe({type: "longtask"});
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium.running() as browser:
+        yield browser
+
+
+@pytest.fixture
+def deployment(tmp_path: Path) -> Iterator[Deployment]:
+    with api_alone(f"sqlite:///{tmp_path}/orders.db", tmp_path, ORDER_WAIT_SECONDS="0") as deployment:
+        yield deployment
+
+
+@pytest.fixture
+def database(deployment: Deployment) -> Iterator[Database]:
+    with core.opened(deployment.database_url) as database:
+        yield database
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    with browser.new_page(locale="en-GB", reduced_motion="reduce") as page:
+        yield page
+
+
+def address(deployment: Deployment) -> str:
+    return f"http://127.0.0.1:{deployment.ports['api']}/board"
+
+
+def place(database: Database, count: int = 1) -> list[int]:
+    return core.place(database, count, now=utc_now())
+
+
+def reserve(database: Database, *ids: int) -> None:
+    core.apply(database, *(core.reserved(id) for id in ids), now=utc_now())
+
+
+def pay(database: Database, *ids: int) -> None:
+    reserve(database, *ids)
+    core.apply(database, *(core.completed(id) for id in ids), now=utc_now())
+
+
+def card(page: Page, order_id: int, column: str) -> Any:
+    return page.locator(f"[data-column={column}] #order-{order_id}")
+
+
+def violations(page: Page) -> list[tuple[str, str]]:
+    """What axe-core finds, of any weight."""
+    found = Axe().run(page).response["violations"]
+    return [(each["id"], node["html"][:200]) for each in found for node in each["nodes"]]
+
+
+def test_order_appears_moves_and_shows_why_it_failed(deployment: Deployment, database: Database, page: Page) -> None:
+    # given
+    errors = chromium.errors_of(page)
+    page.goto(address(deployment))
+    expect(page.locator("#link")).to_have_text("Live")
+
+    # when: placed by REST, and paid without a reload
+    order_id = deployment.client.post_order_until_accepted()
+    expect(card(page, order_id, "pending")).to_contain_text("waits for the Menu Service", timeout=SEEN_MS)
+    pay(database, order_id)
+    expect(card(page, order_id, "paid")).to_contain_text("Rp38.000", timeout=SEEN_MS)
+    [failed_id] = place(database)
+    core.apply(database, core.rejected(failed_id), now=utc_now())
+
+    # then
+    expect(card(page, failed_id, "ended")).to_contain_text("Menu item 2 is out of stock.", timeout=SEEN_MS)
+    expect(page.locator("#said")).to_contain_text(f"Order {failed_id}: failed", timeout=5000)
+    expect(page.locator("[data-column=paid] h3")).to_contain_text("1")
+
+    # and: the language stays
+    page.get_by_role("button", name="Indonesia").click()
+    page.reload()
+    expect(card(page, failed_id, "ended")).to_contain_text("Menu item 2 kehabisan stok.")
+    assert errors == []
+
+
+def test_everything_is_possible_by_keyboard_alone(deployment: Deployment, database: Database, page: Page) -> None:
+    # given
+    [first, second] = place(database, 2)
+    reserve(database, second)
+    page.goto(address(deployment))
+    card(page, first, "pending").wait_for()
+
+    # when: from the number field to a card, to the other one, and its details
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.name") == "number"
+    tab_to(page, f"#order-{second} button")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(page.locator("#drawer .explanation")).to_contain_text(f"Order {first} waits")
+    expect(page.locator("#drawer table")).to_contain_text("OrderCreated written to the outbox")
+    page.keyboard.press("Escape")
+
+    # then: the focus is where it was
+    assert page.evaluate("document.activeElement.closest('li').id") == f"order-{first}"
+
+    # when: the other is found by its number, and cancelled after a confirmation
+    page.keyboard.press("/")
+    page.keyboard.type(str(second))
+    page.keyboard.press("Enter")
+    expect(page.locator("#drawer h2")).to_contain_text(f"Order #{second}")
+    tab_to(page, "#drawer .danger")
+    page.keyboard.press("Enter")
+    expect(page.locator("#drawer footer")).to_contain_text(f"Cancel order {second}?")
+    assert page.evaluate("document.activeElement.textContent") == "Keep it"
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+
+    # then
+    expect(card(page, second, "ended")).to_contain_text("cancelled", timeout=SEEN_MS)
+    expect(page.locator("#drawer .danger")).to_have_count(0)
+    page.keyboard.press("Escape")
+
+    # when: an order is placed with the form
+    page.keyboard.press("Shift+Tab")
+    tab_to(page, "#new")
+    page.keyboard.press("Enter")
+    tab_to(page, "#placing footer button:last-child")
+    page.keyboard.press("Enter")
+
+    # then
+    expect(page.locator("#placed")).to_have_text(f"Order {second + 1} is placed.")
+    expect(page.locator(f"#order-{second + 1}")).to_have_count(1, timeout=SEEN_MS)
+
+
+def tab_to(page: Page, selector: str) -> None:
+    for _ in range(40):
+        if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+            # The focus is visible.
+            assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
+            return
+        page.keyboard.press("Tab")
+    pytest.fail(f"no Tab leads to {selector}")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [{"width": 1280, "height": 900}, chromium.PHONE])
+def test_axe_finds_nothing(
+    scheme: Any, size: Any, deployment: Deployment, database: Database, browser: Browser
+) -> None:
+    # given: a card of each kind, and warnings
+    ids = place(database, 4)
+    pay(database, ids[0])
+    core.apply(database, core.rejected(ids[1]), now=utc_now())
+    core.cancel(database, ids[2], now=utc_now())
+    core.place(database, now=utc_now() - core.builders.policy().lifetime)
+    with browser.new_page(color_scheme=scheme, viewport=size, reduced_motion="reduce") as page:
+        page.goto(address(deployment))
+        expect(page.locator("#alerts details")).not_to_have_count(0)
+        page.locator("#alerts summary").first.click()
+
+        # when
+        found = {"board": violations(page)}
+        overflow = chromium.overflow(page)
+        page.locator(f"#order-{ids[3]} button").click()
+        page.locator("#drawer[open]").wait_for()
+        found["details"] = violations(page)
+        page.locator("#drawer .danger").click()
+        found["confirmation"] = violations(page)
+        page.keyboard.press("Escape")
+        page.locator("#new").click()
+        found["form"] = violations(page)
+
+    # then
+    assert found == {"board": [], "details": [], "confirmation": [], "form": []}
+    assert overflow == 0
+
+
+def test_page_recovers_from_a_restart_and_from_a_cut_network(
+    deployment: Deployment, database: Database, page: Page
+) -> None:
+    # given
+    [first, second, third] = place(database, 3)
+    page.goto(address(deployment))
+    card(page, third, "pending").wait_for()
+
+    # when: the API is restarted, and orders change in between
+    deployment.processes[-1].terminate()
+    expect(page.locator("#link")).to_have_text("Connection lost, reconnecting …")
+    pay(database, first)
+    deployment.start("api")
+    deployment.wait_until_healthy("api")
+
+    # then
+    expect(card(page, first, "paid")).to_be_visible(timeout=15_000)
+    expect(page.locator("#link")).to_have_text("Live")
+
+    # when: the network is cut for 10 s
+    page.context.set_offline(True)
+    expect(page.locator("#link")).to_have_text("Connection lost, reconnecting …", timeout=15_000)
+    core.cancel(database, second, now=utc_now())
+    [fourth] = place(database)
+    page.wait_for_timeout(10_000)
+    page.context.set_offline(False)
+
+    # then
+    expect(card(page, second, "ended")).to_be_visible(timeout=15_000)
+    expect(card(page, fourth, "pending")).to_be_visible()
+    expect(page.locator("#link")).to_have_text("Live")
+
+
+@pytest.mark.timeout(BUSY_SECONDS + 120)
+def test_500_cards_stay_usable_during_50_changes_a_second(
+    deployment: Deployment, database: Database, page: Page
+) -> None:
+    # given
+    ids = place(database, 600)
+    pay(database, *ids[:200])
+    for order_id in ids[200:400]:
+        core.cancel(database, order_id, now=utc_now())
+    page.goto(address(deployment))
+    expect(page.locator("li.card")).to_have_count(600)
+    page.evaluate(WATCH_TASKS)
+    session = page.context.new_cdp_session(page)
+
+    # when: it is scrolled while orders are placed, reserved and paid
+    sizes, changes, begun = [], 0, time.monotonic()
+    while (passed := time.monotonic() - begun) < BUSY_SECONDS:
+        if changes < passed * 50:
+            new = place(database, 5)
+            reserve(database, *new)
+            core.apply(database, *(core.completed(id) for id in new), now=utc_now())
+            changes += 15
+        page.mouse.wheel(0, 400 if int(passed) % 2 else -400)
+        if len(sizes) < passed // 5:
+            session.send("HeapProfiler.collectGarbage")
+            sizes.append(session.send("Runtime.getHeapUsage")["usedSize"])
+
+    # then
+    newest = max(new)
+    wait_until(lambda: card(page, newest, "paid").count() == 1, "the last change", seconds=10)
+    assert changes / BUSY_SECONDS > 40
+    assert max(page.evaluate("tasks"), default=0) < LONG_TASK_MS
+    assert sizes[-1] - sizes[0] < MOST_GROWTH_BYTES, sizes
+    assert page.locator("li.card").count() <= 600
+
+
+def test_page_asks_for_a_token_and_keeps_it_in_memory_only(browser: Browser, tmp_path: Path) -> None:
+    # given
+    issuer = Issuer("https://login.example")
+    with published(issuer) as keys:
+        settings = {f"ORDER_{name.upper()}": str(value) for name, value in keys.settings.items()}
+        with (
+            api_alone(f"sqlite:///{tmp_path}/orders.db", tmp_path, **settings) as deployment,
+            core.opened(deployment.database_url) as database,
+            browser.new_page(locale="en-GB") as page,
+        ):
+            [order_id] = place(database)
+            page.goto(address(deployment))
+            assert violations(page) == []
+
+            # when
+            page.get_by_label("Access token").fill(issuer.token("1", "orders"))
+            page.keyboard.press("Enter")
+            expect(page.locator("#link")).to_contain_text("orders:all")
+            hidden = page.locator("#board").is_hidden()
+            page.get_by_label("Access token").fill(issuer.token("till-3", "orders:all"))
+            page.keyboard.press("Enter")
+
+            # then
+            expect(card(page, order_id, "pending")).to_be_visible()
+            assert hidden
+            assert page.locator("#new").is_hidden()
+            kept = page.evaluate("JSON.stringify([localStorage, sessionStorage, document.cookie, location.href])")
+            assert "eyJ" not in kept
+            page.reload()
+            expect(page.get_by_label("Access token")).to_be_visible()
