@@ -19,6 +19,7 @@ from order_service.storage.tables import order_history, orders, outbox
 from order_service.web import live
 from tests.builders import menu_reserved
 from tests.http_service import PAID, Service, ServiceWith, body_of, problem
+from tests.integration import core
 
 Json = dict[str, Any]
 
@@ -144,20 +145,21 @@ def test_viewer_that_was_away_misses_nothing(service: Service) -> None:
 
 def test_entry_that_commits_after_later_ones_is_seen(service: Service) -> None:
     """Ids are given out before the commit, so "greater than the last one seen" would miss it."""
-    # given: the id of an entry that another transaction will commit later
-    [early, late] = [service.order_in(State.AWAITING_PAYMENT) for _ in range(2)]
+    # given: an order that the board does not show, whose transaction has taken the id of its entry
+    [early] = core.place(service.database)
+    with service.database.writing() as connection:
+        connection.execute(orders.update().values(state="cancelled", version=2, due_at=None))
+    late = service.order_in(State.AWAITING_PAYMENT)
     with Viewer(service).connected() as viewer:
         viewer.until_state(late, State.AWAITING_PAYMENT)
         service.receive(late, PAID)
         viewer.until_state(late, State.PAID)
+        assert early not in viewer.cards
 
-        # when: it gets an id below those seen
+        # when: it commits
         with service.database.writing() as connection:
-            connection.execute(
-                orders.update().where(orders.c.id == early).values(state="cancelled", version=99, due_at=None)
-            )
             connection.execute(order_history.insert().values(
-                id=-1, order_id=early, at=utc_now(), type="Cancel", from_state="awaiting_payment", to_state="cancelled"))  # fmt: skip
+                id=-1, order_id=early, at=utc_now(), type="Cancel", from_state="awaiting_menu", to_state="cancelled"))  # fmt: skip
 
         # then
         viewer.until_state(early, State.CANCELLED)
