@@ -245,7 +245,7 @@ def _alerts(pending: Sequence[Facts], found: figures.Figures) -> list[Json]:
     alerts: list[Json] = [{"code": "outbox", "seconds": int(outbox)}] if outbox > OUTBOX_SECONDS else []
     causes: dict[tuple[Cause, str | None], list[Facts]] = {}
     for each in pending:
-        # Passing deadlines is a matter of the publishers, whichever service an order waits for.
+        # The publishers pass deadlines, so this cause concerns no sibling service.
         causes.setdefault((each.cause, None if each.cause is Cause.OVERDUE else each.waits_for), []).append(each)
     for (cause, sibling), waiting in causes.items():
         # Customers take their time to pay: a sibling is silent if it has answered none since.

@@ -15,6 +15,7 @@ from tests import builders
 from tests.http_service import RESPOND_ASYNC, Service, body_of
 from tests.integration import core
 from tests.integration.core import Eventually, Start, Wire, completed, reserved
+from tests.traces import TREE
 
 TRACE_ID, CLIENT_SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 CLIENT = RESPOND_ASYNC | {"traceparent": f"00-{TRACE_ID}-{CLIENT_SPAN}-01", "tracestate": "congo=t61rcWkgMzE"}
@@ -70,22 +71,6 @@ def parents(spans: tuple[ReadableSpan, ...]) -> dict[str, str | None]:
     """The name of each span's parent by its own name; None for a parent that was not recorded here."""
     names = {span.context.span_id: span.name for span in spans}
     return {span.name: names.get(span.parent.span_id) if span.parent else "root" for span in spans}
-
-
-#: One tree, below the client's span.
-TREE = {
-    "POST /orders": None,
-    "outbox OrderCreated": "POST /orders",
-    "publish OrderCreated": "outbox OrderCreated",
-    "consume MenuReserved": "publish OrderCreated",
-    "decide MenuReserved": "consume MenuReserved",
-    "outbox PaymentRequested": "decide MenuReserved",
-    "publish PaymentRequested": "outbox PaymentRequested",
-    "consume PaymentCompleted": "publish PaymentRequested",
-    "decide PaymentCompleted": "consume PaymentCompleted",
-    "outbox OrderPaid": "decide PaymentCompleted",
-    "publish OrderPaid": "outbox OrderPaid",
-}
 
 
 def test_spans_of_an_order_form_one_tree_below_the_client(
