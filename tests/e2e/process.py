@@ -1,12 +1,13 @@
 """One process of the Procfile, as an operator starts, stops and kills it."""
 
 import contextlib
+import itertools
 import os
 import random
 import signal
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ PROCFILE = dict(line.split(": ", 1) for line in (PROJECT_DIR / "Procfile").read_
 START_SECONDS = 40
 #: Seconds within which a process ends after SIGTERM; the service promises it.
 STOP_SECONDS = 10
+#: How many ports each worker of pytest-xdist has for itself, from 20,000 on.
+PORTS_PER_WORKER = 2000
 
 
 class Process:
@@ -72,18 +75,26 @@ class Process:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports below the range from which the kernel takes those of outgoing connections, to avoid collisions.
+    """Return ports that no earlier call returned, below the range from which the kernel takes those of outgoing connections.
 
-    Each worker of pytest-xdist has a range of its own, because a port is free until its process has started.
+    A port is free until its process has started, so each worker of pytest-xdist has a range of its own and goes through
+    it in order: a port comes again after the whole range only.
     """
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 6
-    own = range(20_000 + 2_000 * worker, 22_000 + 2_000 * worker)
     with contextlib.ExitStack() as bound:  # all bound at once, so that they differ
         ports: list[int] = []
-        for port in random.sample(own, 1000):
-            if len(ports) == count:
-                break
+        for port in itertools.islice(_own_ports, PORTS_PER_WORKER):
             with contextlib.suppress(OSError):
                 bound.enter_context(socket.socket()).bind(("127.0.0.1", port))
                 ports.append(port)
+            if len(ports) == count:
+                break
         return ports
+
+
+def _ports_of_this_worker() -> Iterator[int]:
+    first = 20_000 + PORTS_PER_WORKER * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 6)
+    start = random.randrange(PORTS_PER_WORKER)  # another run on this machine is elsewhere in the range
+    return itertools.cycle(first + (start + i) % PORTS_PER_WORKER for i in range(PORTS_PER_WORKER))
+
+
+_own_ports = _ports_of_this_worker()
