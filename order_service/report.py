@@ -11,6 +11,7 @@ from order_service.domain.order import Compensation, Order, State, amount_text
 from order_service.domain.saga import Decision
 from order_service.metrics import Metric
 
+_log = logging.getLogger(__name__)
 #: Ends of an order that an operator should look at.
 _WARNED = {"expired", "amount_mismatch"}
 
@@ -74,6 +75,8 @@ class Report:
         self._events.append((logging.WARNING, "message dead-lettered", fields))
 
     def _add(self, level: int, event: str, order: Order, **fields: object) -> None:
+        if not _log.isEnabledFor(level):
+            return
         ids = {"order_id": order.id, "correlation_id": str(order.id), "trace_id": trace_id(order.traceparent)}
         self._events.append((level, event, ids | fields))
 
@@ -81,8 +84,7 @@ class Report:
         """Count and log everything; called after the commit."""
         for (metric, *labels), number in self._counted.items():
             metric.count(*labels, by=number)
-        for seconds in self._paid_after:
-            metrics.PENDING_TO_PAID.observe(seconds)
+        metrics.PENDING_TO_PAID.observe_all(self._paid_after)
         process.log_events(__name__, self._events)
 
 

@@ -189,27 +189,32 @@ class ConfirmChannel:
             self._on_answers(self, list(entries), answer)
 
 
-def _begin_span(batch: Batch, row: sa.Row[Any]) -> Carrier:
-    """The trace context for the headers of a row: of the span that begins here, or else its own."""
-    own = {name: row._mapping[name] for name in TRACE if row._mapping[name]}
-    if not own or not tracing.is_on():
+def _begin_span(batch: Batch, row: sa.Row[Any]) -> Carrier | None:
+    """The trace context for the headers of a row: of the span that begins here, or else its own, if it has one."""
+    if row.traceparent is None:
+        return None
+    own = {name: value for name in TRACE if (value := getattr(row, name))}
+    if not tracing.is_on():
         return own
     span = batch.spans[row.id] = tracing.published(row.type, row.message_id, own, row.created_at)
     return tracing.carrier_of(span)
 
 
-def _properties(row: sa.Row[Any], trace: Carrier) -> BasicProperties:
+def _properties(row: sa.Row[Any], trace: Carrier | None) -> BasicProperties:
     """The AMQP properties of an outbox row; a dead letter keeps its own, and its headers contain the reason."""
-    added: dict[str, Any] = {
-        "type": row.type,
-        "message_id": row.message_id,
-        "correlation_id": None if row.order_id is None else str(row.order_id),
-        "timestamp": int(row.created_at.timestamp()),
-    }
+    properties = BasicProperties(
+        type=row.type,
+        message_id=row.message_id,
+        correlation_id=None if row.order_id is None else str(row.order_id),
+        timestamp=int(row.created_at.timestamp()),
+        delivery_mode=DeliveryMode.Persistent,
+    )
     if row.properties:
         own = json.loads(row.properties)
-        added |= {name: value for name, value in own.items() if value is not None}
-        added["headers"] = {name: decoded(value) for name, value in own.get("headers", {}).items()}
+        own["headers"] = {name: decoded(value) for name, value in own.get("headers", {}).items()}
+        for name in own.keys() - {"delivery_mode"}:
+            if own[name] is not None:
+                setattr(properties, name, own[name])
     else:
-        added |= {"app_id": APP_ID, "content_type": CONTENT_TYPE, "headers": trace or None}
-    return BasicProperties(**added | {"delivery_mode": DeliveryMode.Persistent})
+        properties.app_id, properties.content_type, properties.headers = APP_ID, CONTENT_TYPE, trace
+    return properties

@@ -286,8 +286,7 @@ class Pipeline:
         _count(entries, answer.name.lower())
         if answer is Answer.ACCEPTED:
             now = time.monotonic()
-            for batch, _ in entries:
-                metrics.CONFIRM_SECONDS.observe(now - batch.published_at)
+            metrics.CONFIRM_SECONDS.observe_all([now - batch.published_at for batch, _ in entries])
         if not self._confirmed and answer not in NOT_SENT:
             self._confirmed = True
             self._on_first_confirm()
@@ -350,7 +349,7 @@ class Pipeline:
             for route in failing:
                 if not waiting[route]:
                     self._memory.health[route].note_idle()
-        complete = {batch for batch, _ in entries if not batch.waiting.total()}
+        complete = {batch for batch in {batch for batch, _ in entries} if not batch.waiting.total()}
         self._batches -= complete
         for batch in complete:
             self._settle(batch)

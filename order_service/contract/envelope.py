@@ -7,11 +7,12 @@ https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/amqp-protoc
 import re
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import blake2b, sha256
-from typing import Any, get_args
+from types import MappingProxyType
+from typing import Any, NamedTuple, get_args
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -127,14 +128,13 @@ class Oversized:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(NamedTuple):
     """A message as the broker delivers it, free of the client library's types."""
 
     queue: str
     routing_key: str
     body: bytes
-    properties: Mapping[str, Any] = field(default_factory=dict)
+    properties: Mapping[str, Any] = MappingProxyType({})
     #: How many times the broker has delivered it before without an ack.
     redeliveries: int = 0
     #: Set if `body` is only the beginning of an oversized body.
@@ -147,7 +147,7 @@ def shortened(delivery: Delivery) -> Delivery:
     if len(body) <= MAX_BODY_BYTES:
         return delivery
     oversized = Oversized(len(body), sha256(body).hexdigest())
-    return replace(delivery, body=body[:KEPT_BODY_BYTES], oversized=oversized)
+    return delivery._replace(body=body[:KEPT_BODY_BYTES], oversized=oversized)
 
 
 #: The codes of rejections, with what each means, for docs/events.md.
@@ -191,8 +191,7 @@ def rejection(delivery: Delivery, code: str, field_name: str, problem: str, **id
     return Rejection(delivery, code, [events.FieldError(field=field_name, problem=problem)], **ids)
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """A decoded message for one order, and its delivery."""
 
     message_id: str
@@ -341,6 +340,8 @@ def storable(text: object) -> str | None:
     """Truncate a string to what both databases and AMQP short strings can hold; None for anything else."""
     if not isinstance(text, str):
         return None
+    if text.isprintable() and text.isascii() and 0 < len(text) <= MAX_SHORT_STRING_BYTES:  # nearly all of them
+        return text
     return text.replace("\0", "").encode(errors="replace")[:MAX_SHORT_STRING_BYTES].decode(errors="ignore") or None
 
 

@@ -48,8 +48,11 @@ def copied(headers: Mapping[Any, Any]) -> tuple[dict[str, Any], list[str]]:
 
 def properties_of(received: object) -> dict[str, Any]:
     """The AMQP properties of a delivery that are set, by name; pika leaves a text that is not UTF-8 as bytes."""
-    values = {name: value for name, value in vars(received).items() if value is not None}
-    return {n: v.decode(errors="replace") if isinstance(v, bytes) else v for n, v in values.items()}
+    return {
+        name: value.decode(errors="replace") if isinstance(value, bytes) else value
+        for name, value in vars(received).items()
+        if value is not None
+    }
 
 
 def decoded(value: Any) -> Any:

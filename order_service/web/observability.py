@@ -12,6 +12,7 @@ from flask import Flask, Response, g, request
 from order_service import metrics, process, tracing
 from order_service.web.headers import header
 
+_log = logging.getLogger(__name__)
 #: Requested every few seconds by monitoring systems, so logged at DEBUG.
 _PROBES = ("/healthz", "/readyz", "/metrics")
 #: The longest path in a log line; no route has a longer one.
@@ -79,8 +80,9 @@ def _end(response: Response) -> Response:
         g.span.set_attribute("http.response.status_code", response.status_code)
         g.span.end()
     level = logging.DEBUG if request.path in _PROBES else logging.INFO
-    # Quoted, because a path may contain line breaks; truncated first, which also bounds the time.
-    path = quote(request.path[:_PATH_CHARACTERS])
-    line = {"method": request.method[:20], "path": path, "status": response.status_code, "ms": round(seconds * 1000, 1)}
-    process.log_events(__name__, [(level, "request", line)])
+    if _log.isEnabledFor(level):
+        # Quoted, because a path may contain line breaks; truncated first, which also bounds the time.
+        line = {"method": request.method[:20], "path": quote(request.path[:_PATH_CHARACTERS])}
+        outcome = {"status": response.status_code, "ms": round(seconds * 1000, 1)}
+        process.log_events(__name__, [(level, "request", line | outcome)])
     return response

@@ -1,5 +1,6 @@
 """What an operator sees of requests: request ids, one log line each, metrics by route."""
 
+import logging
 import re
 
 import pytest
@@ -14,8 +15,11 @@ from tests.http_service import RESPOND_ASYNC, Service, body_of
 from tests.integration import core
 
 
-def test_every_request_is_one_line_in_the_log_with_the_id_that_is_returned(service: Service) -> None:
+def test_every_request_is_one_line_in_the_log_with_the_id_that_is_returned(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
     # when
+    caplog.set_level(logging.DEBUG)
     with capture_logs([merge_contextvars]) as lines:
         posted = service.post(headers=RESPOND_ASYNC | {"X-Request-ID": "r1"})
         order_id = body_of(posted)["id"]

@@ -6,6 +6,7 @@ When a test of a library alone fails, the library is mended and its workaround c
 import contextlib
 import errno
 import importlib.util
+import inspect
 import math
 import socket
 import struct
@@ -22,7 +23,7 @@ import psycopg
 import pytest
 from pika.channel import Channel
 from pika.exceptions import AMQPConnectionError, UnsupportedAMQPFieldException
-from prometheus_client import CollectorRegistry, generate_latest, multiprocess
+from prometheus_client import CollectorRegistry, Histogram, generate_latest, multiprocess
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from order_service import vendor
@@ -388,3 +389,26 @@ def test_library_alone_keeps_the_files_of_every_ended_worker(tmp_path: Path, mon
     multiprocess.mark_process_dead(worker.pid)
 
     assert len(list(tmp_path.iterdir())) == 2
+
+
+# observe_all
+
+
+def test_values_added_together_are_counted_as_those_added_one_by_one() -> None:
+    together, singly = CollectorRegistry(), CollectorRegistry()
+    values = [0.05, 0.1, 0.2, 0.2, 1, 7.5, 100]
+    vendor.observe_all(Histogram("seconds", "Some.", buckets=(0.1, 1, 10), registry=together), values)
+    histogram = Histogram("seconds", "Some.", buckets=(0.1, 1, 10), registry=singly)
+    for value in values:
+        histogram.observe(value)
+    assert samples(together) == samples(singly)
+    assert samples(together)["seconds_bucket", "0.1"] == 2
+
+
+def samples(registry: CollectorRegistry) -> dict[tuple[str, str], float]:
+    found = [each for metric in registry.collect() for each in metric.samples if not each.name.endswith("_created")]
+    return {(each.name, each.labels.get("le", "")): each.value for each in found}
+
+
+def test_library_adds_one_value_at_a_time() -> None:
+    assert list(inspect.signature(Histogram.observe).parameters) == ["self", "amount", "exemplar"]
