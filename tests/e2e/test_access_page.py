@@ -19,6 +19,7 @@ ISSUER, API, *CALLS = re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.D
 REQUEST = re.compile(r"(curl -i .*?) +# ([0-9]{3})(?: ([a-z_]+))?")
 
 
+@pytest.mark.field
 def test_every_command_of_the_page_works_as_it_says(tmp_path: Path) -> None:
     if missing := [program for program in ("curl", "openssl") if not shutil.which(program)]:
         pytest.skip(f"needs {', '.join(missing)}")

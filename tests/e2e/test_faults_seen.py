@@ -89,7 +89,10 @@ FAULTS = {
 
 
 #: These take longest, and are tried with `make test-field`; doctor's part of them is in test_doctor.py, too.
-SLOW = {"poison message", "drifted arguments", "database locked", "database read-only", "relay stopped"}
+SLOW = {
+    "consumers stopped", "payment silent", "poison message", "drifted arguments", "database locked", "database read-only",
+    "relay stopped",
+}  # fmt: skip
 
 
 def _marks(name: str) -> list[pytest.MarkDecorator]:

@@ -13,7 +13,7 @@ import pytest
 
 from order_service.contract.topology import EXCHANGES
 from tests.e2e.client import order_of
-from tests.e2e.deployment import Deployment
+from tests.e2e.deployment import MOSTLY_ON_POSTGRESQL, MOSTLY_ON_SQLITE, Deployment
 from tests.e2e.process import PROCFILE
 
 #: ORDER_TEST_ORDERS=1000 tests a larger load.
@@ -46,6 +46,7 @@ def wire_tap(deployment: Deployment) -> Iterator[WireTap]:
         yield WireTap(connection)
 
 
+@MOSTLY_ON_POSTGRESQL
 def test_order_of_the_example_is_placed_reserved_and_paid(deployment: Deployment, wire_tap: WireTap) -> None:
     # given: prepared and started with the commands of the README
     for step in ("migrate", "topology"):
@@ -104,6 +105,7 @@ def test_order_of_the_example_is_placed_reserved_and_paid(deployment: Deployment
 
 
 @pytest.mark.timeout(900)
+@MOSTLY_ON_SQLITE
 def test_orders_posted_concurrently_are_each_reserved_and_paid_once(deployment: Deployment) -> None:
     # given
     deployment.start_all()

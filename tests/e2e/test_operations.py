@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from order_service.metrics import METRICS
 from tests.e2e.client import order_of
-from tests.e2e.deployment import ON_SQLITE, Deployment, api_alone
+from tests.e2e.deployment import MOSTLY_ON_POSTGRESQL, MOSTLY_ON_SQLITE, ON_SQLITE, Deployment, api_alone
 from tests.e2e.process import PROCFILE, free_ports
 from tests.integration.core import Wire
 from tests.polling import wait_until
@@ -89,6 +90,7 @@ def log_of(deployment: Deployment, order_id: int) -> list[dict[str, Any]]:
     return sorted((line for line in lines if line.get("order_id") == order_id), key=lambda line: line["timestamp"])
 
 
+@MOSTLY_ON_POSTGRESQL
 def test_every_metric_is_documented_and_every_documented_one_is_exported(
     started: Deployment, listeners: Listeners
 ) -> None:
@@ -163,14 +165,13 @@ def test_a_stopped_process_and_what_is_missing_are_seen(deployment: Deployment, 
 def test_port_in_use_is_named(name: str, deployment: Deployment, listeners: Listeners) -> None:
     deployment.prepare()
     name, command = ("API", name) if name == "python api.py" else (name, PROCFILE[name.lower()])
-    own = listeners.setting(name) | {"PORT": str(free_ports(1)[0])}
-    deployment.start_command("first", command, **own)
-    deployment.wait_until(lambda: listeners.answers(name, "/healthz", 200), "the first one")
 
-    second = deployment.start_command("second", command, **own | {"PORT": str(free_ports(1)[0])})
+    with socket.create_server(("127.0.0.1", listeners.ports[name])):
+        process = deployment.start_command(name, command, **listeners.setting(name))
 
-    assert second.exit_status() == 2
-    assert f"ORDER_OPS_PORT: another program listens on {listeners.ports[name]} of 127.0.0.1" in second.log
+        assert process.exit_status() == 2
+
+    assert f"ORDER_OPS_PORT: another program listens on {listeners.ports[name]} of 127.0.0.1" in process.log
 
 
 def first_worker(deployment: Deployment) -> int:
@@ -225,6 +226,7 @@ def test_an_api_process_that_is_stopped_is_named_after_half_a_minute(tmp_path: P
         wait_until(lambda: listeners.answers("API", "/healthz", 200), "it to be healthy again")
 
 
+@MOSTLY_ON_SQLITE
 def test_log_tells_the_whole_story_of_one_order(started: Deployment, listeners: Listeners) -> None:
     # given
     trace = {"traceparent": f"00-{TRACE_ID}-00f067aa0ba902b7-01"}

@@ -17,11 +17,12 @@ import pytest
 
 from order_service.config import ANSWERING_THREADS
 from tests.e2e.client import order_of, repeating
-from tests.e2e.deployment import MOSTLY_ON_SQLITE, ON_POSTGRESQL, ON_SQLITE, Deployment, api_alone
+from tests.e2e.deployment import MOSTLY_ON_POSTGRESQL, MOSTLY_ON_SQLITE, ON_POSTGRESQL, ON_SQLITE, Deployment, api_alone
 from tests.e2e.process import PROCFILE, Process
 from tests.e2e.proxy import TcpProxy
 
 
+@MOSTLY_ON_POSTGRESQL
 def test_every_process_exits_with_0_on_sigterm_under_load(deployment: Deployment) -> None:
     # given
     processes = deployment.start_all()

@@ -13,7 +13,7 @@ import pytest
 
 from order_service.config import Settings
 from tests.e2e.client import RESPOND_ASYNC, Client, order_of, repeating
-from tests.e2e.deployment import ON_SQLITE, Deployment, api_alone
+from tests.e2e.deployment import MOSTLY_ON_POSTGRESQL, MOSTLY_ON_SQLITE, ON_SQLITE, Deployment, api_alone
 
 #: The streams that one API process keeps open by default.
 STREAMS = Settings.model_fields["streams"].default
@@ -61,6 +61,7 @@ def post_orders(client: Client, body: Any) -> list[int]:
 
 
 @pytest.mark.timeout(300)
+@MOSTLY_ON_POSTGRESQL
 def test_api_accepts_orders_beside_200_streams_and_each_stream_shows_pending_then_paid(deployment: Deployment) -> None:
     # given: orders that are priced and not paid
     deployment.start_all(PAYMENT_MODE="manual")
@@ -92,6 +93,7 @@ def test_api_accepts_orders_beside_200_streams_and_each_stream_shows_pending_the
 
 
 @pytest.mark.timeout(300)
+@MOSTLY_ON_SQLITE
 def test_all_streams_end_within_two_seconds_of_sigterm(database_url: str, tmp_path: Path) -> None:
     with api_alone(database_url, tmp_path) as deployment:
         # given

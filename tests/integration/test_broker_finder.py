@@ -87,6 +87,7 @@ def test_private_node_accepts_connections_and_is_gone_afterwards(
 
 
 @requires_rabbitmq_server
+@pytest.mark.field
 def test_data_of_a_kept_node_remains_after_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RABBITMQ_URL", NOWHERE)
 

@@ -173,6 +173,7 @@ def test_others_are_answered_while_clients(request_bytes: bytes, tmp_path: Path)
         assert others_are_answered(port, request_bytes)
 
 
+@pytest.mark.field
 @pytest.mark.parametrize("request_bytes", SLOW_CLIENTS.values(), ids=SLOW_CLIENTS)
 def test_gthread_alone_answers_nobody_while_clients(request_bytes: bytes, tmp_path: Path) -> None:
     with gunicorn(tmp_path, GTHREAD) as port:
