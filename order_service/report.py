@@ -7,7 +7,7 @@ from datetime import datetime
 from order_service import metrics, process
 from order_service.contract.envelope import Rejection
 from order_service.contract.events import EVENTS
-from order_service.domain.order import Compensation, Order, State, amount_text
+from order_service.domain.order import FINAL, Compensation, Order, State, amount_text
 from order_service.domain.saga import Decision
 from order_service.metrics import Metric
 
@@ -34,13 +34,14 @@ class Report:
         """Report a change of state, and the compensations requested with it."""
         before, after = decision.before, decision.after
         if before is not after:
-            if after.status != before.status:
-                self._counted[metrics.ORDERS, after.status, order.reason or ""] += 1
+            if after in FINAL:
+                self._counted[metrics.ORDERS, str(after), order.reason or ""] += 1
             if after is State.PAID:
                 self._paid_after.append((now - order.created_at).total_seconds())
             level = logging.WARNING if order.reason in _WARNED else logging.INFO
-            self._add(level, "order changed", order, type=type_name, message_id=message_id, to=after.value,
-                      reason=order.reason, detail=order.detail, **{"from": before.value})  # fmt: skip
+            if _log.isEnabledFor(level):
+                self._add(level, "order changed", order, type=type_name, message_id=message_id, to=after.value,
+                          reason=order.reason, detail=order.detail, **{"from": before.value})  # fmt: skip
         for effect in decision.effects:
             if isinstance(effect, Compensation):
                 self._add(logging.INFO, "compensation requested", order, type=effect.type, message_id=effect.id,

@@ -23,6 +23,7 @@ from order_service.storage.database import Database, current_time
 _HISTORY_TYPES: dict[type[Message], str] = {
     messages.ReportPaid: "PutPaid", messages.ReportFailed: "PutFailed", messages.ReportPending: "PutPending",
 }  # fmt: skip
+_CONFIRMATIONS = messages.StockReleased, messages.PaymentRefunded
 
 
 class UnitOfWork:
@@ -66,7 +67,7 @@ class UnitOfWork:
             self._record(order, type_name, decision.before, message_id, digest)
             if not decision.changed:
                 self._unchanging.append(self._entries[-1])
-        if isinstance(message, messages.StockReleased | messages.PaymentRefunded):
+        if isinstance(message, _CONFIRMATIONS):
             id = message.release_id if isinstance(message, messages.StockReleased) else message.refund_id
             self._confirmed.append(id)
             self.report.confirmed(order, type_name, id, message_id)
@@ -120,17 +121,19 @@ class UnitOfWork:
     def _record(
         self, order: Order, type_name: str, before: State, message_id: str | None, digest: str | None = None
     ) -> None:
-        entry = history.Entry(order.id, self.now, type_name, before.value, order.state.value, message_id, digest)
+        entry = history.Entry(order.id, self.now, type_name, str(before), str(order.state), message_id, digest)
         self._entries.append(entry)
 
     def write(self) -> None:
         """Write everything added; orders in the order of their ids, as they were locked."""
-        superfluous = history.superfluous(self.connection, self._unchanging)
+        entries = self._entries
+        if superfluous := history.superfluous(self.connection, self._unchanging):
+            entries = [entry for entry in entries if entry not in superfluous]
         first, *more = outbox.inserts(self._outgoing, self.now)
         bulk.write(
             self.connection,
             orders.updates([self._orders[id] for id in sorted(self._orders)]),
-            history.inserts([entry for entry in self._entries if entry not in superfluous]),
+            history.inserts(entries),
             compensations.inserts(self._requested),
             first,
         )

@@ -63,8 +63,9 @@ def event(
 ) -> Outgoing:
     """Build the event of an effect, with the order's trace context unless another one is given."""
     id, data = event_id(order, effect), event_data(order, effect, policy)
-    trace = trace or trace_of(order)
-    parent, state = trace.get("traceparent"), trace.get("tracestate")
+    parent, state = order.traceparent, order.tracestate
+    if trace:
+        parent, state = trace.get("traceparent"), trace.get("tracestate")
     body = envelope.wrap(
         data, event_id=id, order_id=order.id, sequence=sequence, at=now, trace=parent, tracestate=state
     )

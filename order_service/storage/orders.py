@@ -201,7 +201,7 @@ def _changing(order: Order) -> dict[str, Any]:
     }
     items = [[item.id, item.name, item.price, item.stock] for item in order.items]
     columns: dict[str, Any] = {name: getattr(order, name) for name in _CHANGING}
-    columns["state"] = order.state.value
+    columns["state"] = str(order.state)  # `value` is a slow property
     columns["items"] = to_json(items).decode() if items else None
     columns["ledger"] = to_json(ledger).decode()
     return columns
