@@ -111,6 +111,12 @@ UNCONFIRMED = Metric(
 DEAD_LETTERS = Metric(
     "order_service_dead_letters_total", "Dead-lettered messages by queue and error.", "consumers", ("queue", "error")
 )
+DRIFTED = Metric(
+    "order_service_queues_drifted",
+    "1 for a queue of this service that exists with other arguments than `topology` declares, else 0. Without "
+    "RABBITMQ_MANAGEMENT_URL, or while the management API does not answer, it has no value.",
+    "publishers", ("queue",),
+)  # fmt: skip
 CLOCK_OFFSET = Metric(
     "order_service_clock_offset_seconds", "How far the clock of this host is ahead of the database's.", "publishers"
 )

@@ -6,8 +6,8 @@ from order_service import ops, process
 from order_service.contract import tls
 from order_service.storage.database import Database
 from order_service.storage.migrate import wait_for_database
+from publishers import gauges
 from publishers.deadlines import Deadlines
-from publishers.gauges import Gauges
 from publishers.pipeline import MOST_BATCHES
 from publishers.relay import Relay
 
@@ -25,7 +25,9 @@ def main() -> None:
     process.tune_garbage_collection()
     if ops.serve(settings, lambda: [relay.loop, deadlines.loop]):
         figures = Database(settings.database_url, pool_size=1, role="metrics")
-        REGISTRY.register(Gauges(figures, settings.compensation_attempts))
+        REGISTRY.register(gauges.of_database(figures, settings.compensation_attempts))
+        if settings.management_url:
+            REGISTRY.register(gauges.of_broker(settings))
     wait_for_database(database, stop)
     process.run_together(stop, relay.run, deadlines.run)
 

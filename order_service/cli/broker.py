@@ -4,19 +4,14 @@ The state is read by the management API if that is reachable, else by passive de
 """
 
 import json
-import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
-from email.utils import parsedate_to_datetime
-from typing import Any, cast
-from urllib.parse import quote
+from typing import Any
 from uuid import uuid4
 
 import click
-import httpx2 as httpx
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker
@@ -25,10 +20,9 @@ from pika.spec import BasicProperties
 from order_service.config import Settings
 from order_service.contract import tls, topology
 from order_service.contract.envelope import CONTENT_TYPE
+from order_service.management import Management, Unavailable
 from order_service.process import AccessRefused, first_line, refuse
 
-#: How long a call of the management API may take, in seconds.
-SECONDS = 3
 #: The queues of sibling services, as docs/siblings.md names them, where the management API does not tell.
 SIBLING_QUEUES = {"menu": "menu-service.orders", "payment": "payment-service.orders"}
 
@@ -90,51 +84,6 @@ def by_declaring(connection: pika.BlockingConnection, name: str) -> QueueState:
             raise
         return QueueState(name, exists=False)
     return QueueState(name, exists=True, consumers=found.consumer_count, ready=found.message_count)
-
-
-class Unavailable(Exception):
-    """The management API is unreachable, or refuses the login."""
-
-
-class Management:
-    """The management API, read only."""
-
-    def __init__(self, settings: Settings) -> None:
-        broker = pika.URLParameters(settings.rabbitmq_url.split(",")[0])
-        default = httpx.URL(scheme="http", host=broker.host, port=15672)
-        url = httpx.URL(str(settings.management_url)) if settings.management_url else default
-        login = url if url.username else cast(pika.PlainCredentials, broker.credentials)
-        # Without the proxies of the environment, which are for the internet.
-        self._client = httpx.Client(
-            base_url=url.copy_with(userinfo=b""),
-            auth=(login.username, login.password),
-            transport=httpx.HTTPTransport(limits=httpx.Limits(max_keepalive_connections=0)),
-            timeout=SECONDS,
-        )
-        self.vhost = broker.virtual_host
-        #: The broker's time in its last answer, to the second.
-        self.broker_time: datetime | None = None
-
-    def get(self, *path: str) -> Any:
-        """What the API answers; None if there is no such object. Raises Unavailable."""
-        try:
-            response = self._client.get("/".join(["api", *(quote(part, safe="") for part in path)]))
-            if response.status_code == 404:
-                return None
-            self.broker_time = parsedate_to_datetime(response.raise_for_status().headers["Date"])
-            return response.json()
-        except (httpx.HTTPError, ValueError, KeyError) as error:
-            raise Unavailable(first_line(error)) from error
-
-    def bound(self, exchange: str, routing_key: str) -> list[str]:
-        """The queues that get the messages with this routing key."""
-        bindings = self.get("exchanges", self.vhost, exchange, "bindings", "source") or []
-        return sorted({each["destination"] for each in bindings if _matches(each["routing_key"], routing_key)})
-
-
-def _matches(pattern: str, routing_key: str) -> bool:
-    regex = re.escape(pattern).replace(r"\*", "[^.]*").replace(r"\#", ".*")
-    return bool(re.fullmatch(regex, routing_key))
 
 
 def by_management(management: Management, name: str) -> QueueState:

@@ -8,11 +8,12 @@ import pika
 from pika.exceptions import ChannelClosedByBroker
 
 from order_service import process
-from order_service.cli.broker import SIBLING_QUEUES, Management, Unavailable, by_declaring, by_management
+from order_service.cli.broker import SIBLING_QUEUES, by_declaring, by_management
 from order_service.config import Settings
 from order_service.contract import topology
 from order_service.contract.topology import DEAD_LETTER_EXCHANGE, EXCHANGE, QUORUM
 from order_service.domain.explanation import duration
+from order_service.management import Management, Unavailable
 
 #: How far two clocks may be apart; RabbitMQ gives its time in whole seconds.
 CLOCK_SLACK = timedelta(seconds=3)

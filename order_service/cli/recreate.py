@@ -17,7 +17,7 @@ from pika.exceptions import ChannelClosedByBroker, NackError, UnroutableError, U
 from order_service import vendor
 from order_service.cli.broker import by_declaring
 from order_service.contract import topology
-from order_service.contract.topology import QUORUM, Queue
+from order_service.contract.topology import QUORUM, Declaration, Queue
 from order_service.process import first_line
 
 #: After this time a message that was routed before its queue was unbound has arrived, in seconds.
@@ -32,27 +32,34 @@ def declare(connection: pika.BlockingConnection, queues: Sequence[Queue]) -> lis
     Such a queue is bound, so that it receives what siblings publish to their own exchanges.
     """
     problems = []
-    for queue in queues:
+    topology.declare_exchanges(connection.channel())
+    for each in (each for queue in queues for each in queue.declarations):
         try:
-            topology.declare(connection.channel(), [queue])
+            topology.declare_queue(connection.channel(), each)
         except ChannelClosedByBroker as error:
             if error.reply_code != 406:
                 raise
             problems.append(error.reply_text)
-            if by_declaring(connection, queue.name).exists:
-                topology.bind(connection.channel(), queue.name, queue.bindings)
-        if by_declaring(connection, _temporary(queue)).exists:
-            problems.append(f"the queue {_temporary(queue)} exists: a previous --recreate was interrupted")
+            topology.bind(connection.channel(), each.name, each.bindings)
+        if by_declaring(connection, _temporary(each)).exists:
+            problems.append(f"the queue {_temporary(each)} exists: a previous --recreate was interrupted")
     return problems
 
 
 def recreate_queue(connection: pika.BlockingConnection, queue: Queue) -> None:
-    """Replace the queue if it exists with other arguments, or finish an interrupted replacement. May be repeated."""
+    """Replace the queue and its dead-letter queue where they exist with other arguments. May be repeated.
+
+    Finishes an interrupted replacement, too.
+    """
     vendor.tolerate_unusual_headers()
+    # What this does not replace must raise before a queue is deleted.
+    topology.declare_exchanges(connection.channel())
+    for each in queue.declarations:
+        _recreate(connection, each)
+
+
+def _recreate(connection: pika.BlockingConnection, queue: Declaration) -> None:
     temporary, channel = _temporary(queue), connection.channel()
-    # What this does not replace must raise before the queue is deleted.
-    topology.declare_exchanges(channel)
-    topology.declare_dead_letters(channel, queue)
     if _differs(connection, queue):
         # For the time until its consumers are stopped.
         topology.bind(channel, queue.name, queue.bindings)
@@ -61,19 +68,19 @@ def recreate_queue(connection: pika.BlockingConnection, queue: Queue) -> None:
         topology.bind(channel, temporary, queue.bindings)
         _empty(channel, queue, source=queue.name, target=temporary)
         channel.queue_delete(queue.name)
-    topology.declare(channel, [queue])
+    topology.declare_queue(channel, queue)
     if by_declaring(connection, temporary).exists:
         _empty(channel, queue, source=temporary, target=queue.name)
         channel.queue_delete(temporary)
 
 
-def _temporary(queue: Queue) -> str:
+def _temporary(queue: Declaration) -> str:
     return f"{queue.name}.moving"
 
 
-def _differs(connection: pika.BlockingConnection, queue: Queue) -> bool:
+def _differs(connection: pika.BlockingConnection, queue: Declaration) -> bool:
     try:
-        connection.channel().queue_declare(queue.name, durable=True, arguments=queue.arguments)
+        connection.channel().queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
     except ChannelClosedByBroker as error:
         if error.reply_code != 406:
             raise
@@ -85,12 +92,13 @@ def _require_no_consumers(channel: BlockingChannel, name: str) -> None:
     # They may hold messages that are not acked, which would be deleted with the queue.
     if count := channel.queue_declare(name, passive=True).method.consumer_count:
         raise click.ClickException(
-            f"{name} has consumers ({count}): stop `python -m consumers`, repeat this command, and start it again.\n"
+            f"{name} has consumers ({count}): stop `python -m consumers` or what else reads it, and repeat this "
+            "command.\n"
             "In the meantime orders are accepted, and sibling services may go on publishing."
         )
 
 
-def _empty(channel: BlockingChannel, queue: Queue, *, source: str, target: str) -> None:
+def _empty(channel: BlockingChannel, queue: Declaration, *, source: str, target: str) -> None:
     """Unbind `source` and move its messages to `target`, which is bound. Return once no message is in `source`.
 
     A quorum queue cannot be deleted with if-empty or if-unused, so it is checked here. Its number of consumers includes

@@ -11,7 +11,8 @@ from order_service.contract import topology
 from order_service.storage import migrate as migrations
 
 _RECREATE = """The services work with these queues as they are. To replace them and keep their messages, stop
-`python -m consumers`, run `python -m order_service topology --recreate`, and start it again."""
+`python -m consumers` (not for a dead-letter queue), run `python -m order_service topology --recreate`, and start it
+again."""
 
 
 @click.command()
@@ -33,8 +34,8 @@ def declare_topology(recreate: bool) -> None:
     settings = process.begin()
     queues = topology.declared_queues(menu_over_http=bool(settings.menu_service_url))
     remedy = (
-        "If an exchange or a dead-letter queue exists with different arguments, stop the publishers, drain it, delete "
-        "it in the management console and repeat this command."
+        "If an exchange exists with another type, stop the publishers, delete it in the management console, and repeat "
+        "this command."
     )
     with open_channel(settings, role="topology", remedy=remedy) as channel:
         for queue in queues if recreate else ():

@@ -13,14 +13,12 @@ from typing import Any
 from order_service.contract.events import OUTGOING
 from order_service.contract.topology import (
     BY_NAME,
-    DEAD_LETTER_EXCHANGE,
     EXCHANGE,
     EXCHANGES,
     MENU_EXCHANGE,
     OWN_EXCHANGES,
     PAYMENT_EXCHANGE,
     QUEUES,
-    QUORUM,
     Queue,
 )
 
@@ -106,11 +104,7 @@ def definitions(passwords: Mapping[str, str], *, vhost: str, queues: Sequence[Qu
     """A definitions file with the topology, the users and their rights; `passwords` are by the names of the users."""
     within = {"vhost": vhost}
     lasting = within | {"durable": True, "auto_delete": False}
-    bindings = [(queue.name, *binding) for queue in queues for binding in queue.bindings]
-    bindings += [(queue.dead_letters, DEAD_LETTER_EXCHANGE, queue.dead_letters) for queue in queues]
-    arguments: dict[str, Mapping[str, str | int]] = {}
-    for queue in queues:
-        arguments |= {queue.dead_letters: QUORUM, queue.name: queue.arguments}
+    declared = [each for queue in queues for each in queue.declarations]
     return {
         "vhosts": [{"name": vhost}],
         "users": [_user(user, passwords[user.name]) for user in USERS],
@@ -127,11 +121,12 @@ def definitions(passwords: Mapping[str, str], *, vhost: str, queues: Sequence[Qu
             {"name": name, **lasting, "type": kind, "internal": False, "arguments": {}}
             for name, kind in EXCHANGES.items()
         ],
-        "queues": [{"name": name, **lasting, "arguments": dict(given)} for name, given in arguments.items()],
+        "queues": [{"name": each.name, **lasting, "arguments": dict(each.arguments)} for each in declared],
         "bindings": [
-            {"source": exchange, **within, "destination": queue, "destination_type": "queue", "routing_key": key,
+            {"source": exchange, **within, "destination": each.name, "destination_type": "queue", "routing_key": key,
              "arguments": {}}
-            for queue, exchange, key in bindings
+            for each in declared
+            for exchange, key in each.bindings
         ],
     }  # fmt: skip
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
@@ -52,6 +53,14 @@ MAX_QUEUE_BYTES = 1024**3
 UNREACHABLE = (AMQPError, AMQPConnectorException, OSError)
 #: How the broker's replies start for a wrong login or a missing right (403), and for a vhost (530).
 REFUSALS = ("ACCESS_REFUSED", "NOT_ALLOWED")
+
+
+class Declaration(NamedTuple):
+    """What a queue is declared with, and its bindings: exchanges and routing keys."""
+
+    name: str
+    arguments: Mapping[str, str | int]
+    bindings: Sequence[tuple[str, str]]
 
 
 class BrokerUnreachable(AMQPError):
@@ -99,6 +108,12 @@ class Queue:
             "x-overflow": "reject-publish",
         }
 
+    @property
+    def declarations(self) -> tuple[Declaration, Declaration]:
+        """Its dead-letter queue, and itself."""
+        dead_letters = Declaration(self.dead_letters, QUORUM, [(DEAD_LETTER_EXCHANGE, self.dead_letters)])
+        return dead_letters, Declaration(self.name, self.arguments, self.bindings)
+
 
 MENU = Queue("order-service.menu", ("menu.reserved", "menu.rejected", "menu.released"), MENU_EXCHANGE)
 PAYMENT = Queue("order-service.payment", ("payment.completed", "payment.failed", "payment.refunded"), PAYMENT_EXCHANGE)
@@ -131,10 +146,8 @@ def target_exchange(exchange: str, routing_key: str) -> str | None:
 def declare(channel: BlockingChannel, queues: Sequence[Queue] = QUEUES) -> None:
     """Declare the exchanges and the queues; may be repeated. Raises ChannelClosedByBroker where arguments differ."""
     declare_exchanges(channel)
-    for queue in queues:
-        declare_dead_letters(channel, queue)
-        channel.queue_declare(queue.name, durable=True, arguments=queue.arguments)
-        bind(channel, queue.name, queue.bindings)
+    for declaration in (each for queue in queues for each in queue.declarations):
+        declare_queue(channel, declaration)
 
 
 def declare_exchanges(channel: BlockingChannel) -> None:
@@ -142,10 +155,9 @@ def declare_exchanges(channel: BlockingChannel) -> None:
         channel.exchange_declare(exchange, exchange_type=exchange_type, durable=True)
 
 
-def declare_dead_letters(channel: BlockingChannel, queue: Queue) -> None:
-    """Declare a queue's dead-letter queue, and bind it by its name."""
-    channel.queue_declare(queue.dead_letters, durable=True, arguments=QUORUM)
-    bind(channel, queue.dead_letters, [(DEAD_LETTER_EXCHANGE, queue.dead_letters)])
+def declare_queue(channel: BlockingChannel, queue: Declaration) -> None:
+    channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
+    bind(channel, queue.name, queue.bindings)
 
 
 def bind(channel: BlockingChannel, queue: str, bindings: Iterable[tuple[str, str]]) -> None:

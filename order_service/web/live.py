@@ -10,7 +10,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
 
 import sqlalchemy as sa
 import structlog
@@ -22,7 +21,7 @@ from order_service.contract import topology
 from order_service.domain import explanation
 from order_service.domain.explanation import Cause, Facts
 from order_service.domain.order import State
-from order_service.http_client import HttpClient, RequestFailed
+from order_service.management import Management, Unavailable
 from order_service.process import StopFlag, first_line
 from order_service.storage import board, facts, figures
 from order_service.storage.board import COLUMNS, SHOWN
@@ -77,7 +76,7 @@ class Board:
 
     def __init__(self, database: Database, settings: Settings, unreadable: UnreadableOrders, stop: StopFlag) -> None:
         self._database, self._settings, self._unreadable, self._stop = database, settings, unreadable, stop
-        self._broker = HttpClient(_management_login(settings), total_seconds=BROKER_SECONDS)
+        self._broker = Management(settings, seconds=BROKER_SECONDS) if settings.management_url else None
         self._changed = threading.Condition()
         self._viewers = 0
         self._thread: threading.Thread | None = None
@@ -98,7 +97,6 @@ class Board:
             self._changed.notify_all()
         if self._thread:
             self._thread.join()
-        self._broker.close()
 
     def stream(self, last_event_id: str | None, seconds: float, has_left: Callable[[], bool]) -> Iterator[str]:
         """What follows the event with this id; if that is unknown, everything first. Comments in between."""
@@ -211,16 +209,11 @@ class Board:
 
     def _broker_alerts(self) -> list[Json]:
         """What the management API says of our queues; nothing without RABBITMQ_MANAGEMENT_URL."""
-        if self._settings.management_url is None:
+        if self._broker is None:
             return []
-        vhost = unquote(urlsplit(self._settings.rabbitmq_url.split(",")[0]).path[1:]) or "/"
-        path = f"/api/queues/{quote(vhost, safe='')}?columns=name,consumers,messages_ready"
         try:
-            answer = self._broker.request("GET", path)
-        except RequestFailed:
-            return [{"code": "broker"}]
-        queues = {each["name"]: each for each in answer.json() or () if "name" in each} if answer.status == 200 else {}
-        if not queues:
+            queues = self._broker.queues("consumers", "messages_ready")
+        except Unavailable:
             return [{"code": "broker"}]
         own = [queue for queue in (topology.MENU, topology.PAYMENT) if queue.name in queues]
         letters = sum(queues.get(queue.dead_letters, {}).get("messages_ready", 0) for queue in own)
@@ -253,10 +246,3 @@ def _alerts(pending: Sequence[Facts], found: figures.Figures) -> list[Json]:
         if cause in (Cause.OVERDUE, Cause.RETURNED) or (cause is Cause.SILENT and not has_answered):
             alerts.append({"code": cause.value, "sibling": sibling, "count": len(waiting)})
     return alerts + ([{"code": "compensations", "count": int(manual)}] if manual else [])
-
-
-def _management_login(settings: Settings) -> str:
-    """The management API's address with a login: its own, or that of RABBITMQ_URL."""
-    url, broker = urlsplit(str(settings.management_url or "")), urlsplit(settings.rabbitmq_url.split(",")[0])
-    login = "" if "@" in url.netloc else f"{broker.username or 'guest'}:{broker.password or 'guest'}@"
-    return f"{url.scheme}://{login}{url.netloc}{url.path}"

@@ -35,6 +35,8 @@ class Fault:
     #: What replaces login, host and port of the broker's URL.
     broker: str = ""
     command: str = "doctor"
+    #: What the publishers export then; an alert asks for it.
+    exported: str = ""
     database: str = "sqlite"
 
 
@@ -74,7 +76,11 @@ FAULTS = {
     "payment silent": Fault("payment: no queue is bound to payment.requested", not_started="payment"),
     "poison message": Fault("See `dlq list`.", cause=poison_message, not_started="menu", command="explain"),
     "queue deleted": Fault("order-service.payment does not exist", {**READY, "consumers": None}, queue_deleted),
-    "drifted arguments": Fault("order-service.menu.dlq has other arguments", cause=drifted_arguments),
+    "drifted arguments": Fault(
+        "order-service.menu.dlq has other arguments",
+        cause=drifted_arguments,
+        exported='order_service_queues_drifted{queue="order-service.menu.dlq"} 1.0',
+    ),
     "database locked": Fault(
         "locked by another program", WITHOUT_DATABASE, lambda each: core.database_unreachable(each.database_url)
     ),
@@ -136,6 +142,10 @@ def test_fault_is_seen_by_the_probes_and_its_cause_is_named(
         )
         command = [fault.command, *([str(order)] if fault.command == "explain" else [])]
         deployment.wait_until(lambda: fault.text in deployment.command(*command).stdout, fault.text, seconds=60)
+        if fault.exported:
+            deployment.wait_until(
+                lambda: listeners.answers("publishers", "/metrics", 200, fault.exported), fault.exported
+            )
         # A restart would not help against any of these.
         answering = [name for name, status in fault.ready.items() if status]
         assert {name: listeners.get(name, "/healthz")[0] for name in answering} == dict.fromkeys(answering, 200)

@@ -22,6 +22,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker, UnroutableError
 
 from order_service.cli.main import main
+from order_service.config import Settings
 from order_service.contract import topology
 from order_service.contract.broker_rights import USERS, definitions
 from order_service.contract.events import EVENTS, INCOMING, OUTGOING
@@ -36,6 +37,7 @@ from order_service.contract.topology import (
     QUEUES,
     QUORUM,
 )
+from publishers.gauges import of_broker
 from sandbox.servers import broker_users
 from sandbox.servers.broker import Broker
 from sandbox.servers.http_client import RequestFailed
@@ -377,9 +379,17 @@ def console(secured: Secured, broker: Broker, user: str) -> Management:
 def test_the_operator_sees_all_queues_in_the_console(
     secured: Secured, broker: Broker, management: VhostManagement
 ) -> None:
-    found = console(secured, broker, OPERATOR).call("GET", "queues", management.vhost)
+    api = console(secured, broker, OPERATOR)
+    found = api.call("GET", "queues", management.vhost)
 
     assert {queue["name"] for queue in found} >= {*OURS, MENU_QUEUE}
+    # As docker-compose.yml has the publishers ask.
+    login = urlsplit(secured.logins[OPERATOR]).netloc.rpartition("@")[0]
+    settings = Settings(
+        rabbitmq_url=secured.logins[SERVICE], management_url=f"http://{login}@{urlsplit(api.base).netloc}"
+    )
+    [family] = of_broker(settings).collect()
+    assert {sample.labels["queue"]: sample.value for sample in family.samples} == dict.fromkeys(OURS, 0)
 
 
 #: What would circumvent the rights: a policy can give any queue a dead-letter exchange, and a parameter a shovel.

@@ -1,4 +1,4 @@
-"""The gauges of the database: their values, and what reading them costs."""
+"""The gauges of the database and the broker: their values, and what reading them costs."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -8,17 +8,21 @@ import sqlalchemy as sa
 import time_machine
 
 from order_service import metrics
+from order_service.config import Settings
+from order_service.contract.topology import MENU, PAYMENT, QUEUES, QUORUM
 from order_service.process import utc_now
 from order_service.storage import figures
 from order_service.storage.database import Database
-from publishers.gauges import Gauges
+from publishers.gauges import Gauges, of_broker, of_database
+from sandbox.servers.broker import Broker
 from tests.integration import core
+from tests.integration.core import Wire
 
 
 def values(gauges: Gauges) -> dict[tuple[str, str], float]:
-    """By name and state."""
+    """By name and state or queue."""
     samples = [sample for family in gauges.collect() for sample in family.samples]
-    return {(sample.name, sample.labels.get("state", "")): sample.value for sample in samples}
+    return {(sample.name, next(iter(sample.labels.values()), "")): sample.value for sample in samples}
 
 
 def test_gauges_count_what_is_open(database: Database) -> None:
@@ -33,7 +37,7 @@ def test_gauges_count_what_is_open(database: Database) -> None:
     core.place(database, 2, now=now - timedelta(seconds=20))
 
     # when
-    found = values(Gauges(database, compensation_attempts=1))
+    found = values(of_database(database, compensation_attempts=1))
 
     # then
     pending = metrics.PENDING.name
@@ -47,13 +51,13 @@ def test_gauges_count_what_is_open(database: Database) -> None:
         (metrics.OUTBOX_ROWS.name, ""): 2,
         (metrics.UNCONFIRMED.name, ""): 1,
     }
-    assert values(Gauges(database, compensation_attempts=2))[metrics.UNCONFIRMED.name, ""] == 0
+    assert values(of_database(database, compensation_attempts=2))[metrics.UNCONFIRMED.name, ""] == 0
 
 
 @core.POSTGRESQL_ONLY
 def test_clock_of_this_host_is_compared_with_that_of_the_database(database: Database) -> None:
     with time_machine.travel(datetime.now(UTC) - timedelta(minutes=5), tick=True):
-        found = values(Gauges(database, compensation_attempts=1))
+        found = values(of_database(database, compensation_attempts=1))
 
     assert found[metrics.CLOCK_OFFSET.name, ""] == pytest.approx(-300, abs=5)
 
@@ -66,13 +70,13 @@ def test_confirmed_compensation_is_counted_no_more(database: Database) -> None:
 
     core.apply(database, core.released(order_id, row.id))
 
-    assert values(Gauges(database, compensation_attempts=1))[metrics.UNCONFIRMED.name, ""] == 0
+    assert values(of_database(database, compensation_attempts=1))[metrics.UNCONFIRMED.name, ""] == 0
 
 
 def test_database_is_queried_once_for_any_number_of_scrapes(database: Database) -> None:
     sent: list[str] = []
     sa.event.listen(database.engine, "before_cursor_execute", lambda *given: sent.append(given[2]))
-    gauges = Gauges(database, compensation_attempts=1)
+    gauges = of_database(database, compensation_attempts=1)
 
     scrapes = [values(gauges) for _ in range(50)]
 
@@ -83,7 +87,35 @@ def test_database_is_queried_once_for_any_number_of_scrapes(database: Database) 
 def test_gauges_have_no_values_while_the_database_cannot_be_read() -> None:
     database = Database("postgresql://nobody@127.0.0.1:1/none")
 
-    assert values(Gauges(database, compensation_attempts=1)) == {}
+    assert values(of_database(database, compensation_attempts=1)) == {}
+
+
+def test_queue_with_other_arguments_is_told_from_one_as_declared_and_one_that_is_not_there(
+    wire: Wire, amqp_url: str, broker: Broker
+) -> None:
+    # given
+    settings = Settings(rabbitmq_url=amqp_url, management_url=broker.management_url)
+    names = [each.name for queue in QUEUES for each in queue.declarations]
+    before = values(of_broker(settings))
+    with wire.channel() as channel:
+        for name, arguments in ((MENU.dead_letters, QUORUM), (MENU.name, MENU.arguments)):
+            channel.queue_delete(name)
+            channel.queue_declare(name, durable=True, arguments=arguments | {"x-max-length": 5})
+        channel.queue_delete(PAYMENT.dead_letters)
+
+    # when
+    after = values(of_broker(settings))
+
+    # then
+    metric = metrics.DRIFTED.name
+    assert before == {(metric, name): 0 for name in names}
+    assert after == {(metric, MENU.dead_letters): 1, (metric, MENU.name): 1, (metric, PAYMENT.name): 0}
+
+
+def test_gauges_have_no_values_while_the_management_api_does_not_answer() -> None:
+    gauges = of_broker(Settings(management_url="http://127.0.0.1:1"))
+
+    assert values(gauges) == {}
 
 
 def test_only_open_rows_are_read(database: Database) -> None:

@@ -11,7 +11,7 @@ Which fault is which alert:
 | payment silent | PaymentSilent, OrdersExpiring; without a consumer SiblingWithoutConsumer | pending orders, replies, plugin |
 | poison message | DeadLetters | counter of dead letters |
 | queue deleted | QueueMissing, BrokerUnusable | plugin, readiness |
-| drifted queue arguments | BrokerDropsMessages, by what they do; arguments themselves are no metric: `doctor` | plugin |
+| drifted queue arguments | QueueDrifted; BrokerDropsMessages, by what they do | arguments at the management API, plugin |
 | database locked | DatabaseUnusable (SQLite); QueueNotConsumed, OutboxOld, RequestsFailing (a table of PostgreSQL) | readiness |
 | database read-only | DatabaseUnusable, RequestsFailing | readiness, statuses |
 | consumers stopped (SIGSTOP) | ProcessNotAnswering, QueueNotConsumed | scrape, plugin |
@@ -77,6 +77,8 @@ def _healthy() -> Iterator[tuple[str, str]]:
         ("compensations_unconfirmed", 0), ("clock_offset_seconds", 0.02),
     ):  # fmt: skip
         yield f"order_service_{name}{{{publishers}}}", level(value)
+    for each in (each for queue in topology.QUEUES for each in queue.declarations):
+        yield f'order_service_queues_drifted{{queue="{each.name}", {publishers}}}', level(0)
     yield f'order_service_published_total{{type="OrderCreated", outcome="accepted", {publishers}}}', rising(30)
     yield f'order_service_orders_total{{status="failed", reason="expired", {publishers}}}', level(7)
     for message in ("MenuReserved", "PaymentCompleted"):
@@ -191,7 +193,10 @@ FAULTS = {
          'ready{part="loops"|consumers': "0x200"},
         {"QueueMissing", "BrokerUnusable"}, minutes=7,
     ),
-    "queue with a drifted length limit": Fault({"maxlen": "0+5x200"}, {"BrokerDropsMessages"}, minutes=1),
+    "drifted queue arguments": Fault({'drifted{queue="order-service.menu.dlq"': "1x200"}, {"QueueDrifted"}, minutes=2),
+    "queue with a drifted length limit, without the management API": Fault(
+        {"maxlen": "0+5x200", **gone("queues_drifted")}, {"BrokerDropsMessages"}, minutes=1,
+    ),
     "SQLite locked": Fault(
         NOTHING_PUBLISHED | {'ready{part="database"': "0x200", "outbox_rows": "3x200", 'status="503"': "2+30x200",
                              'status="201"': STILL},

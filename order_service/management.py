@@ -1,0 +1,69 @@
+"""The broker's management API, read only. https://www.rabbitmq.com/docs/management#http-api"""
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, cast
+from urllib.parse import quote
+
+import httpx2 as httpx
+import pika
+
+from order_service.config import Settings
+from order_service.process import first_line
+
+#: How long a call may take, in seconds.
+SECONDS = 3.0
+
+
+class Unavailable(Exception):
+    """The management API is unreachable, or refuses the login."""
+
+
+class Management:
+    """A client of it at RABBITMQ_MANAGEMENT_URL, else at port 15672 of the first node of RABBITMQ_URL."""
+
+    def __init__(self, settings: Settings, *, seconds: float = SECONDS) -> None:
+        broker = pika.URLParameters(settings.rabbitmq_url.split(",")[0])
+        default = httpx.URL(scheme="http", host=broker.host, port=15672)
+        url = httpx.URL(str(settings.management_url)) if settings.management_url else default
+        login = url if url.username else cast(pika.PlainCredentials, broker.credentials)
+        # Without the proxies of the environment, which are for the internet.
+        self._client = httpx.Client(
+            base_url=url.copy_with(userinfo=b""),
+            auth=(login.username, login.password),
+            transport=httpx.HTTPTransport(limits=httpx.Limits(max_keepalive_connections=0)),
+            timeout=seconds,
+        )
+        self.vhost = broker.virtual_host
+        #: The broker's time in its last answer, to the second.
+        self.broker_time: datetime | None = None
+
+    def get(self, *path: str, **query: str) -> Any:
+        """What the API answers; None if there is no such object. Raises Unavailable."""
+        try:
+            response = self._client.get("/".join(["api", *(quote(part, safe="") for part in path)]), params=query)
+            if response.status_code == 404:
+                return None
+            self.broker_time = parsedate_to_datetime(response.raise_for_status().headers["Date"])
+            return response.json()
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            raise Unavailable(first_line(error)) from error
+
+    def queues(self, *columns: str) -> Mapping[str, Mapping[str, Any]]:
+        """These properties of each queue of the virtual host, by its name. Raises Unavailable, also if it has none."""
+        found = self.get("queues", self.vhost, columns=",".join(("name", *columns)))
+        if not isinstance(found, list) or not found:
+            raise Unavailable(f"it names no queue of the virtual host {self.vhost}")
+        return {each["name"]: each for each in found if "name" in each}
+
+    def bound(self, exchange: str, routing_key: str) -> list[str]:
+        """The queues that get the messages with this routing key. Raises Unavailable."""
+        bindings = self.get("exchanges", self.vhost, exchange, "bindings", "source") or []
+        return sorted({each["destination"] for each in bindings if _matches(each["routing_key"], routing_key)})
+
+
+def _matches(pattern: str, routing_key: str) -> bool:
+    regex = re.escape(pattern).replace(r"\*", "[^.]*").replace(r"\#", ".*")
+    return bool(re.fullmatch(regex, routing_key))
