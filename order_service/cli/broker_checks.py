@@ -11,7 +11,7 @@ from order_service import process
 from order_service.cli.broker import SIBLING_QUEUES, by_declaring, by_management
 from order_service.config import Settings
 from order_service.contract import topology
-from order_service.contract.topology import DEAD_LETTER_EXCHANGE, EXCHANGE, QUORUM
+from order_service.contract.topology import DEAD_LETTER_EXCHANGE, EXCHANGE
 from order_service.domain.explanation import duration
 from order_service.management import Management, Unavailable
 
@@ -79,12 +79,10 @@ class _Checks:
         for exchange, key in ((EXCHANGE, "order.created"), (DEAD_LETTER_EXCHANGE, topology.MENU.dead_letters)):
             yield self._publishing(exchange, key)
         for queue in topology.declared_queues(menu_over_http=bool(settings.menu_service_url)):
-            mend = f"stop the consumers, run `{TOPOLOGY} --recreate`, and start them again"
-            yield from self._queue(queue.name, queue.arguments, queue.bindings, mend)
+            for each in queue.declarations:
+                yield from self._queue(each)
             if by_declaring(self._connection, queue.name).exists:
                 yield self._consumers(queue.name)
-            mend = f"`dlq discard --all --out FILE`, delete {queue.dead_letters} in the console, and run `{TOPOLOGY}`"
-            yield from self._queue(queue.dead_letters, QUORUM, [(DEAD_LETTER_EXCHANGE, queue.dead_letters)], mend)
         if not settings.menu_service_url:
             yield self._sibling("menu", "order.created")
         if settings.policy.payment_events:
@@ -103,9 +101,8 @@ class _Checks:
         channel.close()
         return ok("rights", f"may publish to {exchange}")
 
-    def _queue(
-        self, name: str, arguments: dict[str, str | int], bindings: list[tuple[str, str]], mend: str
-    ) -> Iterator[Finding]:
+    def _queue(self, declared: topology.Declaration) -> Iterator[Finding]:
+        name, arguments = declared.name, dict(declared.arguments)
         if not by_declaring(self._connection, name).exists:
             yield Finding("queue", f"{name} does not exist", TOPOLOGY)
             return
@@ -115,12 +112,15 @@ class _Checks:
         except ChannelClosedByBroker as error:
             found = by_management(management, name).arguments if management and error.reply_code == 403 else None
             if error.reply_code == 406 or (found is not None and found != arguments):
+                mend = f"run `{TOPOLOGY} --recreate`, which keeps its messages"
+                if not name.endswith(".dlq"):
+                    mend = f"stop the consumers, {mend}, and start them again"
                 yield Finding("queue", f"{name} has other arguments: {error.reply_text}", mend)
                 return
             if found is None:
                 yield Finding("queue", f"arguments of {name}: {error.reply_text}", status="skipped")
         bound = management and management.get("queues", management.vhost, name, "bindings")
-        lost = set(bindings) - {(each["source"], each["routing_key"]) for each in bound or ()}
+        lost = set(declared.bindings) - {(each["source"], each["routing_key"]) for each in bound or ()}
         if management and lost:
             text = ", ".join(f"{key} of {exchange}" for exchange, key in sorted(lost))
             yield Finding("queue", f"{name} is not bound to {text}", TOPOLOGY)

@@ -53,6 +53,13 @@ def declare_old(channel: BlockingChannel, queue: Queue) -> None:
         channel.queue_bind(queue.name, EXCHANGE, routing_key)
 
 
+def declare_drifted_dead_letters(channel: BlockingChannel, queue: Queue) -> None:
+    topology.declare_exchanges(channel)
+    channel.queue_delete(queue.dead_letters)
+    channel.queue_declare(queue.dead_letters, durable=True, arguments=QUORUM | {"x-max-length": 100_000})
+    channel.queue_bind(queue.dead_letters, DEAD_LETTER_EXCHANGE)
+
+
 @pytest.fixture(autouse=True)
 def settles_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recreate, "SETTLE_SECONDS", 0.1)
@@ -200,16 +207,35 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
         monkeypatch.setattr(BlockingChannel, name, limited(getattr(BlockingChannel, name)))
 
 
+@pytest.mark.parametrize(
+    ("declare", "exchange", "routing_key", "queue"),
+    [
+        pytest.param(declare_old, EXCHANGE, "menu.reserved", SHORT.name, id="queue"),
+        pytest.param(
+            declare_drifted_dead_letters,
+            DEAD_LETTER_EXCHANGE,
+            SHORT.dead_letters,
+            SHORT.dead_letters,
+            id="dead letters",
+        ),
+    ],
+)
 def test_replacement_that_is_interrupted_after_any_step_can_be_repeated(
-    wire: Wire, amqp_url: str, monkeypatch: pytest.MonkeyPatch
+    wire: Wire,
+    amqp_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    declare: Callable[[BlockingChannel, Queue], None],
+    exchange: str,
+    routing_key: str,
+    queue: str,
 ) -> None:
     monkeypatch.setattr(recreate, "SETTLE_SECONDS", 0)
     completed = False
     for step in range(1, 100):
         # given
         with wire.channel() as channel:
-            declare_old(channel, SHORT)
-        wire.send_raw("menu.reserved", b"{}", message_id="before")
+            declare(channel, SHORT)
+            channel.basic_publish(exchange, routing_key, b"{}", pika.BasicProperties(message_id="before"))
 
         # when
         with monkeypatch.context() as patched, pika.BlockingConnection(pika.URLParameters(amqp_url)) as interrupted:
@@ -220,17 +246,48 @@ def test_replacement_that_is_interrupted_after_any_step_can_be_repeated(
             except Interrupted:
                 pass
         with wire.channel() as channel:
-            channel.basic_publish(EXCHANGE, "menu.reserved", b"", pika.BasicProperties(message_id="between"))
+            channel.basic_publish(exchange, routing_key, b"", pika.BasicProperties(message_id="between"))
         with pika.BlockingConnection(pika.URLParameters(amqp_url)) as again:
             recreate_queue(again, SHORT)
             assert recreate.declare(again, [SHORT]) == [], step
 
         # then
-        assert ids(wire, SHORT.name) == {"before", "between"}, step
+        assert ids(wire, queue) == {"before", "between"}, step
         if completed:
             break
     assert completed
     assert step > 20
+
+
+@MOSTLY_ON_POSTGRESQL
+def test_dead_letter_queue_gets_its_arguments_and_keeps_its_messages_while_all_run(
+    database: Database, wire: Wire, amqp_url: str, consuming: Start, connection: pika.BlockingConnection
+) -> None:
+    # given: a dead-letter queue that somebody declared by hand, with a dead letter; the services and a relay run
+    for queue in topology.QUEUES:
+        recreate_queue(connection, queue)
+    headers = {"x-error": "invalid", "x-origin-routing-key": "menu.reserved"}
+    with wire.channel() as channel:
+        declare_drifted_dead_letters(channel, MENU)
+        properties = pika.BasicProperties(message_id="before", app_id="menu-service", headers=headers)
+        channel.basic_publish(DEAD_LETTER_EXCHANGE, MENU.dead_letters, b"{", properties, mandatory=True)
+    refused = run_topology(amqp_url)
+    relay = Publisher(wire, DEAD_LETTER_EXCHANGE, MENU.dead_letters)
+
+    # when
+    with consuming():
+        replaced = run_topology(amqp_url, "--recreate")
+        relay.stop()
+
+    # then
+    assert (refused.returncode, replaced.returncode) == (2, 0), replaced.stderr
+    assert f"'{MENU.dead_letters}'" in refused.stderr
+    assert "topology --recreate" in refused.stderr
+    moved = {message.properties.message_id: message for message in wire.take(MENU.dead_letters)}
+    assert moved.keys() == {"before", *relay.confirmed}
+    assert moved["before"].properties.app_id == "menu-service"
+    assert headers.items() <= moved["before"].properties.headers.items()
+    wire.declare()
 
 
 def test_interrupted_replacement_is_reported(wire: Wire, connection: pika.BlockingConnection, amqp_url: str) -> None:
