@@ -3,8 +3,8 @@
 import base64
 import json
 import os
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -15,7 +15,7 @@ from order_service import process
 from order_service.cli.holding import Matches, holding, publish, selected, selection
 from order_service.cli.open_database import open_database
 from order_service.cli.rehearsal import rehearse
-from order_service.cli.reporting import ForScripts, Report, encoded
+from order_service.cli.reporting import ForScripts, Report, counted, encoded
 from order_service.config import Settings
 from order_service.contract import topology
 from order_service.contract.dead_letters import DeadLetter
@@ -26,6 +26,8 @@ from order_service.domain.saga import expires_at
 from order_service.storage.orders import read_orders
 
 log = structlog.get_logger(__name__)
+#: How many orders are read at once.
+ORDERS_READ = 1000
 
 
 @click.group()
@@ -40,14 +42,16 @@ def list_letters() -> Report:
     Exits with 0 if there are none, with 1 if there are some, with 2 if it could not run.
     """
     settings = process.begin()
-    letters = _letters(settings, selection(everything=True))
-    expiries = _expiries(settings, {letter.order_id for letter in letters if letter.order_id})
-    groups: dict[tuple[str, ...], list[DeadLetter]] = defaultdict(list)
-    for letter in letters:
-        groups[letter.queue.dead_letters, letter.reason, letter.type, letter.sender].append(letter)
-    found = [_group(key, group, expiries) for key, group in sorted(groups.items())]
-    value, note = {"dead_letters": len(letters), "groups": found}, f"{len(letters)} dead letters"
-    return Report(value, map(_group_text, found), note, has_findings=bool(letters))
+    groups: dict[tuple[str, ...], _Group] = {}
+    with holding(settings, selection(everything=True)) as (_, letters):
+        for letter in letters:
+            key = letter.queue.dead_letters, letter.reason, letter.type, letter.sender
+            groups.setdefault(key, _Group(letter)).add(letter)
+    expiries = _expiries(settings, set().union(*(group.orders for group in groups.values())))
+    found = [_shown(key, group, expiries) for key, group in sorted(groups.items(), key=lambda each: each[0])]
+    total = sum(group.count for group in groups.values())
+    value, note = {"dead_letters": total, "groups": found}, counted(total, "dead letter")
+    return Report(value, map(_group_text, found), note, has_findings=bool(total))
 
 
 @dlq.command(cls=ForScripts)
@@ -104,10 +108,11 @@ def discard(out: str | None, yes: bool, **criteria: Any) -> Report:
     Exits with 0 if some were discarded, with 1 if none was selected, with 2 if it could not run.
     """
     settings = process.begin()
-    chosen = [letter.key for letter in _letters(settings, selection(**criteria))]
+    with holding(settings, selection(**criteria)) as (_, found):
+        chosen = [letter.key for letter in found]
     # Without holding them: the broker closes the connection of a client that waits for an answer.
     if chosen and not yes:
-        click.confirm(f"Discard {len(chosen)} dead letters?", abort=True, err=True)
+        click.confirm(f"Discard {counted(len(chosen), 'dead letter')}?", abort=True, err=True)
     keys = set(chosen)
     discarded = 0
     with holding(settings, lambda letter: letter.key in keys, progress="Discarding") as (channel, found):
@@ -161,31 +166,51 @@ def _edited(settings: Settings, matches: Matches) -> tuple[Matches, bytes]:
     return (lambda each: each.key == key), encoded
 
 
+@dataclass
+class _Group:
+    """What is known of dead letters that are listed together, of which one is kept as an example."""
+
+    example: DeadLetter
+    count: int = 0
+    orders: set[int] = field(default_factory=set)
+    oldest: datetime | None = None
+    newest: datetime | None = None
+
+    def add(self, letter: DeadLetter) -> None:
+        self.count += 1
+        if letter.order_id:
+            self.orders.add(letter.order_id)
+        if at := letter.at:
+            self.oldest, self.newest = min(self.oldest or at, at), max(self.newest or at, at)
+
+
 def _expiries(settings: Settings, order_ids: set[int]) -> Mapping[int, datetime | None] | None:
     """When the pending ones of these orders expire; None if the database cannot be used."""
+    ids, found = sorted(order_ids), {}
     try:
-        with open_database(settings.database_url) as database, database.reading() as connection:
-            found = read_orders(connection, sorted(order_ids)).values() if order_ids else ()
-    except click.ClickException as error:
-        click.echo(f"The orders concerned are not shown: {error.message}", err=True)
+        with open_database(settings.database_url) as database:
+            for start in range(0, len(ids), ORDERS_READ):
+                with database.reading() as connection:
+                    for order in read_orders(connection, ids[start : start + ORDERS_READ]).values():
+                        if order.state not in FINAL:
+                            found[order.id] = expires_at(order, policy=settings.policy)
+    except SystemExit:
+        # The reason was printed.
+        click.echo("The orders concerned are not shown.", err=True)
         return None
-    return {order.id: expires_at(order, policy=settings.policy) for order in found if order.state not in FINAL}
+    return found
 
 
-def _group(
-    key: tuple[str, ...], letters: Sequence[DeadLetter], expiries: Mapping[int, datetime | None] | None
-) -> dict[str, Any]:
-    times = [letter.at for letter in letters if letter.at]
-    orders = {letter.order_id for letter in letters if letter.order_id}
-    pending = orders & (expiries or {}).keys()
+def _shown(key: tuple[str, ...], group: _Group, expiries: Mapping[int, datetime | None] | None) -> dict[str, Any]:
+    pending = group.orders & (expiries or {}).keys()
     return dict(zip(("queue", "reason", "type", "sender"), key, strict=True)) | {
-        "count": len(letters),
-        "oldest": min(times, default=None),
-        "newest": max(times, default=None),
-        "orders": len(orders),
+        "count": group.count,
+        "oldest": group.oldest,
+        "newest": group.newest,
+        "orders": len(group.orders),
         "pending": None if expiries is None else len(pending),
         "pending_until": min(filter(None, map((expiries or {}).get, pending)), default=None),
-        "example": {"id": letters[0].id, "detail": letters[0].detail},
+        "example": {"id": group.example.id, "detail": group.example.detail},
     }
 
 

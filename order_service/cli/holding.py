@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from itertools import chain, islice
+from itertools import chain, count, islice
 from typing import Any
 
 import click
@@ -21,8 +21,8 @@ from order_service.contract import topology
 from order_service.contract.dead_letters import DeadLetter
 from order_service.contract.headers import properties_of
 
-#: The most dead letters of a queue that one command looks at: this process holds them in the meantime.
-MAX_LOOKED_AT = 10_000
+#: The most dead letters that one subscription holds: the broker sends no more until some are acked.
+PREFETCH = 10_000
 #: After this time without a message a queue is empty, or another command holds its messages, in seconds.
 QUIET_SECONDS = 1
 REMEDY = "Run `python -m order_service topology` first; it declares the queues."
@@ -72,26 +72,26 @@ def holding(
     queues = topology.declared_queues(menu_over_http=bool(settings.menu_service_url))
     with open_channel(settings, role="dlq", remedy=REMEDY) as channel:
         counts = {q: channel.queue_declare(q.dead_letters, passive=True).method.message_count for q in queues}
+        channel.basic_qos(prefetch_count=PREFETCH)
         # No more than there were: one that is rejected again comes back to the end of the queue.
-        most = {queue: min(count, MAX_LOOKED_AT) for queue, count in counts.items()}
-        channel.basic_qos(prefetch_count=MAX_LOOKED_AT)
-        all_held = chain.from_iterable(islice(_consumed(channel, queue), count) for queue, count in most.items())
-        length = sum(most.values())
+        all_held = chain.from_iterable(islice(_consumed(channel, queue), number) for queue, number in counts.items())
+        length = sum(counts.values())
         with click.progressbar(all_held, length, label=progress, hidden=not progress, file=sys.stderr) as advancing:
             yield channel, filter(matches, advancing)
-    if most != counts:
-        click.echo(f"Only the first {MAX_LOOKED_AT} dead letters of each queue were looked at.", err=True)
 
 
 def _consumed(channel: BlockingChannel, queue: topology.Queue) -> Iterator[DeadLetter]:
     """The dead letters of a queue, until none is left.
 
-    By a subscription, whose messages a quorum queue takes back in their order: those of basic.get are taken back in any
-    order. It ends with the channel, because pika rejects some messages when it cancels one.
+    By subscriptions, whose messages a quorum queue takes back in their order: those of basic.get are taken back in any
+    order. They end with the channel, because pika rejects some messages when it cancels one. As soon as one may hold as
+    many as it can, another one receives what follows; up to 32 end in the order of their tags.
     """
     arrived: deque[tuple[Any, ...]] = deque()
-    channel.basic_consume(queue.dead_letters, lambda *delivery: arrived.append(delivery[1:]))
-    while True:
+    for received in count():
+        if received % PREFETCH == 0:
+            tag = f"{queue.name} {received:010}"
+            channel.basic_consume(queue.dead_letters, lambda *delivery: arrived.append(delivery[1:]), consumer_tag=tag)
         if not arrived:
             channel.connection.process_data_events(QUIET_SECONDS)
         if not arrived:

@@ -23,6 +23,11 @@ class Report(NamedTuple):
     has_findings: bool = False
 
 
+def counted(number: int, noun: str) -> str:
+    """Such as `1 order` and `2 orders`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 class ForScripts(click.Command):
     """A command that returns a Report; it exits with 1 if there is something to act on, and with 2 if it cannot run."""
 

@@ -204,7 +204,12 @@ def test_message_that_is_rejected_again_is_replayed_once(
 
 
 @SQLITE_ONLY
-def test_looking_keeps_the_dead_letters_and_their_order(database: Database, wire: Wire, dlq: Dlq) -> None:
+@pytest.mark.parametrize("prefetch", [10_000, 40])
+def test_looking_keeps_the_dead_letters_and_their_order(
+    database: Database, wire: Wire, dlq: Dlq, monkeypatch: pytest.MonkeyPatch, prefetch: int
+) -> None:
+    """Also of more dead letters than one subscription holds."""
+    monkeypatch.setattr("order_service.cli.holding.PREFETCH", prefetch)
     sent = [f"pay-{number}" for number in range(150)]
     dead_letter(wire, *(completed(1, id=each) for each in sent))
 
@@ -246,6 +251,43 @@ def test_dry_run_prints_the_transitions_and_writes_nothing(database: Database, w
 
 
 @SQLITE_ONLY
+def test_selected_dead_letter_is_found_behind_any_number_of_others(
+    database: Database, wire: Wire, dlq: Dlq, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given: more than one subscription holds
+    monkeypatch.setattr("order_service.cli.holding.PREFETCH", 20)
+    others = [f"pay-{number}" for number in range(90)]
+    dead_letter(wire, *(completed(1, id=each) for each in others), code="unknown_order")
+    dead_letter(wire, completed(2, id="first"), completed(3, id="second"))
+
+    # when
+    listed, replayed = dlq("list", "--json"), dlq("replay", "first", "--json")
+    discarded = dlq("discard", "--reason", "invalid", "--yes", "--json")
+
+    # then
+    found = json.loads(listed.stdout)
+    assert {each["reason"]: each["count"] for each in found["groups"]} == {"unknown_order": 90, "invalid": 2}
+    assert json.loads(replayed.stdout) == {"replayed": 1, "left": []}
+    assert json.loads(discarded.stdout) == {"discarded": 1}
+    assert ids_in(wire, PAYMENT.name) == ["first"]
+    assert ids_in(wire, PAYMENT.dead_letters) == others
+
+
+@SQLITE_ONLY
+def test_dead_letters_are_listed_without_the_database(database: Database, wire: Wire, dlq: Dlq, amqp_url: str) -> None:
+    dead_letter(wire, completed(1))
+
+    env = {"DATABASE_URL": "sqlite:////nowhere/orders.db", "RABBITMQ_URL": amqp_url}
+    found = CliRunner(env=env).invoke(main, ["dlq", "list"])
+
+    assert found.exit_code == 1
+    assert "invalid  PaymentCompleted from payment-service: 1, " in found.stdout
+    assert "pending" not in found.stdout
+    assert "DATABASE_URL" in found.stderr
+    assert "The orders concerned are not shown." in found.stderr
+
+
+@SQLITE_ONLY
 def test_discard_asks_logs_and_keeps_a_copy(
     database: Database, wire: Wire, dlq: Dlq, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,7 +302,7 @@ def test_discard_asks_logs_and_keeps_a_copy(
     none = dlq("discard", "pay-2", "--yes")
 
     assert [refused.exit_code, asked.exit_code, unasked.exit_code, none.exit_code] == [1, 0, 0, 1]
-    assert "Discard 1 dead letters?" in asked.stderr
+    assert "Discard 1 dead letter?" in asked.stderr
     assert ids_in(wire, PAYMENT.dead_letters) == ["pay-3"]
     copies = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(each["id"], json.loads(each["body"])["data"]["order_id"]) for each in copies] == [
