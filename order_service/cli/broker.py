@@ -5,7 +5,7 @@ The state is read by the management API if that is reachable, else by passive de
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,8 @@ from order_service.process import AccessRefused, first_line, refuse
 
 #: The queues of sibling services, as docs/siblings.md names them, where the management API does not tell.
 SIBLING_QUEUES = {"menu": "menu-service.orders", "payment": "payment-service.orders"}
+#: Our queues of the replies of sibling services.
+REPLY_QUEUES = {"menu": topology.MENU, "payment": topology.PAYMENT}
 
 
 @contextmanager
@@ -68,6 +70,11 @@ class QueueState:
         """Whether consumers have messages, and ack none."""
         return bool(self.unacked) and not self.acks_per_second
 
+    @property
+    def is_unread(self) -> bool:
+        """Whether messages wait in it, and none is acked."""
+        return bool(self.ready or self.unacked) and not self.acks_per_second
+
     def __str__(self) -> str:
         if not self.exists:
             return f"queue {self.name}: does not exist"
@@ -109,13 +116,31 @@ def observe(settings: Settings, routing_key: str, sibling: str, own: Iterable[st
     """
     is_over_http = sibling == "menu" and settings.menu_service_url
     usual = topology.MENU_HTTP.name if is_over_http else SIBLING_QUEUES[sibling]
+    return _states(settings, lambda api: [*((api and api.bound(topology.EXCHANGE, routing_key)) or [usual]), *own])
+
+
+def unread_replies(settings: Settings, siblings: Collection[str]) -> dict[str, QueueState]:
+    """By sibling, our queue of its replies, if messages wait in it that the consumers do not ack.
+
+    Empty if neither the management API nor the broker can be asked.
+    """
+    if not siblings:
+        return {}
+    try:
+        states = _states(settings, lambda _: [REPLY_QUEUES[sibling].name for sibling in siblings])
+    except (*topology.UNREACHABLE, AccessRefused):
+        return {}
+    return {sibling: state for sibling, state in zip(siblings, states, strict=True) if state.is_unread}
+
+
+def _states(settings: Settings, names: Callable[[Management | None], Iterable[str]]) -> list[QueueState]:
+    """The states of the queues that `names` returns, which gets the management API if that can be asked."""
     try:
         management = Management(settings)
-        names = management.bound(topology.EXCHANGE, routing_key) or [usual]
-        return [by_management(management, name) for name in (*names, *own)]
+        return [by_management(management, name) for name in names(management)]
     except Unavailable:
         with topology.connected(settings, role="explain") as (connection, _):
-            return [by_declaring(connection, name) for name in (usual, *own)]
+            return [by_declaring(connection, name) for name in names(None)]
 
 
 def event_properties(body: bytes, event_type: str) -> BasicProperties:

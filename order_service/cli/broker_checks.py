@@ -9,6 +9,7 @@ from pika.exceptions import ChannelClosedByBroker
 
 from order_service import process
 from order_service.cli.broker import SIBLING_QUEUES, by_declaring, by_management
+from order_service.cli.reporting import counted
 from order_service.config import Settings
 from order_service.contract import topology
 from order_service.contract.topology import DEAD_LETTER_EXCHANGE, EXCHANGE
@@ -20,7 +21,7 @@ CLOCK_SLACK = timedelta(seconds=3)
 #: The broker updates the figures of its management API at this interval, in seconds, with a margin.
 FIGURES_SECONDS = 6
 TOPOLOGY = "python -m order_service topology"
-_CONSUMERS = "start or restart `python -m consumers`"
+CONSUMERS = "start or restart `python -m consumers`"
 
 
 @dataclass(frozen=True)
@@ -130,15 +131,16 @@ class _Checks:
     def _consumers(self, name: str) -> Finding:
         state = by_declaring(self._connection, name)
         if not state.consumers:
-            return Finding("consumers", f"none is running; {state}", _CONSUMERS)
+            return Finding("consumers", f"none is running; {state}", CONSUMERS)
         slow = by_management(self._management, name) if self._management else state
         if self._management and slow.is_held:
             # Perhaps only at that moment.
             self._connection.sleep(FIGURES_SECONDS)
             slow = by_management(self._management, name)
         if slow.is_held:
-            text = f"they hold {slow.unacked} messages of {name} and ack none: stopped, or waiting for the database"
-            return Finding("consumers", text, _CONSUMERS)
+            held = counted(slow.unacked or 0, "message")
+            text = f"they hold {held} of {name} and ack none: stopped, or waiting for the database"
+            return Finding("consumers", text, CONSUMERS)
         return ok("consumers", str(state))
 
     def _sibling(self, sibling: str, routing_key: str) -> Finding:

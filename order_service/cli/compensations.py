@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from order_service import handlers, process
 from order_service.cli.open_database import open_database
-from order_service.cli.reporting import ForScripts, Report
+from order_service.cli.reporting import ForScripts, Report, counted
 from order_service.config import Settings
 from order_service.domain.messages import Message, PaymentRefunded, StockReleased
 from order_service.domain.order import RELEASE, amount_text
@@ -48,11 +48,14 @@ def list_unconfirmed() -> Report:
 def retry(compensation_id: str | None) -> Report:
     """Have the release or refund ID requested again now, or all unconfirmed ones. May be repeated.
 
-    Not those that an operator makes. Exits with 0 if there were some, with 1 if not, with 2 if it could not run.
+    Not those that an operator makes. Exits with 0 if there were some, with 1 if not, with 2 if the ID is unknown or the
+    command could not run.
     """
     with open_database(process.begin().database_url) as database, database.writing() as connection:
+        if compensation_id:
+            _require(connection, compensation_id)
         count = rows.retry(connection, current_time(connection), compensation_id)
-    return Report({"retried": count}, [f"{count} are requested again now"], has_findings=not count)
+    return Report({"retried": count}, [f"{counted(count, 'request')} repeated now"], has_findings=not count)
 
 
 @compensations.command(cls=ForScripts)
@@ -61,14 +64,19 @@ def confirm(compensation_id: str) -> Report:
     """Confirm the release or refund ID after it was made manually. May be repeated."""
     settings = process.begin()
     with open_database(settings.database_url) as database, unit_of_work(database, settings.policy) as work:
-        row = rows.find(work.connection, compensation_id)
-        if row is None:
-            raise click.ClickException(f"no release or refund has the id {compensation_id}")
+        row = _require(work.connection, compensation_id)
         if row.confirmed_at is None:
             message: Message = StockReleased(row.id) if row.type == RELEASE else PaymentRefunded(row.id)
             handlers.change_order(work, row.order_id, message, message_id=f"manual {row.id}")
     value = {"confirmed": row.id, "type": row.type, "order_id": row.order_id}
     return Report(value, [f"Confirmed: {row.type} {row.id} of order {row.order_id}"])
+
+
+def _require(connection: sa.Connection, compensation_id: str) -> sa.Row[Any]:
+    row = rows.find(connection, compensation_id)
+    if row is None:
+        raise click.ClickException(f"no release or refund has the id {compensation_id}; `compensations list` has them")
+    return row
 
 
 def _shown(row: sa.Row[Any], settings: Settings) -> dict[str, Any]:

@@ -77,6 +77,8 @@ def replay(edit: bool, dry_run: bool, **criteria: Any) -> Report:
     repeated: consumers recognize a message by its id. Exits with 0 if all were replayed, with 1 if some cannot be or
     none was selected, with 2 if it could not run.
     """
+    if edit and dry_run:
+        raise click.UsageError("--dry-run is for the dead letters as they are; with --edit, leave it out")
     settings, matches = process.begin(), selection(**criteria)
     if dry_run:
         return _dry_run(settings, matches)
@@ -238,7 +240,7 @@ def _copy(letter: DeadLetter) -> dict[str, Any]:
 
 
 def _text(value: object) -> str:
-    return json.dumps(value, default=encoded) if isinstance(value, dict) else process.printable(value)
+    return json.dumps(value, default=encoded) if isinstance(value, dict) else process.printable(encoded(value))
 
 
 def _append(path: str, copy: dict[str, Any]) -> None:

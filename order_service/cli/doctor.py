@@ -10,22 +10,28 @@ import click
 import sqlalchemy as sa
 
 from order_service import process
-from order_service.cli.broker_checks import REACHABLE, READABLE, TOPOLOGY, Finding, check_broker, compared_clock, ok
-from order_service.cli.open_database import LOCK_SECONDS
-from order_service.cli.reporting import ForScripts, Report
+from order_service.cli.broker import unread_replies
+from order_service.cli.broker_checks import (
+    CONSUMERS,
+    REACHABLE,
+    READABLE,
+    TOPOLOGY,
+    Finding,
+    check_broker,
+    compared_clock,
+    ok,
+)
+from order_service.cli.open_database import LOCK_SECONDS, known_problem
+from order_service.cli.reporting import ForScripts, Report, counted
 from order_service.config import Settings
 from order_service.domain.explanation import SLACK, Cause, duration
 from order_service.storage import facts, migrate, outbox, tables
-from order_service.storage.database import READ_ONLY, Database, current_time
+from order_service.storage.database import Database, current_time
 
 #: The most late orders that are looked at.
 MAX_LATE = 1000
 _COLOURS = {"ok": "green", "failed": "red", "skipped": "yellow"}
 _PUBLISHERS = "start `python -m publishers`"
-_SESSIONS = (
-    "end the session that holds it: SELECT pid, application_name, state, xact_start FROM pg_stat_activity "
-    "ORDER BY xact_start, then SELECT pg_terminate_backend(pid)"
-)
 
 
 @click.command(cls=ForScripts)
@@ -80,23 +86,12 @@ def _database(database: Database) -> Iterator[Finding]:
                 connection.execute(sa.update(table).where(sa.false()).values(id=table.c.id))
             offset = process.utc_now() - current_time(connection)
     except sa.exc.SQLAlchemyError as error:
-        yield _unwritable(database, error)
+        fallback = "cannot be written", "give its user the rights in docs/rights.md"
+        text, fix = known_problem(database.url, error) or fallback
+        yield Finding("database", f"{text}: {_cause(error)}", fix)
     else:
         yield ok("database", "writable")
         yield compared_clock("database", offset)
-
-
-def _unwritable(database: Database, error: sa.exc.SQLAlchemyError) -> Finding:
-    cause = getattr(error, "orig", error)
-    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
-    if getattr(cause, "sqlstate", None) == READ_ONLY or code == sqlite3.SQLITE_READONLY:
-        fix = "name the primary in DATABASE_URL (target_session_attrs=read-write), or make the file writable"
-        return Finding("database", f"read-only: {_cause(error)}", fix)
-    if getattr(cause, "sqlstate", None) == "55P03" or code == sqlite3.SQLITE_BUSY:
-        path = sa.make_url(database.url).database
-        fix = f"stop the program that holds it: fuser -v {path}" if database.is_sqlite else _SESSIONS
-        return Finding("database", f"locked by another program: {_cause(error)}", fix)
-    return Finding("database", f"cannot be written: {_cause(error)}", "give its user the rights in docs/rights.md")
 
 
 def _cause(error: Exception) -> str:
@@ -111,17 +106,23 @@ def _processes(settings: Settings, database: Database, is_reachable: bool) -> It
     for row in waiting:
         age = now - row.oldest
         if row.failed:
-            text = f"{row.type} to {row.routing_key}: returned or refused {row.attempts} times; no queue takes it"
+            text = f"{row.type} to {row.routing_key}: returned or refused, attempts: {row.attempts}; no queue takes it"
             yield Finding("relay", text, f"{TOPOLOGY}, and have the sibling service declare its queue")
         elif age > SLACK and is_reachable:
             yield Finding("relay", f"{row.rows} {row.type} wait in the outbox, up to {duration(age)}", _PUBLISHERS)
     causes = Counter((each.cause, each.waits_for) for each in late)
     overdue = sum(count for (cause, _), count in causes.items() if cause is Cause.OVERDUE)
     if overdue:
-        yield Finding("deadlines", f"those of {overdue} orders have passed, and nothing happened", _PUBLISHERS)
+        text = f"those of {counted(overdue, 'order')} have passed, and nothing happened"
+        yield Finding("deadlines", text, _PUBLISHERS)
     silent = {sibling: count for (cause, sibling), count in causes.items() if cause is Cause.SILENT}
+    unread = unread_replies(settings, [sibling for sibling in silent if sibling])
     for sibling, count in silent.items():
-        text = f"{sibling}: {count} orders were sent to it more than once, and have no answer"
-        yield Finding("siblings", text, f"look at the {str(sibling).title()} Service; `stuck` lists the orders")
+        if state := unread.get(sibling or ""):
+            text = f"{counted(count, 'order')} without an answer, which may be in {state}"
+            yield Finding("consumers", text, CONSUMERS)
+        else:
+            text = f"{sibling}: no answer to {counted(count, 'order')}, sent to it more than once"
+            yield Finding("siblings", text, f"look at the {str(sibling).title()} Service; `stuck` lists the orders")
     if not silent and not overdue:
         yield ok("orders", "none is stuck")

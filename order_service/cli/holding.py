@@ -15,7 +15,7 @@ from pika.spec import BasicProperties
 
 from order_service import vendor
 from order_service.cli.broker import open_channel
-from order_service.cli.reporting import Report
+from order_service.cli.reporting import ORDER_ID, Report
 from order_service.config import Settings
 from order_service.contract import topology
 from order_service.contract.dead_letters import DeadLetter
@@ -54,7 +54,7 @@ def selected(command: Callable[..., Report]) -> Callable[..., Report]:
     """Add the options that select dead letters; the command receives them as the arguments of `selection`."""
     for option in (
         click.option("--all", "everything", is_flag=True, help="All."),
-        click.option("--order", "order_id", type=int, help="Those that concern this order."),
+        click.option("--order", "order_id", type=ORDER_ID, help="Those that concern this order."),
         click.option("--type", "event_type", help="Those of this event type."),
         click.option("--reason", help="Those with this reason, such as invalid."),
         click.argument("ids", metavar="[ID]...", nargs=-1),

@@ -1,5 +1,6 @@
 """The database of a command, and how a command ends that cannot use it."""
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,10 +9,15 @@ import sqlalchemy as sa
 from order_service import process
 from order_service.process import AccessRefused
 from order_service.storage import migrate
-from order_service.storage.database import Database
+from order_service.storage.database import READ_ONLY, Database
 
 #: How long a statement waits for a lock, in seconds: a command must not hold up what it waits behind.
 LOCK_SECONDS = 5
+_LOCK_NOT_AVAILABLE = "55P03"
+_SESSIONS = (
+    "end the session that holds it: SELECT pid, application_name, state, xact_start FROM pg_stat_activity "
+    "ORDER BY xact_start, then SELECT pg_terminate_backend(pid)"
+)
 
 
 @contextmanager
@@ -37,7 +43,21 @@ def requires_database(url: str) -> Iterator[None]:
     except AccessRefused as error:
         process.refuse(f"DATABASE_URL: access to the database is refused: {error}")
     except sa.exc.SQLAlchemyError as error:
-        process.refuse(
-            f"DATABASE_URL: the database cannot be used: {process.first_line(error)}\n"
-            "Check that it is running and that DATABASE_URL is right."
-        )
+        known = known_problem(url, error)
+        text, fix = known or ("unusable", "check that it is running and that DATABASE_URL is right")
+        cause = process.first_line(getattr(error, "orig", None) or error)
+        process.refuse(f"DATABASE_URL: the database is {text}: {cause}\nTo mend it, {fix}.")
+
+
+def known_problem(url: str, error: sa.exc.SQLAlchemyError) -> tuple[str, str] | None:
+    """What is wrong with a database that is read-only or locked, and what to do."""
+    cause = getattr(error, "orig", error)
+    code, state = getattr(cause, "sqlite_errorcode", 0) & 0xFF, getattr(cause, "sqlstate", None)
+    if state == READ_ONLY or code == sqlite3.SQLITE_READONLY:
+        fix = "name the primary in DATABASE_URL (target_session_attrs=read-write), or make the file writable"
+        return "read-only", fix
+    if state == _LOCK_NOT_AVAILABLE or code == sqlite3.SQLITE_BUSY:
+        is_file = state is None
+        fix = f"stop the program that holds it: fuser -v {sa.make_url(url).database}" if is_file else _SESSIONS
+        return "locked by another program", fix
+    return None

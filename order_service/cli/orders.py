@@ -1,25 +1,25 @@
 """The commands about single orders: what one waits for, its timeline, and those that are stuck."""
 
+from dataclasses import replace
 from typing import Any
 
 import click
 
 from order_service import process
-from order_service.cli.broker import QueueState, observe
+from order_service.cli.broker import REPLY_QUEUES, QueueState, observe, unread_replies
 from order_service.cli.open_database import open_database
-from order_service.cli.reporting import ForScripts, Report
+from order_service.cli.reporting import ORDER_ID, ForScripts, Report
 from order_service.config import Settings
 from order_service.contract import topology
-from order_service.contract.events import MAX_ID, OUTGOING
+from order_service.contract.events import OUTGOING
 from order_service.domain import explanation
-from order_service.domain.explanation import Facts
+from order_service.domain.explanation import Cause, Facts
 from order_service.storage import facts
 from order_service.storage import timeline as timelines
 
 #: The most stuck orders that are shown.
 MAX_STUCK = 1000
-_ID = click.argument("order_id", metavar="ID", type=click.IntRange(1, MAX_ID))
-_OWN = {"menu": topology.MENU, "payment": topology.PAYMENT}
+_ID = click.argument("order_id", metavar="ID", type=ORDER_ID)
 
 
 @click.command(cls=ForScripts)
@@ -34,6 +34,8 @@ def explain(order_id: int) -> Report:
     with open_database(settings.database_url) as database, database.reading() as connection:
         found = facts.of_order(connection, order_id, policy=settings.policy)
     queues, problem = _queues(settings, found)
+    own = {queue.name for queue in REPLY_QUEUES.values()}
+    found = replace(found, has_unread_replies=any(each.is_unread for each in queues if each.name in own))
     hints = ["See `dlq list`." for each in queues if each.name.endswith(".dlq") and each.ready]
     parts = [explanation.explain(found, english=True), *(f"{each}." for each in queues), *hints, problem]
     value = _document(found) | {"queues": [vars(each) for each in queues], "broker": problem or "reachable"}
@@ -70,6 +72,8 @@ def stuck() -> Report:
     settings = process.begin()
     with open_database(settings.database_url) as database, database.reading() as connection:
         found = [each for each in facts.late(connection, policy=settings.policy, limit=MAX_STUCK) if each.is_stuck]
+    unread = unread_replies(settings, {each.waits_for or "" for each in found if each.cause is Cause.SILENT})
+    found = [replace(each, has_unread_replies=each.waits_for in unread) for each in found]
     lines = (f"{each.cause:<9} {explanation.explain(each, english=True)}" for each in found)
     note = f"{len(found)} stuck" + (" or more" if len(found) == MAX_STUCK else "")
     return Report([_document(each) for each in found], lines, note, has_findings=bool(found))
@@ -84,7 +88,7 @@ def _queues(settings: Settings, found: Facts) -> tuple[list[QueueState], str]:
     """The queues that the order's event and its answer go through, and why they are unknown."""
     if not found.waits_for:
         return [], ""
-    own, routing_key = _OWN[found.waits_for], OUTGOING[found.event].routing_key
+    own, routing_key = REPLY_QUEUES[found.waits_for], OUTGOING[found.event].routing_key
     try:
         return observe(settings, routing_key, found.waits_for, [own.name, own.dead_letters]), ""
     except (*topology.UNREACHABLE, process.AccessRefused) as error:

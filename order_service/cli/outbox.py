@@ -4,7 +4,7 @@ import click
 
 from order_service import process
 from order_service.cli.open_database import open_database
-from order_service.cli.reporting import ForScripts, Report
+from order_service.cli.reporting import ForScripts, Report, counted
 from order_service.domain.explanation import SLACK, duration
 from order_service.storage import outbox as rows
 from order_service.storage.database import current_time
@@ -37,7 +37,10 @@ def list_rows() -> Report:
 
 @outbox.command(cls=ForScripts)
 def retry() -> Report:
-    """Have the messages that the broker returned or refused tried again now. May be repeated."""
+    """Have the messages that the broker returned or refused tried again now. May be repeated.
+
+    Exits with 0 if there were some, with 1 if not, with 2 if the command could not run.
+    """
     with open_database(process.begin().database_url) as database, database.writing() as connection:
         count = rows.retry(connection, current_time(connection))
-    return Report({"retried": count}, [f"{count} are tried again now"])
+    return Report({"retried": count}, [f"{counted(count, 'message')} tried again now"], has_findings=not count)

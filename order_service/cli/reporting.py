@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import click
 
 from order_service.contract.envelope import utc_text
+from order_service.contract.events import MAX_ID
 from order_service.domain.order import UnknownOrder
 
 
@@ -28,6 +29,18 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+class _OrderId(click.IntRange):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return int(super().convert(value, param, ctx))
+        except click.BadParameter:
+            self.fail(f"{value!r} is no order's id; give a whole number from 1 to {MAX_ID}", param, ctx)
+
+
+#: The type of an argument or an option that is the id of an order.
+ORDER_ID = _OrderId(1, MAX_ID)
+
+
 class ForScripts(click.Command):
     """A command that returns a Report; it exits with 1 if there is something to act on, and with 2 if it cannot run."""
 
@@ -40,7 +53,7 @@ class ForScripts(click.Command):
         try:
             report: Report = super().invoke(ctx)
         except UnknownOrder as error:
-            raise click.UsageError(str(error)) from error
+            raise click.UsageError(f"{error}; check the id, and that DATABASE_URL names its database") from error
         except click.ClickException as error:
             error.exit_code = 2  # type: ignore[misc]
             raise

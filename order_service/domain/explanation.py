@@ -34,6 +34,8 @@ class Cause(StrEnum):
     RETURNED = "returned"
     #: Its event was sent and repeated, without an answer.
     SILENT = "silent"
+    #: The same, and the answer may be among the messages that the consumers do not process.
+    UNREAD = "unread"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Facts:
     #: When each sibling service last answered any order, if that was recently.
     answers: Mapping[str, datetime] = field(default_factory=dict)
     unconfirmed_compensations: int = 0
+    #: Whether replies of the service that it waits for are not processed; only the broker knows.
+    has_unread_replies: bool = False
 
     @cached_property
     def cause(self) -> Cause:
@@ -70,7 +74,9 @@ class Facts:
             late = Cause.UNSENT if self.now - self.unsent.since > SLACK else Cause.ON_TIME
             return Cause.RETURNED if self.unsent.attempts else late
         reminders = self.policy.menu_reminders if order.state in AWAITING_MENU else 1
-        return Cause.SILENT if order.reminders_left < reminders else Cause.ON_TIME
+        if order.reminders_left >= reminders:
+            return Cause.ON_TIME
+        return Cause.UNREAD if self.has_unread_replies else Cause.SILENT
 
     @property
     def is_stuck(self) -> bool:
@@ -146,6 +152,10 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "{event} sudah dikirim dan diulang, tetapi {sibling} belum menjawab.",
         "{event} was sent and repeated, but the {sibling} has not answered.",
     ),
+    Cause.UNREAD: (
+        "{event} sudah dikirim dan diulang; jawabannya mungkin ada di antara pesan yang tidak diproses consumers.",
+        "{event} was sent and repeated; the answer may be among the messages that the consumers do not process.",
+    ),
     "answered": (
         "{sibling} terakhir menjawab sebuah pesanan pada {answer}.",
         "The {sibling} last answered an order at {answer}.",
@@ -176,6 +186,7 @@ _PHRASES: dict[str, tuple[str, str]] = {
     Cause.UNSENT: ("{event} menunggu di outbox", "{event} waits in the outbox"),
     Cause.RETURNED: ("{event} ditolak broker {attempts} kali", "the broker refused {event} {attempts} times"),
     Cause.SILENT: ("{sibling} belum menjawab", "the {sibling} has not answered"),
+    Cause.UNREAD: ("consumers tidak memproses jawaban", "the consumers do not process replies"),
 }
 _SIBLINGS = {"menu": "Menu Service", "payment": "Payment Service"}
 
@@ -185,7 +196,8 @@ def explain(facts: Facts, *, english: bool) -> str:
     order, unsent, now = facts.order, facts.unsent, facts.now
     names = [order.state.value, *([facts.cause.value] if facts.is_stuck else [])]
     if facts.waits_for:
-        names.append("answered" if facts.last_answer_at else "unanswered")
+        if facts.cause is not Cause.UNREAD:
+            names.append("answered" if facts.last_answer_at else "unanswered")
         if facts.cause is not Cause.OVERDUE:
             names += ["reminder", "expiry"] if facts.next_reminder_at else ["expiry"]
     if facts.unconfirmed_compensations:

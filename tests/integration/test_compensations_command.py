@@ -139,7 +139,10 @@ def test_release_by_hand_is_confirmed_with_an_http_only_menu(
 def test_unknown_id_is_named(database: Database, command: Command) -> None:
     unknown = command("confirm", "nothing")
 
-    assert (unknown.exit_code, unknown.stderr) == (2, "Error: no release or refund has the id nothing\n")
+    assert (unknown.exit_code, unknown.stderr) == (
+        2,
+        "Error: no release or refund has the id nothing; `compensations list` has them\n",
+    )
 
 
 def test_release_that_stays_unconfirmed_is_listed_as_such(database: Database, command: Command) -> None:

@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 
 from order_service.cli.main import main
 from order_service.contract import outgoing, topology
-from order_service.contract.envelope import Delivery, Reply, rejection
+from order_service.contract.envelope import Delivery, Reply, rejection, utc_text
 from order_service.contract.topology import DEAD_LETTER_EXCHANGE, MENU, PAYMENT, Queue
 from order_service.storage.database import Database
 from order_service.storage.tables import order_history
@@ -144,8 +144,10 @@ def test_edit_that_is_still_invalid_changes_nothing(
     monkeypatch.setenv("EDITOR", editor(tmp_path, "38000.0", "true"))
 
     invalid, many = dlq("replay", "pay-1", "--edit"), dlq("replay", "--all", "--edit")
+    both = dlq("replay", "pay-1", "--edit", "--dry-run")
 
-    assert (invalid.exit_code, many.exit_code) == (2, 2)
+    assert (invalid.exit_code, many.exit_code, both.exit_code) == (2, 2, 2)
+    assert "with --edit, leave it out" in both.stderr
     assert "data.amount" in invalid.stderr
     assert "--edit is for one dead letter, and 2 are selected" in many.stderr
     assert ids_in(wire, PAYMENT.dead_letters) == ["pay-1", "pay-2"]
@@ -300,6 +302,7 @@ def test_discard_asks_logs_and_keeps_a_copy(
     asked = dlq("discard", "--order", "1", "--out", str(out), input="y\n")
     unasked = dlq("discard", "pay-2", "--out", str(out), "--yes")
     none = dlq("discard", "pay-2", "--yes")
+    shown = dlq("show", "pay-3")
 
     assert [refused.exit_code, asked.exit_code, unasked.exit_code, none.exit_code] == [1, 0, 0, 1]
     assert "Discard 1 dead letter?" in asked.stderr
@@ -310,6 +313,9 @@ def test_discard_asks_logs_and_keeps_a_copy(
         ("pay-2", 2),
     ]
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    at = utc_text(NOW)
+    assert [each["at"] for each in copies] == [at, at]
+    assert f"\nat: {at}\n" in shown.stdout
     assert log.count("dead letter discarded") == 2
 
 

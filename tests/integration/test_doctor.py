@@ -148,6 +148,11 @@ def consumers_stopped(at: Installation) -> None:
     at.consuming.connection.process_data_events(1)
 
 
+def consumers_stopped_for_long(at: Installation) -> None:
+    silent_menu(at)
+    consumers_stopped(at)
+
+
 def relay_stopped(at: Installation) -> None:
     core.place(at.database, now=ago(12))
 
@@ -187,18 +192,19 @@ FAULTS: list[tuple[Fault, str, set[str], str]] = [
     (lasting(broker_down), SQLITE, {"broker"}, "unreachable: BrokerUnreachable"),
     (lasting(broker_refuses), SQLITE, {"broker"}, "refuses this user"),
     (lasting(no_menu), SQLITE, {"siblings"}, "menu: queue menu-service.orders: 0 consumers"),
-    (lasting(silent_menu), SQLITE, {"siblings"}, "menu: 1 orders were sent to it more than once, and have no answer"),
+    (lasting(silent_menu), SQLITE, {"siblings"}, "menu: no answer to 1 order, sent to it more than once"),
     (lasting(no_queue_of_the_payment_service), SQLITE, {"siblings"}, "payment: no queue is bound to payment.requested"),
     (lasting(queue_deleted), SQLITE, {"queue"}, "order-service.payment does not exist"),
     (lasting(binding_deleted), SQLITE, {"queue"}, "is not bound to payment.failed of payment-service.events"),
     (lasting(drifted_arguments), SQLITE, {"queue"}, "order-service.payment.dlq has other arguments"),
     (lasting(exchange_deleted), SQLITE, {"rights", "queue", "siblings"}, "cannot publish to restaurant.events"),
     (lasting(consumers_ended), SQLITE, {"consumers"}, "none is running; queue order-service.menu: 0 consumers"),
-    (lasting(consumers_stopped), SQLITE, {"consumers"}, "hold 1 messages of order-service.menu and ack none"),
+    (lasting(consumers_stopped), SQLITE, {"consumers"}, "hold 1 message of order-service.menu and ack none"),
+    (lasting(consumers_stopped_for_long), SQLITE, {"consumers"}, "1 order without an answer, which may be in queue"),
     (lasting(relay_stopped), SQLITE, {"relay"}, "1 OrderCreated wait in the outbox, up to 1"),
     (lasting(relay_stopped), POSTGRESQL, {"relay"}, "1 OrderCreated wait in the outbox, up to 1"),
-    (lasting(event_returned), SQLITE, {"relay"}, "OrderCreated to order.created: returned or refused 1 times"),
-    (lasting(deadlines_stopped), POSTGRESQL, {"deadlines"}, "those of 1 orders have passed"),
+    (lasting(event_returned), SQLITE, {"relay"}, "OrderCreated to order.created: returned or refused, attempts: 1"),
+    (lasting(deadlines_stopped), POSTGRESQL, {"deadlines"}, "those of 1 order have passed"),
     (lasting(no_file), SQLITE, {"database"}, "there is no file"),
     (lasting(not_migrated), SQLITE, {"database"}, "the database is at migration none"),
     (lambda at: core.database_unreachable(at.database.url), SQLITE, {"database"}, "locked by another program"),

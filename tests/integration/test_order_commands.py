@@ -74,6 +74,58 @@ def test_stuck_orders_are_listed_with_their_causes(database: Database, command: 
     assert causes(command("stuck", "--json"))[unsent] == "returned"
 
 
+@SQLITE_ONLY
+@pytest.mark.parametrize("with_management", [True, False])
+def test_answer_that_the_consumers_do_not_process_is_not_missed_from_the_sibling(
+    database: Database, command: Command, wire: Wire, amqp_url: str, broker: Broker, with_management: bool
+) -> None:
+    # given: both siblings seem to be silent; replies of one wait in our queue
+    core.place_sent(database, now=ago(500))
+    core.apply(database, reserved(1), now=ago(499))
+    core.clear_outbox(database)
+    core.place_sent(database, now=ago(35))
+    remind(database)
+    wire.send_raw("menu.reserved", b"{}")
+    management = str(broker.management_url if with_management else "http://127.0.0.1:1")
+    with_broker = {"RABBITMQ_URL": amqp_url, "RABBITMQ_MANAGEMENT_URL": management}
+
+    # when
+    def found() -> dict[int, str]:
+        return causes(command("stuck", "--json", **with_broker))
+
+    # then
+    wait_until(lambda: found() == {1: "silent", 2: "unread"}, "the figures of the queue")
+    explained = command("explain", "2", **with_broker)
+    assert explained.exit_code == 1
+    assert "the answer may be among the messages that the consumers do not process" in explained.stdout
+    assert "Menu Service has not" not in explained.stdout
+    assert causes(command("stuck", "--json")) == {1: "silent", 2: "silent"}
+
+
+def test_id_that_is_no_number_is_named_with_what_to_give(command: Command) -> None:
+    wrong = [command(*each) for each in (["explain", "x"], ["timeline", "0"], ["dlq", "replay", "--order", "1.5"])]
+    unknown = command("timeline", "99")
+
+    assert [each.exit_code for each in (*wrong, unknown)] == [2, 2, 2, 2]
+    for given, each in zip(("'x'", "'0'", "'1.5'"), wrong, strict=True):
+        assert f"{given} is no order's id; give a whole number from 1 to 2147483647" in each.stderr
+    assert "no order has the id 99; check the id, and that DATABASE_URL names its database" in unknown.stderr
+
+
+@SQLITE_ONLY
+def test_locked_database_is_named_with_what_to_look_for(
+    database: Database, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("order_service.cli.open_database.LOCK_SECONDS", 0.2)
+    core.shorten_lock_wait(monkeypatch)
+    with core.database_unreachable(database.url):
+        found = command("outbox", "retry")
+
+    assert found.exit_code == 2
+    assert "DATABASE_URL: the database is locked by another program" in found.stderr
+    assert "stop the program that holds it: fuser -v /" in found.stderr
+
+
 def test_nothing_is_stuck(database: Database, command: Command) -> None:
     core.place(database, now=ago(1))
 
@@ -180,11 +232,13 @@ def test_outbox_is_listed_and_retried(database: Database, command: Command, wire
     )  # fmt: skip
     assert (listed.exit_code, retried.exit_code) == (1, 0)
     assert "OrderCreated to restaurant.events order.created: 2, up to 1 min old, 2 failed up to 4 times" in text.stdout
-    assert retried.stdout == "2 are tried again now\n"
+    assert retried.stdout == "2 messages tried again now\n"
     wire.listen("order.created")
     with relaying():
         wait_until(lambda: core.count(database, outbox) == 0, "both to be published")
     assert command("outbox", "list").exit_code == 0
+    nothing = command("outbox", "retry")
+    assert (nothing.exit_code, nothing.stdout) == (1, "0 messages tried again now\n")
 
 
 def test_compensation_is_requested_again_at_once(database: Database, command: Command) -> None:
@@ -195,7 +249,8 @@ def test_compensation_is_requested_again_at_once(database: Database, command: Co
 
     retried, unknown = command("compensations", "retry", refund.id), command("compensations", "retry", "nothing")
 
-    assert (retried.exit_code, retried.stdout, unknown.exit_code) == (0, "1 are requested again now\n", 1)
+    assert (retried.exit_code, retried.stdout, unknown.exit_code) == (0, "1 request repeated now\n", 2)
+    assert "no release or refund has the id nothing; `compensations list` has them" in unknown.stderr
     with core.unit_of_work(database, now=datetime.now(UTC)) as work:
         handlers.repeat_compensations(work, Take(10))
     assert [event["id"] for event in core.unsent_events(database, "RefundRequested")] == [refund.id]
