@@ -1,14 +1,16 @@
 """Hold dead letters: the selection of those that a command concerns, and their way back to their queues."""
 
 import sys
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import chain, count, islice
 from typing import Any
 
 import click
+import pika
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import NackError, UnroutableError
 from pika.spec import BasicProperties
@@ -25,6 +27,8 @@ from order_service.contract.headers import properties_of
 PREFETCH = 10_000
 #: After this time without a message a queue is empty, or another command holds its messages, in seconds.
 QUIET_SECONDS = 1
+#: How long the broker may take to put back what was held, in seconds.
+RETURN_SECONDS = 10
 REMEDY = "Run `python -m order_service topology` first; it declares the queues."
 
 
@@ -71,13 +75,27 @@ def holding(
     vendor.tolerate_unusual_headers()
     queues = topology.declared_queues(menu_over_http=bool(settings.menu_service_url))
     with open_channel(settings, role="dlq", remedy=REMEDY) as channel:
-        counts = {q: channel.queue_declare(q.dead_letters, passive=True).method.message_count for q in queues}
+        found = {queue: channel.queue_declare(queue.dead_letters, passive=True).method for queue in queues}
+        counts = {queue: method.message_count for queue, method in found.items()}
         channel.basic_qos(prefetch_count=PREFETCH)
         # No more than there were: one that is rejected again comes back to the end of the queue.
         all_held = chain.from_iterable(islice(_consumed(channel, queue), number) for queue, number in counts.items())
         length = sum(counts.values())
         with click.progressbar(all_held, length, label=progress, hidden=not progress, file=sys.stderr) as advancing:
             yield channel, filter(matches, advancing)
+        channel.close()
+        _wait_until_returned(channel.connection, {q.dead_letters: method.consumer_count for q, method in found.items()})
+
+
+def _wait_until_returned(connection: pika.BlockingConnection, consumers: Mapping[str, int]) -> None:
+    """Wait for the broker to put back what a closed channel held: the next command would not see it.
+
+    The number of consumers of a quorum queue includes everyone who holds a message that is not acked.
+    """
+    channel, deadline = connection.channel(), time.monotonic() + RETURN_SECONDS
+    for name, before in consumers.items():
+        while channel.queue_declare(name, passive=True).method.consumer_count > before and time.monotonic() < deadline:
+            connection.sleep(0.02)
 
 
 def _consumed(channel: BlockingChannel, queue: topology.Queue) -> Iterator[DeadLetter]:
