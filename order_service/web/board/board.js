@@ -2,7 +2,8 @@
 import { TEXTS } from "./texts.js";
 
 const $ = id => document.getElementById(id), root = document.documentElement;
-const COLUMNS = ["pending", "paid", "ended"], SHOWN = 200;
+// Of each column this many cards are shown, and this many are drawn before the page may do something else.
+const COLUMNS = ["pending", "paid", "ended"], SHOWN = 200, AT_ONCE = 50;
 const STATES = ["awaiting_menu", "awaiting_menu_prepaid", "awaiting_payment", "paid", "failed", "cancelled"];
 // The page has lost its connection after this silence, and its data is old after that one, in milliseconds.
 const SILENT_MS = 10_000, OLD_MS = 25_000;
@@ -17,15 +18,21 @@ function stored(value) {
 }
 const index = () => Number(language === "en");
 const t = (key, values = {}) => (TEXTS[key]?.[index()] ?? key).replace(/{(\w+)}/g, (_, name) => values[name]);
-const number = value => new Intl.NumberFormat(language).format(value);
-const rupiah = value => value === null ? "" : "Rp" + new Intl.NumberFormat("id").format(value);
-const clock = (at, seconds) => new Date(at).toLocaleTimeString(language === "en" ? "en-GB" : "id", {timeStyle: seconds ? "medium" : "short"});
+// Made once for each language: to make one takes longer than to draw a card.
+const RUPIAH = new Intl.NumberFormat("id");
+let formats;
+const number = value => formats.number.format(value);
+const rupiah = value => value === null ? "" : "Rp" + RUPIAH.format(value);
+const clock = (at, seconds) => formats[seconds ? "medium" : "short"].format(new Date(at));
 const now = () => Date.now() + ahead;
 
 function element(name, properties = {}, ...children) {
   const made = Object.assign(document.createElement(name), properties);
   made.append(...children);
   return made;
+}
+function write(node, text) {
+  if (node.textContent !== text) node.textContent = text;
 }
 function duration(ms) {
   const seconds = Math.max(0, Math.round(ms / 1000));
@@ -70,29 +77,34 @@ function age(node, card) {
   const isPending = card.column === "pending", begun = Date.parse(card.created_at);
   const share = isPending && (now() - begun) / (Date.parse(card.expires_at) - begun);
   node.dataset.age = !isPending ? (card.state === "failed" ? "failed" : card.state === "paid" ? "ok" : "off") : card.is_stuck || share > .8 ? "late" : share > .5 ? "soon" : "ok";
-  const text = isPending ? duration(now() - begun) : clock(card.since);
-  if (node.shown.textContent !== text) node.shown.textContent = text;
+  write(node.parts.age, isPending ? duration(now() - begun) : clock(card.since));
+}
+
+function makeCard(id) {
+  const parts = {order: element("span", {className: "quiet"})};
+  for (const className of ["age", "items", "note", "total"]) parts[className] = element("span", {className});
+  const {order, ...others} = parts, name = element("b", {}, order, `#${id}`);
+  const button = element("button", {type: "button", onclick: () => openDrawer(id)}, name, ...Object.values(others));
+  return Object.assign(element("li", {className: "card", id: `order-${id}`}, button), {parts});
 }
 
 function draw(node, card) {
-  node.shown = element("span", {className: "age"});
   const dishes = card.items.map(([id, name, count]) => `${count > 1 ? `${count} × ` : ""}${dish(id, name)}`).join(", ");
   const note = card.message?.[index()] ?? (card.waits[index()] || (card.state === "paid" ? `${t("user")} ${card.user}` : t(card.state)));
-  node.firstChild.replaceChildren(
-    element("b", {}, element("span", {className: "quiet", textContent: `${t("order")} `}), `#${card.id}`), node.shown, element("span", {className: "items", textContent: dishes}),
-    element("span", {className: "note", textContent: note}), element("span", {className: "total", textContent: rupiah(card.total)}));
+  const texts = {order: `${t("order")} `, items: dishes, note, total: rupiah(card.total)};
+  for (const [name, text] of Object.entries(texts)) write(node.parts[name], text);
   age(node, card);
 }
 
 function show(card, isNew) {
-  const known = cards.get(card.id), node = known?.node ?? element("li", {className: "card", id: `order-${card.id}`}, element("button", {type: "button", onclick: () => openDrawer(card.id)}));
+  const known = cards.get(card.id), node = known?.node ?? makeCard(card.id);
   const {list} = columns[card.column], hasFocus = document.activeElement === node.firstChild;
   cards.set(card.id, {card, node});
   node.rank = rank(card);
   draw(node, card);
   node.hidden = !matches(card);
   if (known?.card.column !== card.column || known.node.rank !== node.rank) {
-    let next = list.firstChild;
+    let next = list.lastChild?.rank > node.rank ? null : list.firstChild;
     while (next && (next === node || next.rank > node.rank)) next = next.nextSibling;
     list.insertBefore(node, next);
     if (hasFocus) node.firstChild.focus({preventScroll: true});
@@ -121,11 +133,11 @@ function showCounts() {
     const {list, count, late} = columns[name], nodes = [...list.children];
     if (name === "pending") {
       const lates = nodes.filter(node => node.dataset.age === "late").length;
-      count.textContent = number(nodes.length < SHOWN ? nodes.length : figures?.pending ?? nodes.length);
-      late.textContent = lates ? t("late", {count: number(lates)}) : "";
+      write(count, number(nodes.length < SHOWN ? nodes.length : figures?.pending ?? nodes.length));
+      write(late, lates ? t("late", {count: number(lates)}) : "");
     } else {
       const counted = (figures?.ended ?? []).filter(([begin, state]) => begin * 1000 >= midnight && states[name].includes(state));
-      count.textContent = number(Math.max(nodes.filter(node => node.rank >= midnight).length, counted.reduce((sum, each) => sum + each[2], 0)));
+      write(count, number(Math.max(nodes.filter(node => node.rank >= midnight).length, counted.reduce((sum, each) => sum + each[2], 0))));
     }
   }
 }
@@ -228,8 +240,7 @@ async function openDrawer(id) {
 function link(state) {
   isLinked = state !== "lost";
   $("link").className = state === "live" ? "" : "lost";
-  const text = t(state, {at: updated ? clock(updated, true) : "–"});
-  if ($("link").textContent !== text) $("link").textContent = text;
+  write($("link"), t(state, {at: updated ? clock(updated, true) : "–"}));
 }
 function askToken(message) {
   $("login").hidden = false;
@@ -239,7 +250,7 @@ function askToken(message) {
   $("link").textContent = message ?? "";
 }
 
-function receive(name, data) {
+async function receive(name, data) {
   if (name === "figures") {
     figures = data, updated = Date.now(), ahead = Date.parse(data.now) - Date.now();
     return showFigures();
@@ -248,10 +259,13 @@ function receive(name, data) {
     const given = new Set(data.map(card => card.id));
     for (const [id, {node}] of cards) if (!given.has(id)) { node.remove(); cards.delete(id); }
     for (const column of Object.values(columns)) Object.assign(column, {most: SHOWN, cursor: undefined});
-    data.sort((a, b) => rank(a) - rank(b));
+    data.sort((a, b) => rank(b) - rank(a));
   }
   for (const [id, dish] of data.flatMap(card => card.items)) if (dish) names.set(id, dish);
-  for (const card of data) show(card, name === "cards");
+  for (let done = 0; done < data.length; done += AT_ONCE) {
+    if (done) await new Promise(resolve => setTimeout(resolve));
+    for (const card of data.slice(done, done + AT_ONCE)) show(card, name === "cards");
+  }
   tidy();
   if (drawer.open && name === "cards" && data.some(card => card.id === Number(drawer.dataset.id)) && !drawer.contains(document.activeElement?.closest("footer"))) openDrawer(drawer.dataset.id);
 }
@@ -272,8 +286,8 @@ async function follow() {
         for (const event of events) {
           const fields = Object.fromEntries(event.split("\n").map(line => line.split(/: (.*)/s, 2)));
           if (!fields.data) continue;
-          receive(fields.event, JSON.parse(fields.data));
-          last = fields.id;
+          await receive(fields.event, JSON.parse(fields.data));
+          last = fields.id, heard = Date.now();
         }
       }
     } catch { if ($("login").hidden) link("lost"); }
@@ -283,6 +297,8 @@ async function follow() {
 }
 
 function translate() {
+  const locale = language === "en" ? "en-GB" : "id", time = timeStyle => new Intl.DateTimeFormat(locale, {timeStyle});
+  formats = {number: new Intl.NumberFormat(locale), short: time("short"), medium: time("medium")};
   root.lang = language;
   document.title = t("title");
   for (const each of document.querySelectorAll("[data-text]")) each.textContent = t(each.dataset.text);
