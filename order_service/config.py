@@ -87,6 +87,10 @@ class Settings(BaseSettings):
     """The User Service; when unset, users are not checked."""
     menu_service_url: AnyHttpUrl | None = Field(None, validation_alias="MENU_SERVICE_URL")
     """A Menu Service that only speaks HTTP; when unset, the Menu Service is expected on the broker."""
+    board_menu_url: AnyHttpUrl | None = None
+    """The address of the dishes that the board's form offers, such as http://localhost:5002/menus: a JSON list of
+    objects with id, name and price. The board has a form with ORDER_AUTH=none on a loopback address only. When unset,
+    the form offers the dishes of the orders that the board shows."""
     payment_events: Literal["on", "off"] = "on"
     """off: the Payment Service only speaks HTTP. No payment or refund is requested over the broker; `python -m
     order_service compensations list` shows the payments to refund."""

@@ -76,6 +76,7 @@ def environment(broker: Broker, amqp_url: str, **more: str) -> dict[str, str]:
         "PORT": str(PORTS["api"]),
         **{f"{name.upper()}_PORT": str(PORTS[name]) for name in ("users", "menu", "payment")},
         "USER_SERVICE_URL": os.environ.get("USER_SERVICE_URL") or f"http://localhost:{PORTS['users']}",
+        "ORDER_BOARD_MENU_URL": os.environ.get("ORDER_BOARD_MENU_URL") or f"http://localhost:{PORTS['menu']}/menus",
     }
     if broker.management_url:
         env["RABBITMQ_MANAGEMENT_URL"] = broker.management_url

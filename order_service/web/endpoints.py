@@ -27,6 +27,7 @@ from order_service.unit_of_work import unit_of_work
 from order_service.web import failures, limits, requests, responses, tokens
 from order_service.web.audit import refused
 from order_service.web.caller import caller
+from order_service.web.dishes import Dishes
 from order_service.web.headers import header
 from order_service.web.live import Board, card
 from order_service.web.observability import trace_context
@@ -64,6 +65,8 @@ class Api:
             self.watcher, stopping, limit=settings.streams, seconds=settings.stream_seconds, own=own_streams
         )
         self.board = Board(self.database, settings, self.unreadable, stopping)
+        url = settings.board_menu_url if settings.is_development else None
+        self.dishes = Dishes(str(url)) if url else None
         self.users = Users(str(settings.user_service_url)) if settings.user_service_url else None
         self.verifier = tokens.verifier(settings)
         if self.verifier is None:
@@ -76,6 +79,8 @@ class Api:
         self.stopping.set()
         self.watcher.close()
         self.board.close()
+        if self.dishes:
+            self.dishes.close()
         if self.users:
             self.users.close()
         if self.verifier:
@@ -184,6 +189,11 @@ class Api:
             entries = timeline.of_order(connection, found.order, policy=policy)
         texts = [explanation.explain(found, english=english) for english in (False, True)]
         return _json({"card": card(found), "explanation": texts, "timeline": entries})
+
+    def list_dishes(self) -> Response:
+        """What the board's form offers, besides the dishes of the orders that it shows."""
+        found = self.dishes.read() if self.dishes else []
+        return _json([[dish.id, dish.name, dish.price] for dish in found])
 
     def update_payment(self, order_id: int) -> Response:
         """Apply a reported payment by the decision table."""

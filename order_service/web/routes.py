@@ -239,6 +239,7 @@ ROUTES = (
     # For that page, and of no use to others: the shapes change with it.
     Route("boardEvents", "GET", "/board/events", STAFF, Api.stream_board, "", {}, is_documented=False),
     Route("boardOrders", "GET", "/board/orders", STAFF, Api.list_board, "", {}, is_documented=False),
+    Route("boardDishes", "GET", "/board/dishes", STAFF, Api.list_dishes, "", {}, is_documented=False),
     Route("boardOrder", "GET", "/board/orders/{id}", STAFF, Api.show_on_board, "", {}, is_documented=False),
     Route("index", "GET", "/", OPEN, partial(docs_pages.redirect, to="docs"), "", {}, is_documented=False),
     Route("docsSlash", "GET", "/docs/", OPEN, partial(docs_pages.redirect, to="../docs"), "", {}, is_documented=False),

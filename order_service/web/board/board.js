@@ -348,10 +348,13 @@ $("login").onsubmit = event => {
   start();
 };
 const placing = $("placing"), fields = placing.querySelector("form");
-$("new").onclick = () => {
-  $("known").replaceChildren(...[...names].map(([id, name]) => element("button", {type: "button", className: "plain", textContent: `${id} ${name}`, onclick: () => { fields.dishes.value += `${fields.dishes.value && ", "}${id}`; }})));
+const add = id => { fields.dishes.value += `${fields.dishes.value && ", "}${id}`; };
+const offer = dishes => $("known").replaceChildren(...dishes.map(([id, name, price]) => element("button", {type: "button", className: "plain", textContent: `${id} ${name} ${rupiah(price)}`.trim(), onclick: () => add(id)})));
+$("new").onclick = async () => {
   $("placed").textContent = "";
   placing.showModal();
+  const answer = await request("board/dishes").catch(() => null), dishes = answer?.ok ? await answer.json() : [];
+  offer(dishes.length ? dishes : [...names].map(([id, name]) => [id, name, null]));
 };
 placing.querySelector("[data-close]").onclick = () => placing.close();
 fields.onsubmit = async event => {

@@ -1,0 +1,29 @@
+"""The dishes that the board's form offers: those that a Menu Service lists over HTTP."""
+
+from collections.abc import Sequence
+
+from pydantic import TypeAdapter, ValidationError
+
+from order_service.contract.events import ReservedItem
+from order_service.http_client import HttpClient, RequestFailed
+
+#: The time limit of a request, in seconds.
+TOTAL_SECONDS = 1.0
+_LIST = TypeAdapter(list[ReservedItem])
+
+
+class Dishes:
+    """Sends `GET {url}`; one object serves all threads."""
+
+    def __init__(self, url: str) -> None:
+        self._client = HttpClient(url, total_seconds=TOTAL_SECONDS)
+
+    def read(self) -> Sequence[ReservedItem]:
+        """The dishes; none if there is no usable answer in time."""
+        try:
+            return _LIST.validate_python(self._client.request("GET", "").json())
+        except (RequestFailed, ValidationError):
+            return []
+
+    def close(self) -> None:
+        self._client.close()
