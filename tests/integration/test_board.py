@@ -206,6 +206,30 @@ def test_board_warns_of_what_the_database_shows(service_with: ServiceWith, datab
     assert viewer.cards[overdue]["is_stuck"]
 
 
+def test_board_warns_of_silent_siblings_until_they_answer_any_order_and_of_refused_messages(service: Service) -> None:
+    # given: orders that were reminded of, the one that waits for its payment being the first; and a returned event
+    service.order_in(State.AWAITING_PAYMENT)
+    service.order_in(State.AWAITING_MENU)
+    core.clear_outbox(service.database)
+    with service.database.writing() as connection:
+        connection.execute(orders.update().values(reminders_left=0))
+    service.order_in(State.AWAITING_MENU)
+    core.note_returned(service.database)
+
+    def alerts() -> set[tuple[str, str, int]]:
+        return {(alert["code"], alert["sibling"], alert["count"]) for alert in viewer.figures["alerts"]}
+
+    with Viewer(service).connected() as viewer:
+        # when
+        viewer.until(lambda: viewer.figures)
+        first = alerts()
+        service.order_in(State.AWAITING_PAYMENT)
+
+        # then: the Menu Service has answered another order
+        assert first == {("silent", "menu", 1), ("silent", "payment", 1), ("returned", "menu", 1)}
+        viewer.until(lambda: alerts() == {("silent", "payment", 1), ("returned", "menu", 1)})
+
+
 class _Management(BaseHTTPRequestHandler):
     """A management API with a dead letter, and without a consumer of the payment queue."""
 
@@ -242,6 +266,40 @@ def test_board_warns_of_what_the_broker_says(service_with: ServiceWith) -> None:
             viewer.until(lambda: {"code": "broker"} in viewer.figures["alerts"])
 
     assert answered == [{"code": "dead_letters", "count": 4}, {"code": "consumers", "queue": "order-service.payment"}]
+
+
+class _Menu(BaseHTTPRequestHandler):
+    """A Menu Service that lists two dishes at /menus, and something else elsewhere."""
+
+    def do_GET(self) -> None:
+        dishes = [{"id": 1, "name": "Soto", "price": 24000, "stock": 3}, {"id": 2, "name": "Es Teh", "price": 5000.5}]
+        body = json.dumps(dishes if self.path == "/menus" else [{"id": "1"}]).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def test_form_offers_the_dishes_of_the_menu_in_development_only(service_with: ServiceWith) -> None:
+    with HTTPServer(("127.0.0.1", 0), _Menu) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        listed, other, elsewhere = (
+            body_of(service_with(auth="none", **settings).get("/board/dishes"))
+            for settings in (
+                {"board_menu_url": f"{url}/menus"},
+                {"board_menu_url": f"{url}/other"},
+                {"board_menu_url": f"{url}/menus", "host": "0.0.0.0"},
+            )
+        )
+        server.shutdown()
+    unreachable = body_of(service_with(board_menu_url="http://127.0.0.1:1/menus").get("/board/dishes"))
+
+    assert [[id, name, float(price)] for id, name, price in listed] == [[1, "Soto", 24000], [2, "Es Teh", 5000.5]]
+    assert (other, elsewhere, unreachable, body_of(service_with().get("/board/dishes"))) == ([], [], [], [])
 
 
 def test_details_explain_and_list_what_happened(service: Service) -> None:
