@@ -53,6 +53,9 @@ function say(text) {
   }, $("said").textContent ? 3000 : 300);
 }
 
+// What an action of the person has failed with; it stays until the next one.
+const complain = text => { $("problem").textContent = text; };
+
 function makeColumns() {
   for (const name of COLUMNS) {
     const list = element("ol"), count = element("span"), late = element("span", {className: "late"}), title = element("b");
@@ -177,8 +180,9 @@ function showFigures() {
 
 function copyButton(text) {
   return element("button", {type: "button", className: "plain copy", textContent: t("copy"), ariaLabel: `${t("copy")} ${text}`, onclick: async event => {
-    await navigator.clipboard?.writeText(text).catch(() => {});
-    event.target.textContent = t(navigator.clipboard ? "copied" : "copy_by_hand");
+    const isCopied = await navigator.clipboard?.writeText(text).then(() => true, () => false);
+    event.target.textContent = t(isCopied ? "copied" : "copy_by_hand");
+    event.target.ariaLabel = `${event.target.textContent} ${text}`;
   }});
 }
 
@@ -200,15 +204,16 @@ async function loadMore(name) {
       for (const card of found.cards) if (!(cards.get(card.id)?.card.version > card.version)) show(card, false);
       column.cursor = found.next_cursor;
     } while (column.cursor && column.list.childElementCount === before);
-  } catch { say(t("lost")); }
+  } catch { complain(t("lost")); }
   column.more.disabled = false;
   tidy();
 }
 
 const drawer = $("drawer");
-async function openDrawer(id) {
+async function openDrawer(id, problem = "") {
   const answer = await request(`board/orders/${id}`).catch(() => null);
-  if (!answer?.ok) return say(t(answer?.status === 404 ? "unknown" : "lost"));
+  complain(answer?.ok ? "" : t(answer?.status === 404 ? "unknown" : "lost"));
+  if (!answer?.ok) return;
   const {card, explanation, timeline} = await answer.json(), close = element("button", {type: "button", className: "plain", textContent: t("close"), onclick: () => drawer.close()});
   const facts = {state: t(card.state), user: card.user, total: rupiah(card.total) || "–", dishes: card.items.map(([id, name, count]) => `${count} × ${dish(id, name)}`).join(", ")};
   // The confirm of an event follows the event, whose id it has.
@@ -224,14 +229,13 @@ async function openDrawer(id) {
     footer.replaceChildren(element("span", {textContent: t("sure", {id})}), keep, element("button", {type: "button", className: "danger", textContent: t("really"), onclick: async event => {
       event.target.disabled = true;
       const done = await request(`orders/${id}`, {method: "DELETE"}).catch(() => null);
-      if (!done?.ok) say(done ? (await done.json()).message : t("lost"));
-      openDrawer(id);
+      openDrawer(id, done?.ok ? "" : done ? (await done.json()).message : t("lost"));
     }}));
     keep.focus();
   }});
   if (card.column === "pending") footer.append(cancel);
   drawer.dataset.id = id;
-  drawer.replaceChildren(element("h2", {id: "drawer-title"}, `${t("order")} #${id}`, close), element("p", {textContent: card.message?.[index()] ?? "", hidden: !card.message}), element("p", {className: "explanation", textContent: explanation[index()].replace(/\d{4}-[\d-]+T[\d:]+Z/g, at => clock(at, true))}),
+  drawer.replaceChildren(element("h2", {id: "drawer-title"}, `${t("order")} #${id}`, close), element("p", {className: "problem", role: "alert", textContent: problem}), element("p", {textContent: card.message?.[index()] ?? "", hidden: !card.message}), element("p", {className: "explanation", textContent: explanation[index()].replace(/\d{4}-[\d-]+T[\d:]+Z/g, at => clock(at, true))}),
     element("dl", {}, ...Object.entries(facts).map(([name, value]) => element("div", {}, element("dt", {textContent: t(name)}), element("dd", {textContent: value})))), footer, element("h3", {textContent: t("timeline")}), table);
   if (!drawer.open) drawer.showModal();
   close.focus();
@@ -338,7 +342,7 @@ makeColumns();
 translate();
 document.addEventListener("keydown", move);
 for (const each of document.querySelectorAll("[data-lang]")) each.onclick = () => { language = stored(each.dataset.lang) ?? each.dataset.lang; translate(); };
-$("filters").oninput = () => { for (const {card, node} of cards.values()) node.hidden = !matches(card); };
+$("filters").oninput = () => { complain(""); for (const {card, node} of cards.values()) node.hidden = !matches(card); };
 $("filters").onreset = () => setTimeout($("filters").oninput);
 filters.number.onkeydown = event => { if (event.key === "Enter" && filters.number.value) openDrawer(filters.number.value); };
 $("login").onsubmit = event => {
