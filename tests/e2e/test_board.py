@@ -2,13 +2,14 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from order_service.process import utc_now
 from order_service.storage.database import Database
@@ -53,10 +54,36 @@ def database(deployment: Deployment) -> Iterator[Database]:
         yield database
 
 
+#: Opens a page with these options of Playwright's `new_page`.
+OpenPage = Callable[..., Page]
+
+
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    with browser.new_page(locale="en-GB", reduced_motion="reduce") as page:
-        yield page
+def expected_errors() -> list[str]:
+    """What the errors in the console begin with that the test causes; it adds them."""
+    return []
+
+
+@pytest.fixture
+def open_page(browser: Browser, expected_errors: list[str]) -> Iterator[OpenPage]:
+    """At the end of the test, the consoles of all pages must be without another error or warning."""
+    consoles = list[list[str]]()
+    with ExitStack() as pages:
+
+        def open_page(**options: Any) -> Page:
+            options = {"locale": "en-GB", "reduced_motion": "reduce"} | options
+            page = pages.enter_context(browser.new_page(**options))
+            consoles.append(chromium.errors_of(page))
+            return page
+
+        yield open_page
+    errors = [error for console in consoles for error in console]
+    assert [error for error in errors if not error.startswith(tuple(expected_errors))] == []
+
+
+@pytest.fixture
+def page(open_page: OpenPage) -> Page:
+    return open_page()
 
 
 def address(deployment: Deployment) -> str:
@@ -88,7 +115,6 @@ def violations(page: Page) -> list[tuple[str, str]]:
 
 def test_order_appears_moves_and_shows_why_it_failed(deployment: Deployment, database: Database, page: Page) -> None:
     # given
-    errors = chromium.errors_of(page)
     page.goto(address(deployment))
     expect(page.locator("#link")).to_have_text("Live")
 
@@ -109,7 +135,37 @@ def test_order_appears_moves_and_shows_why_it_failed(deployment: Deployment, dat
     page.get_by_role("button", name="Indonesia").click()
     page.reload()
     expect(card(page, failed_id, "ended")).to_contain_text("Menu item 2 kehabisan stok.")
-    assert errors == []
+
+
+def test_order_is_paid_by_the_sandbox_without_a_reload(amqp_url: str, tmp_path: Path, page: Page) -> None:
+    settings = {"ORDER_WAIT_SECONDS": "0"}
+    with Deployment(amqp_url, f"sqlite:///{tmp_path}/orders.db", tmp_path, **settings) as deployment:
+        # given
+        menu_url = f"http://127.0.0.1:{deployment.ports['menu']}/menus"
+        deployment.prepare()
+        deployment.start("users", "api", "consumers", "publishers", ORDER_BOARD_MENU_URL=menu_url)
+        deployment.wait_until_healthy("users", "api")
+        page.goto(address(deployment))
+        expect(page.locator("#link")).to_have_text("Live")
+
+        # when: placed by REST while no sibling runs, which then start
+        order_id = deployment.client.post_order_until_accepted()
+        expect(card(page, order_id, "pending")).to_be_visible(timeout=SEEN_MS)
+        deployment.start("menu", "payment")
+
+        # then
+        expect(card(page, order_id, "paid")).to_contain_text("Rp38.000", timeout=30_000)
+
+        # when: placed by the form, which offers the menu's dishes
+        page.locator("#new").click()
+        page.get_by_label("Dishes").fill("")
+        page.get_by_role("button", name="2 Kwetiau Goreng Rp20.000").click()
+        page.locator("#placing footer button:last-child").click()
+        expect(page.locator("#placed")).to_have_text(f"Order {order_id + 1} is placed.")
+
+        # then
+        expect(card(page, order_id + 1, "paid")).to_contain_text("Kwetiau Goreng", timeout=30_000)
+        deployment.assert_all_running()
 
 
 def test_everything_is_possible_by_keyboard_alone(deployment: Deployment, database: Database, page: Page) -> None:
@@ -161,8 +217,73 @@ def test_everything_is_possible_by_keyboard_alone(deployment: Deployment, databa
     expect(page.locator(f"#order-{second + 1}")).to_have_count(1, timeout=SEEN_MS)
 
 
-def tab_to(page: Page, selector: str) -> None:
-    for _ in range(40):
+def test_more_copy_and_language_are_possible_by_keyboard_alone(
+    deployment: Deployment, database: Database, open_page: OpenPage
+) -> None:
+    # given: more orders than a column shows
+    ids = place(database, 205)
+    page = open_page(permissions=["clipboard-read", "clipboard-write"])
+    page.goto(address(deployment))
+    expect(page.locator("li.card")).to_have_count(200)
+
+    # when
+    tab_to(page, "[data-lang=id]")
+    page.keyboard.press("Enter")
+    expect(page.locator("h1")).to_have_text("Papan pesanan")
+    tab_to(page, "[data-lang=en]")
+    page.keyboard.press("Space")
+    expect(page.locator("h1")).to_have_text("Order board")
+    tab_to(page, "[data-column=pending] > button", most=300)
+    page.keyboard.press("Enter")
+
+    # then
+    expect(page.locator("li.card")).to_have_count(205)
+    expect(page.locator("[data-column=pending] > button")).to_be_hidden()
+
+    # when: the oldest, by its number, and an id of its timeline
+    page.keyboard.press("/")
+    page.keyboard.type(f"{ids[0]}")
+    page.keyboard.press("Enter")
+    page.locator("#drawer[open]").wait_for()
+    tab_to(page, "#drawer .copy")
+    page.keyboard.press("Enter")
+
+    # then
+    expect(page.locator("#drawer .copy").first).to_have_text("Copied")
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied == page.locator("#drawer code").first.text_content()
+
+
+def test_failures_of_actions_are_shown(
+    deployment: Deployment, database: Database, page: Page, expected_errors: list[str]
+) -> None:
+    # given: the browser lists failed requests in the console
+    expected_errors += ["Failed to load resource: the server responded with a status of 40"]
+    [order_id] = place(database)
+    page.goto(address(deployment))
+    card(page, order_id, "pending").wait_for()
+
+    # when: the number of no order
+    page.keyboard.press("/")
+    page.keyboard.type("999")
+    page.keyboard.press("Enter")
+    expect(page.locator("#problem")).to_have_text("No such order")
+    page.get_by_role("button", name="Clear filter").click()
+
+    # when: the order is paid before its cancellation is confirmed
+    card(page, order_id, "pending").click()
+    page.locator("#drawer .danger").click()
+    pay(database, order_id)
+    page.get_by_role("button", name="Yes, cancel it").click()
+
+    # then
+    expect(page.locator("#drawer .problem")).to_contain_text("paid")
+    assert page.locator("#problem").is_hidden()
+    assert violations(page) == []
+
+
+def tab_to(page: Page, selector: str, *, most: int = 40) -> None:
+    for _ in range(most):
         if page.evaluate("selector => document.activeElement.matches(selector)", selector):
             # The focus is visible.
             assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
@@ -174,7 +295,7 @@ def tab_to(page: Page, selector: str) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [{"width": 1280, "height": 900}, chromium.PHONE])
 def test_axe_finds_nothing(
-    scheme: Any, size: Any, deployment: Deployment, database: Database, browser: Browser
+    scheme: str, size: ViewportSize, deployment: Deployment, database: Database, open_page: OpenPage
 ) -> None:
     # given: a card of each kind, and warnings
     ids = place(database, 4)
@@ -182,22 +303,22 @@ def test_axe_finds_nothing(
     core.apply(database, core.rejected(ids[1]), now=utc_now())
     core.cancel(database, ids[2], now=utc_now())
     core.place(database, now=utc_now() - core.builders.policy().lifetime)
-    with browser.new_page(color_scheme=scheme, viewport=size, reduced_motion="reduce") as page:
-        page.goto(address(deployment))
-        expect(page.locator("#alerts details")).not_to_have_count(0)
-        page.locator("#alerts summary").first.click()
+    page = open_page(color_scheme=scheme, viewport=size)
+    page.goto(address(deployment))
+    expect(page.locator("#alerts details")).not_to_have_count(0)
+    page.locator("#alerts summary").first.click()
 
-        # when
-        found = {"board": violations(page)}
-        overflow = chromium.overflow(page)
-        page.locator(f"#order-{ids[3]} button").click()
-        page.locator("#drawer[open]").wait_for()
-        found["details"] = violations(page)
-        page.locator("#drawer .danger").click()
-        found["confirmation"] = violations(page)
-        page.keyboard.press("Escape")
-        page.locator("#new").click()
-        found["form"] = violations(page)
+    # when
+    found = {"board": violations(page)}
+    overflow = chromium.overflow(page)
+    page.locator(f"#order-{ids[3]} button").click()
+    page.locator("#drawer[open]").wait_for()
+    found["details"] = violations(page)
+    page.locator("#drawer .danger").click()
+    found["confirmation"] = violations(page)
+    page.keyboard.press("Escape")
+    page.locator("#new").click()
+    found["form"] = violations(page)
 
     # then
     assert found == {"board": [], "details": [], "confirmation": [], "form": []}
@@ -205,9 +326,10 @@ def test_axe_finds_nothing(
 
 
 def test_page_recovers_from_a_restart_and_from_a_cut_network(
-    deployment: Deployment, database: Database, page: Page
+    deployment: Deployment, database: Database, page: Page, expected_errors: list[str]
 ) -> None:
-    # given
+    # given: the browser lists each failed attempt in the console
+    expected_errors += ["Failed to load resource: net::ERR_"]
     [first, second, third] = place(database, 3)
     page.goto(address(deployment))
     card(page, third, "pending").wait_for()
@@ -276,15 +398,17 @@ def test_500_cards_stay_usable_during_50_changes_a_second(
     assert page.locator("li.card").count() <= 600
 
 
-def test_page_asks_for_a_token_and_keeps_it_in_memory_only(browser: Browser, tmp_path: Path) -> None:
-    # given
+def test_page_asks_for_a_token_and_keeps_it_in_memory_only(
+    page: Page, expected_errors: list[str], tmp_path: Path
+) -> None:
+    # given: the browser lists refused requests in the console
+    expected_errors += ["Failed to load resource: the server responded with a status of 403"]
     issuer = Issuer("https://login.example")
     with published(issuer) as keys:
         settings = {f"ORDER_{name.upper()}": str(value) for name, value in keys.settings.items()}
         with (
             api_alone(f"sqlite:///{tmp_path}/orders.db", tmp_path, **settings) as deployment,
             core.opened(deployment.database_url) as database,
-            browser.new_page(locale="en-GB") as page,
         ):
             [order_id] = place(database)
             page.goto(address(deployment))
