@@ -2,7 +2,7 @@
 
 from benchmarks.ours import OURS
 from benchmarks.probe import GRANIAN, GTHREAD
-from benchmarks.variants import OBSERVED, WITH_ACCESS
+from benchmarks.variants import OBSERVED, WATCHED, WITH_ACCESS
 
 try:
     from benchmarks.peers import PEERS
@@ -12,4 +12,4 @@ try:
 except ModuleNotFoundError as error:
     PEERS, MISSING = (), error.name
 
-SYSTEMS = {system.name: system for system in (OURS, WITH_ACCESS, OBSERVED, GTHREAD, GRANIAN, *PEERS)}
+SYSTEMS = {system.name: system for system in (OURS, WITH_ACCESS, OBSERVED, WATCHED, GTHREAD, GRANIAN, *PEERS)}

@@ -1,4 +1,4 @@
-"""The service with what its operators may switch on: tokens and limits, or metrics and the whole log."""
+"""The service with what its operators may use: tokens and limits, metrics and the whole log, or the board."""
 
 import time
 from collections.abc import Sequence
@@ -67,6 +67,14 @@ OBSERVED = replace(
         "scraper": ("{python}", "-m", "benchmarks.scraper", *_PORTS.values()),
     },
     environment={"LOG_LEVEL": "INFO", "LOG_FORMAT": "json"},
+    databases=frozenset({"postgresql"}),
+    measures=frozenset({"end-to-end"}),
+)
+#: Ten pages of the board are open.
+WATCHED = replace(
+    OURS,
+    name="ours-watched",
+    processes={**OURS.processes, "viewers": ("{python}", "-m", "benchmarks.viewers", "{port}")},
     databases=frozenset({"postgresql"}),
     measures=frozenset({"end-to-end"}),
 )
