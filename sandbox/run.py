@@ -23,12 +23,14 @@ VAR = PROJECT_DIR / "var"
 COLOURS = (36, 33, 32, 35, 34, 31)
 
 READY = """
-  Ready. Ctrl-C stops everything. In another terminal:
+  Ready. Ctrl-C stops everything.
+
+  The orders, live  http://localhost:{api}/board
+
+  In another terminal:
 
     curl -d '{{"user_id":1,"menu_ids":[1,2]}}' -H 'content-type: application/json' localhost:{api}/orders
     curl localhost:{api}/orders/1
-
-  Its orders, live  http://localhost:{api}/board
 
   Order Service     http://localhost:{api}
     its requests    http://localhost:{api}/docs
