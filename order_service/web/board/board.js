@@ -41,7 +41,8 @@ function duration(ms) {
 }
 // Names come with the menu's answer; other orders may have them already.
 const dish = (id, name) => name ?? names.get(id) ?? t("menu", {id});
-const inMs = seconds => seconds === null ? "–" : seconds < 1 ? `${Math.round(seconds * 1000)} ms` : duration(seconds * 1000);
+const inMs = seconds => seconds === null ? "–" : seconds < 1 ? `${Math.round(seconds * 1000)} ms`
+  : seconds < 100 ? `${number(Number(seconds.toPrecision(2)))} ${t("s")}` : duration(seconds * 1000);
 
 // What a screen reader says: many changes at once as their number, and at most once in three seconds.
 let news = [], speaking;
@@ -85,7 +86,7 @@ function age(node, card) {
 
 function makeCard(id) {
   const parts = {order: element("span", {className: "quiet"})};
-  for (const className of ["age", "items", "note", "total"]) parts[className] = element("span", {className});
+  for (const className of ["age", "items", "total", "note"]) parts[className] = element("span", {className});
   const {order, ...others} = parts, name = element("b", {}, order, `#${id}`);
   const button = element("button", {type: "button", onclick: () => openDrawer(id)}, name, ...Object.values(others));
   return Object.assign(element("li", {className: "card", id: `order-${id}`}, button), {parts});
@@ -159,7 +160,7 @@ function showFigures() {
     const points = hour.minutes.flatMap((each, x) => each[name] === null ? [] : [`${x + .5},${19 - 18 * each[name] / slowest}`]);
     drawing.append(svg("polyline", {class: name, points: points.join(" ")}));
   }
-  $("strip").replaceChildren(drawing, element("dl", {}, ...Object.entries(stats).map(([name, value]) => element("div", {}, element("dt", {textContent: t(name), className: name === "per_minute" ? "" : `key ${name}`}), element("dd", {textContent: value})))));
+  $("strip").replaceChildren(element("p", {className: "soft", textContent: t("hour")}), drawing, element("dl", {}, ...Object.entries(stats).map(([name, value]) => element("div", {}, element("dt", {textContent: t(name), className: name === "per_minute" ? "" : `key ${name}`}), element("dd", {textContent: value})))));
   const sibling = {menu: "Menu Service", payment: "Payment Service"};
   const wanted = new Map(alerts.map(each => [`${each.code} ${each.sibling ?? each.queue ?? ""}`, t(`alert_${each.code}`, {...each, age: duration(1000 * each.seconds), sibling: sibling[each.sibling]})]));
   for (const old of [...$("alerts").children]) if (!wanted.has(old.dataset.key)) old.remove();
@@ -354,7 +355,8 @@ $("login").onsubmit = event => {
 };
 const placing = $("placing"), fields = placing.querySelector("form");
 const add = id => { fields.dishes.value += `${fields.dishes.value && ", "}${id}`; };
-const offer = dishes => $("known").replaceChildren(...dishes.map(([id, name, price]) => element("button", {type: "button", className: "plain", textContent: `${id} ${name} ${rupiah(price)}`.trim(), onclick: () => add(id)})));
+const offer = dishes => $("known").replaceChildren(...dishes.map(([id, name, price]) => element("button", {type: "button", className: "plain", onclick: () => add(id)},
+  element("span", {textContent: `${id} ${name}`}), " ", element("span", {textContent: rupiah(price)}))));
 $("new").onclick = async () => {
   $("placed").textContent = "";
   placing.showModal();

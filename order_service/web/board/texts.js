@@ -63,6 +63,7 @@ export const TEXTS = {
   sure: ["Batalkan pesanan {id}? Ini tidak dapat diurungkan.", "Cancel order {id}? This cannot be undone."],
   keep: ["Jangan", "Keep it"],
   really: ["Ya, batalkan", "Yes, cancel it"],
+  choose: ["Hidangan, dipilih di bawah", "Dishes, chosen below"],
   place: ["Buat pesanan", "Place an order"],
   placed: ["Pesanan {id} dibuat.", "Order {id} is placed."],
   type: ["Ketik:", "Type:"],
