@@ -86,9 +86,11 @@ def has_room(work: UnitOfWork, placements: Sequence[Placement]) -> list[bool]:
 
     This is exact until the end of the transaction, for which other transactions with placements of these users wait.
     """
-    most = max((each.pending_limit or 0 for each in placements), default=0)
     users = {each.user_id for each in placements if each.pending_limit}
-    pending = order_rows.lock_and_count_pending(work.connection, users, most=most) if users else {}
+    if not users:
+        return [True] * len(placements)
+    most = max(each.pending_limit or 0 for each in placements)
+    pending = order_rows.lock_and_count_pending(work.connection, users, most=most)
     room = []
     for each in placements:
         room.append(not each.pending_limit or pending[each.user_id] < each.pending_limit)

@@ -86,7 +86,8 @@ class Report:
         for (metric, *labels), number in self._counted.items():
             metric.count(*labels, by=number)
         metrics.PENDING_TO_PAID.observe_all(self._paid_after)
-        process.log_events(__name__, self._events)
+        if self._events:
+            process.log_events(__name__, self._events)
 
 
 def trace_id(traceparent: object) -> str | None:

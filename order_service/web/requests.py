@@ -148,7 +148,11 @@ def json_body() -> dict[str, Any]:
     if not isinstance(body, dict):
         raise _invalid({"body": _REMEDIES["body"]})
     # JSON can contain a lone surrogate, which neither UTF-8 nor the models accept: such a field name is unknown.
-    return {name.encode(errors="backslashreplace").decode(): value for name, value in body.items()}
+    return {_encodable(name): value for name, value in body.items()}
+
+
+def _encodable(name: str) -> str:
+    return name if name.isascii() else name.encode(errors="backslashreplace").decode()
 
 
 def _syntax_error(data: bytes, error: Exception) -> Texts:

@@ -161,7 +161,7 @@ TESTS: dict[tuple[str, str], list[object]] = {
         *["tests/integration/test_documented_commands.py"] * 2,
     ],
     ("docs/console.md", "sh"): ["tests/integration/test_documented_commands.py"],
-    ("docs/runbook.md", "sh"): ["tests/integration/test_documented_commands.py"] * 25,
+    ("docs/runbook.md", "sh"): ["tests/integration/test_documented_commands.py"] * 26,
     ("docs/rest.md", "sh"): ["tests/e2e/test_access.py", "tests/e2e/test_proxies.py"],
     ("docs/rights.md", "sh"): [
         "tests/integration/test_broker_rights.py",

@@ -16,6 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from order_service.metrics import METRICS
+from sandbox.servers.broker import Broker
 from tests.e2e.client import order_of
 from tests.e2e.deployment import MOSTLY_ON_POSTGRESQL, MOSTLY_ON_SQLITE, ON_SQLITE, Deployment, api_alone
 from tests.e2e.process import PROCFILE, free_ports
@@ -67,12 +68,13 @@ def listeners() -> Listeners:
 
 
 @pytest.fixture
-def started(deployment: Deployment, listeners: Listeners) -> Deployment:
+def started(broker: Broker, deployment: Deployment, listeners: Listeners) -> Deployment:
     """The service and its siblings, ready, with a listener for each process of ours."""
     deployment.prepare()
     deployment.start("users", "menu", "payment")
     for name in OURS:
-        deployment.start(name.lower(), **listeners.setting(name))
+        settings = listeners.setting(name) | {"RABBITMQ_MANAGEMENT_URL": broker.management_url or ""}
+        deployment.start(name.lower(), **settings)
     for name in OURS:
         deployment.wait_until(lambda name=name: listeners.answers(name, "/readyz", 200), f"{name} to be ready")
     deployment.wait_until_healthy()
