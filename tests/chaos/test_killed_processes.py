@@ -45,6 +45,7 @@ def test_killed_consumers_and_publishers_lose_nothing_and_do_nothing_twice(deplo
 
 
 @MOSTLY_ON_POSTGRESQL
+@pytest.mark.field
 def test_two_consumers_and_two_publishers_share_the_work_and_continue_after_one_of_each_is_killed(
     deployment: Deployment,
 ) -> None:

@@ -81,6 +81,7 @@ def test_order_is_reserved_and_paid_with_the_original_services(deployment: Deplo
         assert menu.stock == after
 
 
+@pytest.mark.field
 def test_order_placed_while_the_original_menu_is_down_is_paid_later(deployment: Deployment) -> None:
     # given
     client = deployment.client

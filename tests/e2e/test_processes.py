@@ -61,7 +61,7 @@ def test_processes_refuse_to_start_before_migrate_and_topology_and_name_the_comm
     assert_refuse_to_start(undeclared, naming="python -m order_service topology")
 
 
-@pytest.mark.parametrize("command_line", [PROCFILE["api"], "python api.py"])
+@pytest.mark.parametrize("command_line", [PROCFILE["api"], pytest.param("python api.py", marks=pytest.mark.field)])
 def test_api_exits_with_2_and_names_the_address_where_it_cannot_listen(command_line: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
@@ -153,6 +153,7 @@ def test_processes_wait_for_a_database_that_is_unreachable_at_their_start(
         deployment.wait_until_paid([deployment.client.post_order().body["id"]])
 
 
+@pytest.mark.field
 def test_an_api_on_host_colon_colon_answers_over_ipv4_and_ipv6(tmp_path: Path) -> None:
     with api_alone(f"sqlite:///{tmp_path}/orders.db", tmp_path, HOST="::", ORDER_AUTH="none") as deployment:
         for address in ("127.0.0.1", "::1"):

@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
+
 from order_service.contract.broker_rights import USERS
 from order_service.storage import migrate
 from sandbox.issuer import Issuer
@@ -74,6 +76,7 @@ def test_no_process_logs_a_credential(
     assert [each.args for each in commands if CANARY in each.stdout + each.stderr or each.returncode != 2] == []
 
 
+@pytest.mark.field
 def test_the_api_logs_no_credential_of_its_issuer_and_none_of_its_callers(tmp_path: Path) -> None:
     # given: an address of the keys with a login and a key in its query, served and unreachable; a private key
     issuer, database_url = Issuer(ISSUER), f"sqlite:///{tmp_path}/orders.db"

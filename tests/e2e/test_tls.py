@@ -213,6 +213,7 @@ def test_an_order_is_paid_over_tls(tls_broker: TlsBroker, amqp_url: str, databas
 
 
 @ON_SQLITE
+@pytest.mark.field
 def test_processes_exit_if_a_file_for_tls_is_missing(database_url: str, tmp_path: Path) -> None:
     migrate.upgrade(database_url)
     missing = {"RABBITMQ_URL": "amqps://127.0.0.1:1/", "RABBITMQ_CA_FILE": str(tmp_path / "missing.pem")}
