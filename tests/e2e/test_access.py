@@ -6,9 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from order_service.cli.main import main
 from order_service.storage import migrate
 from sandbox.issuer import Issuer, development_key
 from tests.e2e.deployment import ON_SQLITE, Deployment, api_alone
@@ -163,11 +161,14 @@ def test_commands_of_the_documentation_sign_a_token_that_is_accepted(tmp_path: P
     ],
 )
 def test_token_that_cannot_be_signed_is_refused_with_the_remedy(
-    monkeypatch: pytest.MonkeyPatch, arguments: list[str], problem: str
+    deployment_on_nothing: Deployment, arguments: list[str], problem: str
 ) -> None:
-    monkeypatch.chdir(PROJECT_DIR)
+    done = deployment_on_nothing.command("token", *arguments)
 
-    done = CliRunner().invoke(main, ["token", *arguments])
-
-    assert (done.exit_code, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert problem in done.stderr
+
+
+@pytest.fixture
+def deployment_on_nothing(tmp_path: Path) -> Deployment:
+    return Deployment("amqp://127.0.0.1:1", f"sqlite:///{tmp_path}/orders.db", tmp_path)
