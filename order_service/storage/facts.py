@@ -29,8 +29,13 @@ def of_order(connection: sa.Connection, order_id: int, *, policy: Policy) -> Fac
     raise UnknownOrder(f"no order has the id {order_id}")
 
 
-def late(connection: sa.Connection, *, policy: Policy, limit: int) -> list[Facts]:
-    """The first pending orders with a passed deadline, a used reminder, or an event that waits in the outbox."""
+def late(
+    connection: sa.Connection, *, policy: Policy, limit: int, unreadable: list[orders.UnreadableOrder] | None = None
+) -> list[Facts]:
+    """The first pending orders with a passed deadline, a used reminder, or an event that waits in the outbox.
+
+    `unreadable`: see `orders.read_orders`.
+    """
     now, columns = current_time(connection), order_table.c
     opening = [Announcement.ORDER_CREATED.value, Announcement.PAYMENT_REQUESTED.value]
     unsent = sa.select(outbox.c.order_id).where(outbox.c.type.in_(opening), outbox.c.created_at < now - SLACK)
@@ -43,7 +48,7 @@ def late(connection: sa.Connection, *, policy: Policy, limit: int) -> list[Facts
     # A pending order always has a deadline: that index finds the few among millions that have ended.
     pending = columns.due_at.is_not(None), columns.state.not_in(FINAL)
     wanted = sa.select(columns.id).where(*pending, is_late).order_by(columns.due_at).limit(limit)
-    return of_orders(connection, connection.execute(wanted).scalars().all(), policy=policy)
+    return of_orders(connection, connection.execute(wanted).scalars().all(), policy=policy, unreadable=unreadable)
 
 
 def of_orders(

@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -38,6 +38,8 @@ TICK_SECONDS, FIGURES_SECONDS = 0.25, 5.0
 #: The pauses are at least this many times as long as what they follow, but a look is never later than this, in seconds:
 #: the board takes little of what a busy service has.
 PAUSE_SHARE, MOST_SECONDS = 30, 1.0
+#: Older figures are not sent to a new viewer, who would take the database to be answering, in seconds.
+CURRENT_SECONDS = 3 * FIGURES_SECONDS
 #: How long the thread goes on without viewers, so that one that reconnects misses nothing, in seconds.
 IDLE_SECONDS = 30.0
 #: How many events are kept for viewers that reconnect.
@@ -87,7 +89,7 @@ class Board:
         self._token = secrets.token_hex(4)
         self._facts: dict[int, Facts] = {}
         self._versions: dict[int, int] = {}
-        self._revision, self._figures = 0, ""
+        self._revision, self._figures, self._figures_at = 0, "", 0.0
         self._events: deque[tuple[int, str]] = deque(maxlen=KEPT_EVENTS)
         self._is_ready = False
 
@@ -125,12 +127,14 @@ class Board:
         if not self._is_ready:
             return position, ()
         token, _, number = position.partition("-")
+        seen = int(number) if number.isdecimal() and len(number) < 20 else -1
         oldest = self._events[0][0] if self._events else self._revision + 1
         newest = f"{self._token}-{self._revision}"
-        if token == self._token and number.isdecimal() and oldest - 1 <= int(number) <= self._revision:
-            return newest, [text for revision, text in self._events if revision > int(number)]
+        if token == self._token and oldest - 1 <= seen <= self._revision:
+            return newest, [text for revision, text in self._events if revision > seen]
         cards = [card(found) for found in self._facts.values()]
-        return newest, [self._event("snapshot", cards), self._figures]
+        is_current = time.monotonic() - self._figures_at < CURRENT_SECONDS
+        return newest, [self._event("snapshot", cards), self._figures if is_current else ""]
 
     def _event(self, name: str, data: object) -> str:
         return f"event: {name}\nid: {self._token}-{self._revision}\ndata: {to_json(data).decode()}\n\n"
@@ -148,8 +152,11 @@ class Board:
                     break
             try:
                 is_due, has_changed = began >= figures_at, changes.any() is not False
+                # The broker's time to answer does not count: it is no work for the database.
+                alerts = self._broker_alerts() if is_due else None
+                began = time.monotonic()
                 if is_due or has_changed:
-                    self._look(with_figures=is_due)
+                    self._look(alerts)
                 took, is_available = time.monotonic() - began, True
                 if is_due:
                     figures_at = began + max(FIGURES_SECONDS, took * PAUSE_SHARE)
@@ -161,8 +168,12 @@ class Board:
             self._stop.wait(min(MOST_SECONDS, max(TICK_SECONDS, took * PAUSE_SHARE)))
         changes.close()
 
-    def _look(self, *, with_figures: bool) -> None:
-        """Read what has changed; with the figures also the pending orders again, whose causes change with time."""
+    def _look(self, broker_alerts: Sequence[Json] | None) -> None:
+        """Read what has changed, and, if the broker was asked, the figures.
+
+        With the figures also the pending orders again, whose causes change with time.
+        """
+        with_figures = broker_alerts is not None
         pending = [id for id, found in self._facts.items() if found.waits_for]
         entries = board.DAY_ENTRIES if with_figures and not self._is_ready else board.RECENT_ENTRIES
         unreadable: list[UnreadableOrder] = []
@@ -175,9 +186,8 @@ class Board:
                 if again
                 else []
             )
-            read_figures = self._read_figures(connection, read) if with_figures else None
+            read_figures = self._read_figures(connection, read, unreadable) if with_figures else None
         self._unreadable.report(unreadable)
-        alerts = self._broker_alerts() if with_figures else []
         with self._changed:
             shown = {each.order.id: each for each in read}
             told = [card(each) for id, each in shown.items() if id in changed or card(self._facts[id]) != card(each)]
@@ -186,8 +196,8 @@ class Board:
             if told and self._is_ready:
                 self._tell("cards", told)
             if read_figures:
-                read_figures["alerts"] += alerts
-                self._figures = self._tell("figures", read_figures)
+                read_figures["alerts"] += broker_alerts
+                self._figures, self._figures_at = self._tell("figures", read_figures), time.monotonic()
                 self._is_ready = True
             self._changed.notify_all()
 
@@ -197,14 +207,18 @@ class Board:
         self._events.append((self._revision, text))
         return text
 
-    def _read_figures(self, connection: sa.Connection, pending: Sequence[Facts]) -> Json:
+    def _read_figures(
+        self, connection: sa.Connection, shown: Sequence[Facts], unreadable: list[UnreadableOrder]
+    ) -> Json:
+        # Behind many newer ones, those that wait for long are not shown.
+        late = facts.late(connection, policy=self._settings.policy, limit=SHOWN, unreadable=unreadable)
         found = figures.read(connection, self._settings.compensation_attempts)
         return {
             "now": current_time(connection),
             "pending": int(sum(found[metrics.PENDING].values())),
             "ended": board.ended(connection),
             "hour": board.last_hour(connection),
-            "alerts": _alerts(pending, found),
+            "alerts": _alerts({each.order.id: each for each in [*shown, *late]}.values(), found),
         }
 
     def _broker_alerts(self) -> list[Json]:
@@ -232,7 +246,7 @@ def _newest(found: dict[int, Facts]) -> dict[int, Facts]:
     return kept
 
 
-def _alerts(pending: Sequence[Facts], found: figures.Figures) -> list[Json]:
+def _alerts(pending: Iterable[Facts], found: figures.Figures) -> list[Json]:
     """What is wrong, as far as the database shows it."""
     outbox, manual = found[metrics.OUTBOX_OLDEST][()], found[metrics.UNCONFIRMED][()]
     alerts: list[Json] = [{"code": "outbox", "seconds": int(outbox)}] if outbox > OUTBOX_SECONDS else []

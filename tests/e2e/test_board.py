@@ -398,6 +398,28 @@ def test_500_cards_stay_usable_during_50_changes_a_second(
     assert page.locator("li.card").count() <= 600
 
 
+def test_page_without_data_says_so_and_claims_nothing(deployment: Deployment, database: Database, page: Page) -> None:
+    # given: a database that cannot be read
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE orders RENAME TO hidden")
+
+    # when
+    page.goto(address(deployment))
+
+    # then
+    expect(page.locator("#link")).to_have_text("Loading …")
+    expect(page.locator("[data-column=pending] .empty")).to_be_hidden()
+    expect(page.locator("#link")).to_contain_text("The database has not answered", timeout=40_000)
+
+    # when
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE hidden RENAME TO orders")
+
+    # then
+    expect(page.locator("#link")).to_have_text("Live", timeout=10_000)
+    expect(page.locator("[data-column=pending] .empty")).to_have_text("No order is waiting.")
+
+
 def test_page_asks_for_a_token_and_keeps_it_in_memory_only(
     page: Page, expected_errors: list[str], tmp_path: Path
 ) -> None:

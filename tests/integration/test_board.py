@@ -230,6 +230,30 @@ def test_board_warns_of_silent_siblings_until_they_answer_any_order_and_of_refus
         viewer.until(lambda: alerts() == {("silent", "payment", 1), ("returned", "menu", 1)})
 
 
+def test_board_warns_of_orders_that_wait_behind_many_newer_ones(service: Service) -> None:
+    # given: an order that was reminded of, and more newer ones than the board shows
+    service.order_in(State.AWAITING_MENU)
+    core.clear_outbox(service.database)
+    with service.database.writing() as connection:
+        connection.execute(orders.update().values(reminders_left=0))
+    core.place(service.database, board.SHOWN + 1, now=utc_now())
+
+    # when
+    with Viewer(service).connected() as viewer:
+        viewer.until(lambda: viewer.figures)
+
+    # then
+    assert viewer.figures["alerts"] == [{"code": "silent", "sibling": "menu", "count": 1}]
+
+
+def test_last_event_id_of_many_digits_begins_with_a_snapshot(service: Service) -> None:
+    with Viewer(service).connected() as viewer:
+        viewer.until(lambda: viewer.figures)
+    viewer.last_event_id = f"{str(viewer.last_event_id).partition('-')[0]}-{'9' * 5000}"
+    with viewer.connected():
+        viewer.until(lambda: viewer.snapshots == 2)
+
+
 class _Management(BaseHTTPRequestHandler):
     """A management API with a dead letter, and without a consumer of the payment queue."""
 

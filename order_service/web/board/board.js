@@ -8,7 +8,7 @@ const STATES = ["awaiting_menu", "awaiting_menu_prepaid", "awaiting_payment", "p
 // The page has lost its connection after this silence, and its data is old after that one, in milliseconds.
 const SILENT_MS = 10_000, OLD_MS = 25_000;
 const cards = new Map(), columns = {}, names = new Map(), filters = $("filters").elements, auth = {};
-let language = stored() ?? root.lang, figures, heard = 0, updated = 0, connection, wake = () => {}, isLinked = false, ahead = 0;
+let opened = Date.now(), language = stored() ?? root.lang, figures, heard = 0, updated = 0, connection, wake = () => {}, isLinked = false, ahead = 0;
 
 function stored(value) {
   try {
@@ -24,6 +24,8 @@ let formats;
 const number = value => formats.number.format(value);
 const rupiah = value => value === null ? "" : "Rp" + RUPIAH.format(value);
 const clock = (at, seconds) => formats[seconds ? "medium" : "short"].format(new Date(at));
+// With the day, unless that is today.
+const moment = (at, seconds) => (Date.parse(at) < new Date().setHours(0, 0, 0, 0) ? `${formats.day.format(new Date(at))} ` : "") + clock(at, seconds);
 const now = () => Date.now() + ahead;
 
 function element(name, properties = {}, ...children) {
@@ -69,10 +71,12 @@ function makeColumns() {
   }
 }
 
+// As people type it: 12, or #12 as on a card.
+const wantedNumber = () => filters.number.value.replace(/\D/g, "");
 const rank = card => card.column === "pending" ? card.id : Date.parse(card.since);
 function matches(card) {
   const dish = filters.dish.value.trim().toLowerCase();
-  return (!filters.number.value || String(card.id).startsWith(filters.number.value)) && (!filters.user.value || String(card.user) === filters.user.value)
+  return String(card.id).startsWith(wantedNumber()) && (!filters.user.value || String(card.user) === filters.user.value)
     && (!filters.state.value || card.state === filters.state.value)
     && (!dish || card.items.some(([id, name]) => `${name ?? ""} ${id}`.toLowerCase().includes(dish)));
 }
@@ -81,7 +85,7 @@ function age(node, card) {
   const isPending = card.column === "pending", begun = Date.parse(card.created_at);
   const share = isPending && (now() - begun) / (Date.parse(card.expires_at) - begun);
   node.dataset.age = !isPending ? (card.state === "failed" ? "failed" : card.state === "paid" ? "ok" : "off") : card.is_stuck || share > .8 ? "late" : share > .5 ? "soon" : "ok";
-  write(node.parts.age, isPending ? duration(now() - begun) : clock(card.since));
+  write(node.parts.age, isPending ? duration(now() - begun) : moment(card.since));
 }
 
 function makeCard(id) {
@@ -189,7 +193,7 @@ function copyButton(text) {
 
 async function request(path, options = {}) {
   const answer = await fetch(path, {...options, headers: {"Accept-Language": language, ...auth, ...options.headers}});
-  if (answer.status === 401 || answer.status === 403) askToken((await answer.json()).message);
+  if (answer.status === 401 || answer.status === 403) askToken((await answer.clone().json()).message);
   return answer;
 }
 
@@ -210,9 +214,11 @@ async function loadMore(name) {
   tidy();
 }
 
-const drawer = $("drawer");
-async function openDrawer(id, problem = "") {
+const drawer = $("drawer"), placing = $("placing");
+async function openDrawer(id, {problem = "", isRefresh = false} = {}) {
   const answer = await request(`board/orders/${id}`).catch(() => null);
+  // A refresh neither opens it again, nor takes the place of a confirmation that is asked for.
+  if (isRefresh && !(drawer.open && drawer.dataset.id === String(id) && !drawer.querySelector("footer span"))) return;
   complain(answer?.ok ? "" : t(answer?.status === 404 ? "unknown" : "lost"));
   if (!answer?.ok) return;
   const {card, explanation, timeline} = await answer.json(), close = element("button", {type: "button", className: "plain", textContent: t("close"), onclick: () => drawer.close()});
@@ -221,7 +227,7 @@ async function openDrawer(id, problem = "") {
   const isConfirm = each => ["confirmed", "waiting"].includes(each.kind);
   const detail = each => each.kind === "compensation" ? t(each.at ? "confirmed" : "unconfirmed")
     : each.kind === "outbox" || isConfirm(each) ? "" : each.text.split(" -> ").map(state => t(state)).join(" → ");
-  const rows = timeline.map(each => element("tr", {}, element("td", {textContent: each.at ? clock(each.at, true) : ""}), element("td", {},
+  const rows = timeline.map(each => element("tr", {}, element("td", {textContent: each.at ? moment(each.at, true) : ""}), element("td", {},
     element("b", {textContent: each.type}), ` ${t(`kind_${each.kind}`)} `, element("small", {textContent: detail(each)}),
     ...(each.id && !isConfirm(each) ? [element("br"), element("code", {textContent: each.id}), " ", copyButton(each.id)] : []))));
   const table = element("table", {}, element("thead", {}, element("tr", {}, element("th", {scope: "col", textContent: t("time")}), element("th", {scope: "col", textContent: t("event")}))), element("tbody", {}, ...rows));
@@ -230,26 +236,31 @@ async function openDrawer(id, problem = "") {
     footer.replaceChildren(element("span", {textContent: t("sure", {id})}), keep, element("button", {type: "button", className: "danger", textContent: t("really"), onclick: async event => {
       event.target.disabled = true;
       const done = await request(`orders/${id}`, {method: "DELETE"}).catch(() => null);
-      openDrawer(id, done?.ok ? "" : done ? (await done.json()).message : t("lost"));
+      openDrawer(id, {problem: done?.ok ? "" : done ? (await done.json()).message : t("lost")});
     }}));
     keep.focus();
   }});
   if (card.column === "pending") footer.append(cancel);
   drawer.dataset.id = id;
-  drawer.replaceChildren(element("h2", {id: "drawer-title"}, `${t("order")} #${id}`, close), element("p", {className: "problem", role: "alert", textContent: problem}), element("p", {textContent: card.message?.[index()] ?? "", hidden: !card.message}), element("p", {className: "explanation", textContent: explanation[index()].replace(/\d{4}-[\d-]+T[\d:]+Z/g, at => clock(at, true))}),
+  const focused = isRefresh && document.activeElement.ariaLabel;
+  drawer.replaceChildren(element("h2", {id: "drawer-title"}, `${t("order")} #${id}`, close), element("p", {className: "problem", role: "alert", textContent: problem}), element("p", {textContent: card.message?.[index()] ?? "", hidden: !card.message}), element("p", {className: "explanation", textContent: explanation[index()].replace(/\d{4}-[\d-]+T[\d:]+Z/g, at => moment(at, true))}),
     element("dl", {}, ...Object.entries(facts).map(([name, value]) => element("div", {}, element("dt", {textContent: t(name)}), element("dd", {textContent: value})))), footer, element("h3", {textContent: t("timeline")}), table);
   if (!drawer.open) drawer.showModal();
-  close.focus();
+  ([...drawer.querySelectorAll("button")].find(each => focused && each.ariaLabel === focused) ?? close).focus();
 }
 
+// The state of a page that has a connection.
+const linked = () => Date.now() - (updated || opened) > OLD_MS ? "old" : updated ? "live" : "loading";
 function link(state) {
   isLinked = state !== "lost";
-  $("link").className = state === "live" ? "" : "lost";
+  $("link").className = ["live", "loading"].includes(state) ? "" : "lost";
   write($("link"), t(state, {at: updated ? clock(updated, true) : "–"}));
 }
 function askToken(message) {
   $("login").hidden = false;
   $("board").hidden = true;
+  for (const dialog of [drawer, placing]) dialog.close();
+  isLinked = false;
   connection?.abort();
   $("link").className = message ? "lost" : "";
   $("link").textContent = message ?? "";
@@ -261,6 +272,7 @@ async function receive(name, data) {
     return showFigures();
   }
   if (name === "snapshot") {
+    $("board").dataset.loaded = "";
     const given = new Set(data.map(card => card.id));
     for (const [id, {node}] of cards) if (!given.has(id)) { node.remove(); cards.delete(id); }
     for (const column of Object.values(columns)) Object.assign(column, {most: SHOWN, cursor: undefined});
@@ -273,7 +285,7 @@ async function receive(name, data) {
     for (const card of data.slice(done, done + AT_ONCE)) show(card, name === "cards");
   }
   tidy();
-  if (drawer.open && name === "cards" && data.some(card => card.id === Number(drawer.dataset.id)) && !drawer.contains(document.activeElement?.closest("footer"))) openDrawer(drawer.dataset.id);
+  if (drawer.open && name === "cards" && data.some(card => card.id === Number(drawer.dataset.id))) openDrawer(drawer.dataset.id, {isRefresh: true});
 }
 
 async function follow() {
@@ -283,12 +295,12 @@ async function follow() {
     heard = Date.now();
     try {
       const answer = await request("board/events", {headers: last ? {"Last-Event-ID": last} : {}, signal: connection.signal});
-      if (!answer.ok) throw new Error(answer.status);
+      if (!answer.ok) throw Object.assign(new Error(answer.status), await answer.json().catch(() => ({})));
       const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
       for (let rest = "", piece; !(piece = await reader.read()).done;) {
         const events = (rest + piece.value).split("\n\n");
         rest = events.pop(), heard = Date.now(), pause = 500;
-        if (!isLinked) link("live");
+        if (!isLinked) link(linked());
         for (const event of events) {
           const fields = Object.fromEntries(event.split("\n").map(line => line.split(/: (.*)/s, 2)));
           if (!fields.data) continue;
@@ -296,15 +308,23 @@ async function follow() {
           last = fields.id, heard = Date.now();
         }
       }
-    } catch { if ($("login").hidden) link("lost"); }
+    } catch (error) {
+      if ($("login").hidden) link("lost");
+      if ($("login").hidden && error.code === "too_many_streams") write($("link"), error.message);
+    }
     await new Promise(resolve => { wake = resolve; setTimeout(resolve, pause); });
     pause = Math.min(5000, pause * 2);
   }
 }
 
+function describeEmpty() {
+  const isFiltered = [...filters].some(each => each.value);
+  for (const [name, {empty}] of Object.entries(columns)) empty.textContent = t(isFiltered ? "empty_filter" : `empty_${name}`);
+}
+
 function translate() {
   const locale = language === "en" ? "en-GB" : "id", time = timeStyle => new Intl.DateTimeFormat(locale, {timeStyle});
-  formats = {number: new Intl.NumberFormat(locale), short: time("short"), medium: time("medium")};
+  formats = {number: new Intl.NumberFormat(locale), short: time("short"), medium: time("medium"), day: new Intl.DateTimeFormat(locale, {day: "numeric", month: "short"})};
   root.lang = language;
   document.title = t("title");
   for (const each of document.querySelectorAll("[data-text]")) each.textContent = t(each.dataset.text);
@@ -314,15 +334,18 @@ function translate() {
   filters.state.replaceChildren(new Option(t("all"), ""), ...STATES.map(state => new Option(t(state), state)));
   filters.state.value = chosen;
   for (const [name, column] of Object.entries(columns)) {
-    column.title.textContent = t(`column_${name}`), column.empty.textContent = t(`empty_${name}`), column.more.textContent = t("more");
+    column.title.textContent = t(`column_${name}`), column.more.textContent = t("more");
     column.more.ariaLabel = `${t("more")}: ${t(`column_${name}`)}`;
   }
+  describeEmpty();
   for (const {card, node} of cards.values()) draw(node, card);
+  $("alerts").replaceChildren();
   if (figures) showFigures();
-  if (heard) link(isLinked ? "live" : "lost");
+  if (heard && $("login").hidden) link(isLinked ? linked() : "lost");
 }
 
 function move(event) {
+  if (event.altKey || event.ctrlKey || event.metaKey) return;
   const here = document.activeElement?.closest("li.card"), step = {ArrowDown: 1, ArrowUp: -1}[event.key], side = {ArrowRight: 1, ArrowLeft: -1}[event.key];
   if (event.key === "/" && !event.target.matches("input, select") && !document.querySelector("dialog[open]")) filters.number.focus();
   else if (!here || !(step || side)) return;
@@ -336,7 +359,7 @@ function move(event) {
 }
 
 function start() {
-  $("board").hidden = false, $("login").hidden = true;
+  $("board").hidden = false, $("login").hidden = true, opened = Date.now();
   follow();
 }
 
@@ -344,16 +367,20 @@ makeColumns();
 translate();
 document.addEventListener("keydown", move);
 for (const each of document.querySelectorAll("[data-lang]")) each.onclick = () => { language = stored(each.dataset.lang) ?? each.dataset.lang; translate(); };
-$("filters").oninput = () => { complain(""); for (const {card, node} of cards.values()) node.hidden = !matches(card); };
+$("filters").oninput = () => { complain(""); describeEmpty(); for (const {card, node} of cards.values()) node.hidden = !matches(card); };
 $("filters").onreset = () => setTimeout($("filters").oninput);
-filters.number.onkeydown = event => { if (event.key === "Enter" && filters.number.value) openDrawer(filters.number.value); };
+filters.number.onkeydown = event => { if (event.key === "Enter" && wantedNumber()) openDrawer(wantedNumber()); };
 $("login").onsubmit = event => {
   event.preventDefault();
-  auth.Authorization = `Bearer ${event.target.token.value.trim()}`;
+  const token = event.target.token.value.trim();
   event.target.reset();
+  // A header has no other characters.
+  if (!/^[\x21-\x7e]+$/.test(token)) return askToken(t("bad_token"));
+  auth.Authorization = `Bearer ${token}`;
   start();
 };
-const placing = $("placing"), fields = placing.querySelector("form");
+const fields = placing.querySelector("form");
+let isPlacing = false;
 const add = id => { fields.dishes.value += `${fields.dishes.value && ", "}${id}`; };
 const offer = dishes => $("known").replaceChildren(...dishes.map(([id, name, price]) => element("button", {type: "button", className: "plain", onclick: () => add(id)},
   element("span", {textContent: `${id} ${name}`}), " ", element("span", {textContent: rupiah(price)}))));
@@ -366,16 +393,19 @@ $("new").onclick = async () => {
 placing.querySelector("[data-close]").onclick = () => placing.close();
 fields.onsubmit = async event => {
   event.preventDefault();
+  if (isPlacing) return;
+  isPlacing = true;
   const body = {user_id: Number(fields.user.value), menu_ids: (fields.dishes.value.match(/\d+/g) ?? []).map(Number)};
   const answer = await request("orders", {method: "POST", body: JSON.stringify(body), headers: {"Content-Type": "application/json", Prefer: "respond-async"}}).catch(() => null);
-  const said = await answer?.json();
+  const said = await answer?.json().catch(() => null);
+  isPlacing = false;
   $("placed").textContent = answer?.ok ? t("placed", {id: said.id}) : said?.message ?? t("lost");
 };
 addEventListener("offline", () => connection?.abort());
 addEventListener("online", () => wake());
 setInterval(() => {
-  if (isLinked && Date.now() - heard > SILENT_MS) connection.abort();
-  else if (isLinked) link(updated && Date.now() - updated > OLD_MS ? "old" : "live");
+  if (Date.now() - heard > SILENT_MS) connection?.abort();
+  else if (isLinked) link(linked());
   for (const node of columns.pending.list.children) age(node, cards.get(Number(node.id.slice(6))).card);
   showCounts();
 }, 1000);
