@@ -83,6 +83,12 @@ def amqp_url(broker: Broker) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(autouse=True)
+def shared_logging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that run in this process leave its logging, which all of its tests share, as it is."""
+    monkeypatch.setattr("order_service.process.configure_logging", lambda *_: None)
+
+
 class VhostManagement:
     """The management API, limited to the vhost of the test."""
 

@@ -37,9 +37,8 @@ def wire(amqp_url: str) -> core.Wire:
 
 
 @pytest.fixture
-def own_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Commands leave the logging of this process, which the tests share, and its lines are no part of their output."""
-    monkeypatch.setattr("order_service.process.configure_logging", lambda *_: None)
+def own_logging() -> Iterator[None]:
+    """The lines of the log are no part of the output of commands."""
     structlog.reset_defaults()
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     yield

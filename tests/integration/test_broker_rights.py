@@ -126,12 +126,6 @@ class Secured:
         return found
 
 
-@pytest.fixture(autouse=True)
-def own_logging(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The settings of logging are of the whole process, which the tests share.
-    monkeypatch.setattr("order_service.process.configure_logging", lambda *_: None)
-
-
 @pytest.fixture
 def secured(broker: Broker, amqp_url: str) -> Iterator[Secured]:
     with (

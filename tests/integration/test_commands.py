@@ -16,9 +16,7 @@ USING_BROKER = ["topology", "topology --recreate", "events tail", "siblings chec
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Command:
-    # The settings of logging are of the whole process, which the tests share.
-    monkeypatch.setattr("order_service.process.configure_logging", lambda *_: None)
+def command() -> Command:
     return lambda words: CliRunner().invoke(main, words.split())
 
 

@@ -13,9 +13,9 @@ from publishers.relay import Relay
 from tests import builders
 from tests.integration import core
 from tests.integration.core import Eventually
-from tests.integration.test_broker_rights import MENU_USER, PAYMENT_USER, SERVICE, Secured, own_logging, secured
+from tests.integration.test_broker_rights import MENU_USER, PAYMENT_USER, SERVICE, Secured, secured
 
-__all__ = ["own_logging", "secured"]
+__all__ = ["secured"]
 
 
 @core.SQLITE_ONLY

@@ -21,7 +21,8 @@ TRACE = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01
 
 
 @pytest.fixture
-def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
+def events(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> list[Event]:
+    caplog.set_level(logging.INFO)
     events: list[Event] = []
     monkeypatch.setattr(process, "log_events", lambda _, new: events.extend(new))
     return events

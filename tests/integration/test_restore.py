@@ -31,10 +31,8 @@ Command = Callable[..., Result]
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Command:
+def command() -> Command:
     """`command(url, "ids")` runs `python -m order_service ids` on this database."""
-    # The settings of logging are of the whole process, which the tests share.
-    monkeypatch.setattr("order_service.process.configure_logging", lambda *_: None)
     return lambda url, *arguments: CliRunner(env={"DATABASE_URL": url}).invoke(main, arguments)
 
 

@@ -346,10 +346,9 @@ def test_the_commands_of_the_page_create_the_roles_and_migrate(postgres_url: str
 
 
 def test_the_command_applies_the_roles_to_a_database_that_one_login_used_and_sets_their_passwords(
-    postgres_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    postgres_url: str, tmp_path: Path
 ) -> None:
     """As docker-compose.yml does, also with a volume of a version without roles."""
-    monkeypatch.setattr("order_service.process.configure_logging", lambda *_: None)
     roles = Roles(postgres_url)
     (tmp_path / "api").write_text("1st\n")
 

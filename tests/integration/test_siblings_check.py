@@ -36,8 +36,6 @@ SERVICES = {"menu": menu, "payment": payment}
 def check(amqp_url: str, monkeypatch: pytest.MonkeyPatch) -> Check:
     """Runs the command against the siblings on this test's broker."""
     monkeypatch.setenv("RABBITMQ_URL", amqp_url)
-    # The settings of logging are of the whole process, which the tests share.
-    monkeypatch.setattr("order_service.process.configure_logging", lambda *_: None)
     return lambda *arguments: CliRunner().invoke(main, ["siblings", "check", *arguments])
 
 

@@ -18,12 +18,6 @@ DOCS = Path(__file__).parents[2] / "docs"
 PASSWORDS = {user.password_variable: f"canary-{user.name}-ü" for user in USERS}
 
 
-@pytest.fixture(autouse=True)
-def own_logging(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The settings of logging are of the whole process, which the tests share.
-    monkeypatch.setattr("order_service.process.configure_logging", lambda *_: None)
-
-
 def run(*arguments: str, **env: str | None) -> Result:
     unset = {f"{name}{suffix}": None for name in PASSWORDS for suffix in ("", "_FILE")}
     return CliRunner(env={**unset, **env}).invoke(main, ["broker", *arguments])

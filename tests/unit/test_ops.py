@@ -145,7 +145,6 @@ def test_an_address_that_is_in_use_ends_the_process_and_is_named(
 
 def test_host_is_read_by_a_process_without_an_api_only_for_this_listener(monkeypatch: pytest.MonkeyPatch) -> None:
     # The settings of logging are of the whole process, which the tests share.
-    monkeypatch.setattr(process, "configure_logging", lambda *_: None)
     monkeypatch.setenv("HOST", "x86_64-conda-linux-gnu")
     assert process.begin().host == "127.0.0.1"
 
