@@ -116,6 +116,8 @@ def _json_text(value: object, **_: object) -> str:
 
 def log_events(logger: str, events: Sequence[Event]) -> None:
     """Log several events: as JSON in one write, at a small part of the cost of as many calls of a logger."""
+    if not events:  # as of most transactions at level WARNING; to look up a logger takes a lock
+        return
     known = logging.getLogger(logger)
     enabled = [event for event in events if known.isEnabledFor(event[0])]
     if not enabled:

@@ -39,9 +39,8 @@ class Report:
             if after is State.PAID:
                 self._paid_after.append((now - order.created_at).total_seconds())
             level = logging.WARNING if order.reason in _WARNED else logging.INFO
-            if _log.isEnabledFor(level):
-                self._add(level, "order changed", order, type=type_name, message_id=message_id, to=after.value,
-                          reason=order.reason, detail=order.detail, **{"from": before.value})  # fmt: skip
+            self._add(level, "order changed", order, type=type_name, message_id=message_id, to=str(after),
+                      reason=order.reason, detail=order.detail, **{"from": str(before)})  # fmt: skip
         for effect in decision.effects:
             if isinstance(effect, Compensation):
                 self._add(logging.INFO, "compensation requested", order, type=effect.type, message_id=effect.id,
@@ -86,8 +85,7 @@ class Report:
         for (metric, *labels), number in self._counted.items():
             metric.count(*labels, by=number)
         metrics.PENDING_TO_PAID.observe_all(self._paid_after)
-        if self._events:
-            process.log_events(__name__, self._events)
+        process.log_events(__name__, self._events)
 
 
 def trace_id(traceparent: object) -> str | None:

@@ -186,7 +186,7 @@ def test_ten_viewers_cost_as_many_queries_as_one(service_with: ServiceWith) -> N
 
 
 def test_board_warns_of_what_the_database_shows(service_with: ServiceWith, database_url: str) -> None:
-    # given: a message that nobody sends, and an order whose deadline nobody passes
+    # given: a message that waits in the outbox, and an order whose deadline has passed without effect
     service = service_with()
     [stalled, overdue] = [service.order_in(State.AWAITING_MENU) for _ in range(2)]
     ago = utc_now() - timedelta(minutes=2)
@@ -254,7 +254,21 @@ def test_last_event_id_of_many_digits_begins_with_a_snapshot(service: Service) -
         viewer.until(lambda: viewer.snapshots == 2)
 
 
-class _Management(BaseHTTPRequestHandler):
+class _Answering(BaseHTTPRequestHandler):
+    """Answers with JSON, and logs nothing."""
+
+    def answer(self, value: object, status: int = 200) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+class _Management(_Answering):
     """A management API with a dead letter, and without a consumer of the payment queue."""
 
     def do_GET(self) -> None:
@@ -267,14 +281,7 @@ class _Management(BaseHTTPRequestHandler):
         is_right = (
             self.path.startswith("/api/queues/shop%2F1?") and self.headers["Authorization"] == "Basic bWU6cEBzcw=="
         )
-        body = json.dumps(queues if is_right else {}).encode()
-        self.send_response(200 if is_right else 401)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Nothing."""
+        self.answer(queues if is_right else {}, 200 if is_right else 401)
 
 
 def test_board_warns_of_what_the_broker_says(service_with: ServiceWith) -> None:
@@ -293,19 +300,12 @@ def test_board_warns_of_what_the_broker_says(service_with: ServiceWith) -> None:
     assert answered == [{"code": "dead_letters", "count": 4}, {"code": "consumers", "queue": "order-service.payment"}]
 
 
-class _Menu(BaseHTTPRequestHandler):
+class _Menu(_Answering):
     """A Menu Service that lists two dishes at /menus, and something else elsewhere."""
 
     def do_GET(self) -> None:
         dishes = [{"id": 1, "name": "Soto", "price": 24000, "stock": 3}, {"id": 2, "name": "Es Teh", "price": 5000.5}]
-        body = json.dumps(dishes if self.path == "/menus" else [{"id": "1"}]).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Nothing."""
+        self.answer(dishes if self.path == "/menus" else [{"id": "1"}])
 
 
 def test_form_offers_the_dishes_of_the_menu_in_development_only(service_with: ServiceWith) -> None:

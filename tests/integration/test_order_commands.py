@@ -24,6 +24,8 @@ from tests.polling import wait_until
 pytestmark = pytest.mark.usefixtures("own_logging")
 
 Command = Callable[..., Result]
+#: A management API that does not exist.
+UNREACHABLE = "http://127.0.0.1:1"
 
 
 @pytest.fixture
@@ -74,10 +76,16 @@ def test_stuck_orders_are_listed_with_their_causes(database: Database, command: 
     assert causes(command("stuck", "--json"))[unsent] == "returned"
 
 
+@pytest.fixture(params=[True, False], ids=["management", "broker alone"])
+def asking(request: pytest.FixtureRequest, amqp_url: str, broker: Broker) -> dict[str, str]:
+    """The environment of a command that asks the management API, or the broker because that API is unreachable."""
+    management = str(broker.management_url if request.param else UNREACHABLE)
+    return {"RABBITMQ_URL": amqp_url, "RABBITMQ_MANAGEMENT_URL": management}
+
+
 @SQLITE_ONLY
-@pytest.mark.parametrize("with_management", [True, False])
 def test_answer_that_the_consumers_do_not_process_is_not_missed_from_the_sibling(
-    database: Database, command: Command, wire: Wire, amqp_url: str, broker: Broker, with_management: bool
+    database: Database, command: Command, wire: Wire, asking: dict[str, str]
 ) -> None:
     # given: both siblings seem to be silent; replies of one wait in our queue
     core.place_sent(database, now=ago(500))
@@ -86,16 +94,14 @@ def test_answer_that_the_consumers_do_not_process_is_not_missed_from_the_sibling
     core.place_sent(database, now=ago(35))
     remind(database)
     wire.send_raw("menu.reserved", b"{}")
-    management = str(broker.management_url if with_management else "http://127.0.0.1:1")
-    with_broker = {"RABBITMQ_URL": amqp_url, "RABBITMQ_MANAGEMENT_URL": management}
 
     # when
     def found() -> dict[int, str]:
-        return causes(command("stuck", "--json", **with_broker))
+        return causes(command("stuck", "--json", **asking))
 
     # then
     wait_until(lambda: found() == {1: "silent", 2: "unread"}, "the figures of the queue")
-    explained = command("explain", "2", **with_broker)
+    explained = command("explain", "2", **asking)
     assert explained.exit_code == 1
     assert "the answer may be among the messages that the consumers do not process" in explained.stdout
     assert "Menu Service has not" not in explained.stdout
@@ -152,24 +158,23 @@ def test_explanation_is_complete_without_a_broker(database: Database, command: C
 
 
 @SQLITE_ONLY
-@pytest.mark.parametrize("with_management", [True, False])
 def test_explanation_tells_whether_the_other_side_consumes(
-    database: Database, command: Command, wire: Wire, amqp_url: str, broker: Broker, with_management: bool
+    database: Database, command: Command, wire: Wire, asking: dict[str, str]
 ) -> None:
+    with_management = asking["RABBITMQ_MANAGEMENT_URL"] != UNREACHABLE
     core.place_sent(database, now=ago(12))
     wire.listen("order.#", queue="kitchen" if with_management else "menu-service.orders")
     wire.send_raw("order.created", b"{}")
     wire.send_raw("menu.reserved", b"{}")
-    management = broker.management_url if with_management else "http://127.0.0.1:1"
 
     def shown() -> dict[str, Any]:
-        found = command("explain", "1", "--json", RABBITMQ_URL=amqp_url, RABBITMQ_MANAGEMENT_URL=str(management))
+        found = command("explain", "1", "--json", **asking)
         return {each["name"]: (each["consumers"], each["ready"]) for each in json.loads(found.stdout)["queues"]}
 
     assert set(shown()) == {"kitchen" if with_management else "menu-service.orders", MENU.name, MENU.dead_letters}
     if not with_management:
         assert shown()["menu-service.orders"] == (0, 1)
-        text = command("explain", "1", RABBITMQ_URL=amqp_url, RABBITMQ_MANAGEMENT_URL=str(management)).stdout
+        text = command("explain", "1", **asking).stdout
         assert "queue menu-service.orders: 0 consumers, 1 ready." in text
 
 

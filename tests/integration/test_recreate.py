@@ -263,7 +263,7 @@ def test_replacement_that_is_interrupted_after_any_step_can_be_repeated(
 def test_dead_letter_queue_gets_its_arguments_and_keeps_its_messages_while_all_run(
     database: Database, wire: Wire, amqp_url: str, consuming: Start, connection: pika.BlockingConnection
 ) -> None:
-    # given: a dead-letter queue that somebody declared by hand, with a dead letter; the services and a relay run
+    # given: a dead-letter queue with other arguments that holds a dead letter, while the services and a relay run
     for queue in topology.QUEUES:
         recreate_queue(connection, queue)
     headers = {"x-error": "invalid", "x-origin-routing-key": "menu.reserved"}
