@@ -6,7 +6,6 @@ The use case that the consumers call applies the replies, so no broker is needed
 import contextlib
 import http.client
 import json
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -29,6 +28,7 @@ from order_service.storage.database import Database
 from order_service.storage.tables import order_history, orders, outbox
 from order_service.unit_of_work import unit_of_work
 from tests.builders import REQUEST_TOTAL, menu_rejected, menu_reserved, order_request, payment_completed, policy, reply
+from tests.serving import serving
 
 #: `eventually(check, "what is waited for", seconds=10)`, the fixture.
 Eventually = Callable[..., Any]
@@ -182,14 +182,8 @@ class QuietHandler(WSGIRequestHandler):
 def served(app: Flask) -> Iterator[Address]:
     """The address of a real threaded server, for what the test client cannot do."""
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=QuietHandler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield "127.0.0.1", server.server_port
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(server) as port:
+        yield "127.0.0.1", port
 
 
 def send(

@@ -5,7 +5,6 @@ import contextlib
 import hashlib
 import hmac
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from werkzeug.serving import make_server
 
 from sandbox.issuer import Issuer, create_app
 from tests.http_service import QuietHandler
+from tests.serving import serving
 
 ISSUER = "https://login.example"
 
@@ -35,14 +35,8 @@ def published(issuer: Issuer, port: int = 0) -> Iterator["Published"]:
 
     server = make_server("127.0.0.1", port, app, threaded=True, request_handler=QuietHandler)
     found.port, found.url = server.server_port, f"http://127.0.0.1:{server.server_port}/jwks.json"
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with serving(server):
         yield found
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @dataclass

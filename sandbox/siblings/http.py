@@ -19,6 +19,8 @@ from sandbox.siblings.kit import Service
 
 #: Seconds that a thread gets to finish after a signal.
 STOP_SECONDS = 3.0
+#: How soon the server sees that it shall stop, in seconds.
+POLL_SECONDS = 0.1
 
 #: Ids and numbers of the contract.
 Id = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -104,7 +106,7 @@ def serve(app: Flask, port_variable: str, default_port: int, service: Service | 
     except OSError as error:
         sys.exit(f"HOST: cannot listen on {host!r}: {error}")
     stopping = threading.Event()
-    threads = [threading.Thread(target=server.serve_forever, daemon=True)]
+    threads = [threading.Thread(target=server.serve_forever, args=[POLL_SECONDS], daemon=True)]
     if service:
         threads.append(threading.Thread(target=service.run, args=[stopping], daemon=True))
     for thread in threads:

@@ -1,6 +1,5 @@
 """One order is one tree of spans at a collector, from the processes as they are deployed."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +9,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.e2e.deployment import ON_SQLITE, Deployment
 from tests.e2e.process import PROCFILE
+from tests.serving import serving
 from tests.traces import TREE
 
 
@@ -30,10 +30,8 @@ def collecting() -> Iterator[tuple[str, list[Span]]]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", spans
-        server.shutdown()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as port:
+        yield f"http://127.0.0.1:{port}", spans
 
 
 @ON_SQLITE

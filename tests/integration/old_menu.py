@@ -6,6 +6,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.serving import POLL_SECONDS
+
 
 class OldMenu:
     """Serves on its own port from `start` to `stop`; tests change `dishes` and read `puts`."""
@@ -37,7 +39,7 @@ class OldMenu:
         handler = type("Handler", (_Handler,), {"menu": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
         self.port = self._server.server_port
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread = threading.Thread(target=self._server.serve_forever, args=[POLL_SECONDS])
         self._thread.start()
 
     def stop(self) -> None:

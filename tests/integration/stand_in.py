@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from tests.serving import POLL_SECONDS
+
 #: How long a dripping answer lasts at most, in seconds: longer than any deadline that a test waits for.
 DRIP_SECONDS = 4.0
 
@@ -39,7 +41,7 @@ class StandIn:
         self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=[POLL_SECONDS])
         self._thread.start()
 
     def answer_one(self, connection: socket.socket) -> bool:

@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterator
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +19,7 @@ from order_service.web import live
 from tests.builders import menu_reserved
 from tests.http_service import PAID, Service, ServiceWith, body_of, problem
 from tests.integration import core
+from tests.serving import serving
 
 Json = dict[str, Any]
 
@@ -285,17 +285,15 @@ class _Management(_Answering):
 
 
 def test_board_warns_of_what_the_broker_says(service_with: ServiceWith) -> None:
-    with HTTPServer(("127.0.0.1", 0), _Management) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        service = service_with(rabbitmq_url="amqp://me:p%40ss@localhost/shop%2F1", management_url=url)
-        with Viewer(service).connected() as viewer:
+    with contextlib.ExitStack() as stack:
+        with serving(HTTPServer(("127.0.0.1", 0), _Management)) as port:
+            url = f"http://127.0.0.1:{port}"
+            service = service_with(rabbitmq_url="amqp://me:p%40ss@localhost/shop%2F1", management_url=url)
+            viewer = stack.enter_context(Viewer(service).connected())
             # On a busy machine the first answer may come too late.
             viewer.until(lambda: viewer.figures and {"code": "broker"} not in viewer.figures["alerts"])
             answered = viewer.figures["alerts"]
-            server.shutdown()
-            server.server_close()
-            viewer.until(lambda: {"code": "broker"} in viewer.figures["alerts"])
+        viewer.until(lambda: {"code": "broker"} in viewer.figures["alerts"])
 
     assert answered == [{"code": "dead_letters", "count": 4}, {"code": "consumers", "queue": "order-service.payment"}]
 
@@ -309,9 +307,8 @@ class _Menu(_Answering):
 
 
 def test_form_offers_the_dishes_of_the_menu_in_development_only(service_with: ServiceWith) -> None:
-    with HTTPServer(("127.0.0.1", 0), _Menu) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
+    with serving(HTTPServer(("127.0.0.1", 0), _Menu)) as port:
+        url = f"http://127.0.0.1:{port}"
         listed, other, elsewhere = (
             body_of(service_with(auth="none", **settings).get("/board/dishes"))
             for settings in (
@@ -320,7 +317,6 @@ def test_form_offers_the_dishes_of_the_menu_in_development_only(service_with: Se
                 {"board_menu_url": f"{url}/menus", "host": "0.0.0.0"},
             )
         )
-        server.shutdown()
     unreachable = body_of(service_with(board_menu_url="http://127.0.0.1:1/menus").get("/board/dishes"))
 
     assert [[id, name, float(price)] for id, name, price in listed] == [[1, "Soto", 24000], [2, "Es Teh", 5000.5]]

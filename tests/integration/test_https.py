@@ -2,7 +2,6 @@
 
 import contextlib
 import ssl
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +12,11 @@ from werkzeug.serving import make_server
 from consumers.menu_http.client import Menus, MenuServiceDown
 from order_service.web.users import Users, UserServiceDown
 from tests.certificates import Authority
+from tests.serving import serving
 
 
 @contextlib.contextmanager
-def serving(certificate: Path) -> Iterator[int]:
+def served_with(certificate: Path) -> Iterator[int]:
     """The port of a service over HTTPS where every user and dish exists."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
@@ -26,14 +26,8 @@ def serving(certificate: Path) -> Iterator[int]:
         return Response('{"id": 1, "name": "Nasi", "price": 18000.0, "stock": 3}', mimetype="application/json")
 
     server = make_server("127.0.0.1", 0, answer, threaded=True, ssl_context=context)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield server.port
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(server) as port:
+        yield port
 
 
 def refusals(url: str) -> tuple[str, str]:
@@ -58,19 +52,19 @@ def test_siblings_are_asked_over_https_and_each_fault_of_a_certificate_is_named(
     valid, expired = authority.issue("localhost", "valid.pem"), authority.issue("localhost", "old.pem", is_expired=True)
 
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
-    with serving(valid) as port:
+    with served_with(valid) as port:
         assert refusals(f"https://localhost:{port}") == ("", "")
         for refusal in refusals(f"https://127.0.0.1:{port}"):
             assert "certificate is not valid for '127.0.0.1'" in refusal
-    with serving(expired) as port:
+    with served_with(expired) as port:
         for refusal in refusals(f"https://localhost:{port}"):
             assert "certificate has expired" in refusal
-    with serving(other.issue("localhost", "foreign.pem")) as port:
+    with served_with(other.issue("localhost", "foreign.pem")) as port:
         for refusal in refusals(f"https://localhost:{port}"):
             assert "unable to get local issuer certificate" in refusal
 
     # without the variable, the system's own store
     monkeypatch.delenv("SSL_CERT_FILE")
-    with serving(valid) as port:
+    with served_with(valid) as port:
         for refusal in refusals(f"https://localhost:{port}"):
             assert "unable to get local issuer certificate" in refusal

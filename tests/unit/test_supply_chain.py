@@ -1,13 +1,11 @@
 """The scripts that look for vulnerabilities and pin images, and what is updated automatically."""
 
-import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 import yaml
 
 from scripts import audit, pin_images
+from tests.serving import serving
 
 ROOT = Path(__file__).parents[2]
 AUDIT_PYTHON = ROOT / "var" / "audit-venv" / "bin" / "python"
@@ -119,12 +118,9 @@ class Registry(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def registry() -> Iterator[dict[str, str]]:
-    server = HTTPServer(("127.0.0.1", 0), Registry)
-    with contextlib.closing(server.socket):
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
+    with serving(HTTPServer(("127.0.0.1", 0), Registry)) as port:
+        address = f"http://127.0.0.1:{port}"
         yield {"hub": address, "tokens": f"{address}/token?service=x"}
-        server.shutdown()
 
 
 @pytest.fixture
