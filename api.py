@@ -15,7 +15,7 @@ from order_service import ops, process
 from order_service.config import Settings
 from order_service.process import StopFlag
 from order_service.storage.database import Database
-from order_service.storage.migrate import wait_for_database
+from order_service.storage.schema import wait_for_database
 from order_service.web import access, audit, authorization, observability, openapi, problems, routes
 from order_service.web.endpoints import Api
 from order_service.web.requests import MAX_REQUEST_BYTES

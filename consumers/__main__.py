@@ -6,7 +6,7 @@ from consumers.worker import Worker
 from order_service import ops, process
 from order_service.contract import tls, topology
 from order_service.storage.database import Database
-from order_service.storage.migrate import wait_for_database
+from order_service.storage.schema import wait_for_database
 
 
 def main() -> None:

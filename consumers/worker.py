@@ -20,7 +20,7 @@ from order_service.contract.headers import properties_of
 from order_service.ops import Loop
 from order_service.process import RECONNECT, StopFlag, first_line, supervise
 from order_service.storage.database import Database, is_transient
-from order_service.storage.migrate import wait_for_database
+from order_service.storage.schema import wait_for_database
 
 log = structlog.get_logger(__name__)
 #: The longest wait for a delivery before the loop checks whether to stop, in seconds.

@@ -13,7 +13,7 @@ from gunicorn import glogging
 
 from order_service import ops, process, vendor
 from order_service.storage.database import Database
-from order_service.storage.migrate import wait_for_database
+from order_service.storage.schema import wait_for_database
 from order_service.web import tokens
 
 #: The directory in which prometheus_client collects the metrics of several workers. The library reads the variable

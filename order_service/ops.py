@@ -19,7 +19,7 @@ from werkzeug.wrappers import Request, Response
 
 from order_service import metrics, process, vendor
 from order_service.config import Settings
-from order_service.storage import migrate
+from order_service.storage import schema
 from order_service.storage.database import Database
 
 log = structlog.get_logger(__name__)
@@ -126,11 +126,11 @@ def _json(code: int, **members: object) -> Response:
 def _missing_of_database(url: str) -> list[str]:
     database = Database(url, pool_size=1, lock_seconds=LOCK_SECONDS, role="readiness")
     try:
-        migrate.check_migrated(database)
+        schema.check_migrated(database)
         database.check_writable()
         with database.engine.connect() as connection:
             connection.execute(sa.text("SELECT 1"))  # on SQLite a transaction that may write, and is rolled back
-    except migrate.NotMigrated as error:
+    except schema.NotMigrated as error:
         return [str(error)]
     except (sa.exc.SQLAlchemyError, sqlite3.Error, psycopg.Error) as error:  # the latter two while connecting
         return [f"the database cannot be used: {process.first_line(error)}"]

@@ -5,7 +5,7 @@ from prometheus_client import REGISTRY
 from order_service import ops, process
 from order_service.contract import tls
 from order_service.storage.database import Database
-from order_service.storage.migrate import wait_for_database
+from order_service.storage.schema import wait_for_database
 from publishers import gauges
 from publishers.deadlines import Deadlines
 from publishers.pipeline import MOST_BATCHES

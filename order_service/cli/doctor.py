@@ -25,7 +25,7 @@ from order_service.cli.open_database import LOCK_SECONDS, known_problem
 from order_service.cli.reporting import ForScripts, Report, counted
 from order_service.config import Settings
 from order_service.domain.explanation import SLACK, Cause, duration
-from order_service.storage import facts, migrate, outbox, tables
+from order_service.storage import facts, outbox, schema, tables
 from order_service.storage.database import Database, current_time
 
 #: The most late orders that are looked at.
@@ -72,8 +72,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
 
 def _database(database: Database) -> Iterator[Finding]:
     try:
-        migrate.check_migrated(database)
-    except migrate.NotMigrated as error:
+        schema.check_migrated(database)
+    except schema.NotMigrated as error:
         yield Finding("database", str(error), "python -m order_service migrate")
         return
     except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:

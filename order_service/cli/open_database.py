@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from order_service import process
 from order_service.process import AccessRefused
-from order_service.storage import migrate
+from order_service.storage import schema
 from order_service.storage.database import READ_ONLY, Database
 
 #: How long a statement waits for a lock, in seconds: a command must not hold up what it waits behind.
@@ -26,7 +26,7 @@ def open_database(url: str) -> Iterator[Database]:
     with requires_database(url):
         database = Database(url, pool_size=1, lock_seconds=LOCK_SECONDS)
         try:
-            migrate.check_migrated(database)
+            schema.check_migrated(database)
             yield database
         finally:
             database.dispose()
@@ -36,9 +36,9 @@ def open_database(url: str) -> Iterator[Database]:
 def requires_database(url: str) -> Iterator[None]:
     """Exit with 2 and name DATABASE_URL if the database cannot be used in the block, as the processes do."""
     try:
-        with migrate.usable(url):
+        with schema.usable(url):
             yield
-    except migrate.NotMigrated as error:
+    except schema.NotMigrated as error:
         process.refuse(f"DATABASE_URL: {error}: run `python -m order_service migrate` first")
     except AccessRefused as error:
         process.refuse(f"DATABASE_URL: access to the database is refused: {error}")

@@ -20,7 +20,7 @@ from order_service.domain.order import AWAITING_MENU, Order, State, UnknownOrder
 from order_service.domain.saga import Decision, Outcome
 from order_service.process import StopFlag
 from order_service.report import trace_id
-from order_service.storage import facts, history, migrate, orders, timeline
+from order_service.storage import facts, history, orders, schema, timeline
 from order_service.storage.board import COLUMNS
 from order_service.storage.database import Database, OutcomeUnknown, settle
 from order_service.unit_of_work import unit_of_work
@@ -204,7 +204,7 @@ class Api:
 
     def readiness(self) -> Response:
         """Check the database. An unreachable broker does not matter: the outbox keeps the events."""
-        migrate.check_migrated(self.database)
+        schema.check_migrated(self.database)
         self.database.check_writable()
         return json_response(responses.Health(status="ready"))
 

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 
 from order_service.domain.order import State
-from order_service.storage import migrate
+from order_service.storage import migrate, schema
 from order_service.storage.database import Database
 from order_service.storage.outbox import Claim, Outcomes
 from publishers.relay import Relay
@@ -190,4 +190,4 @@ def test_migrations_run_through_a_pooler(pooled_url: str, postgres_url: str) -> 
     migrate.upgrade(empty_url)
 
     with core.opened(empty_url) as database:
-        migrate.check_migrated(database)
+        schema.check_migrated(database)

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from order_service.cli.main import main
-from order_service.storage import migrate
+from order_service.storage import schema
 from sandbox.servers import postgres
 from sandbox.servers.postgres import programs
 from tests.certificates import Authority
@@ -78,7 +78,7 @@ def test_a_wrong_ca_and_a_wrong_host_name_are_refused_with_the_reason(
         log.calls.clear()
         with core.opened(url) as database:
             stop = threading.Event()
-            waiting = core.Running(lambda database=database, stop=stop: migrate.wait_for_database(database, stop), stop)
+            waiting = core.Running(lambda database=database, stop=stop: schema.wait_for_database(database, stop), stop)
             eventually(lambda: log.count(REFUSED), "the refusal")
             waiting.stop()
         [refusal] = [call.kwargs["error"] for call in log.calls]

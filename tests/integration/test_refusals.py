@@ -19,7 +19,7 @@ from order_service.cli.main import main
 from order_service.contract import topology
 from order_service.contract.broker_rights import USERS
 from order_service.storage.database import Database
-from order_service.storage.migrate import wait_for_database
+from order_service.storage.schema import wait_for_database
 from order_service.storage.tables import outbox
 from publishers.relay import Relay
 from tests.conftest import VhostManagement

@@ -23,7 +23,7 @@ from order_service.cli.main import main
 from order_service.cli.rehearsal import rehearse
 from order_service.contract.envelope import Delivery
 from order_service.contract.topology import MENU
-from order_service.storage import facts, figures, history, migrate, orders
+from order_service.storage import facts, figures, history, migrate, orders, schema
 from order_service.storage.bulk import Take
 from order_service.storage.database import Database
 from order_service.storage.outbox import Claim, Outcomes
@@ -127,7 +127,7 @@ def test_no_role_can_do_what_is_not_its_job(roles: Roles, role: str) -> None:
 
 
 def do_api(roles: Roles, api: Database) -> None:
-    migrate.check_migrated(api)
+    schema.check_migrated(api)
     listener = api.listen()
     assert listener
     listener.close()
@@ -147,7 +147,7 @@ def do_api(roles: Roles, api: Database) -> None:
 
 
 def do_consumers(roles: Roles, consumers: Database) -> None:
-    migrate.check_migrated(consumers)
+    schema.check_migrated(consumers)
     with opened(roles, "") as others:
         [order_id] = core.place(others)
     core.apply(consumers, core.reserved(order_id), core.completed(order_id))
@@ -166,7 +166,7 @@ def do_consumers(roles: Roles, consumers: Database) -> None:
 
 
 def do_publishers(roles: Roles, publishers: Database) -> None:
-    migrate.check_migrated(publishers)
+    schema.check_migrated(publishers)
     with publishers.reading() as connection:
         assert figures.read(connection, 10)
     listener = publishers.listen()
@@ -199,7 +199,7 @@ def do_publishers(roles: Roles, publishers: Database) -> None:
 
 
 def do_readonly(roles: Roles, readonly: Database) -> None:
-    migrate.check_migrated(readonly)
+    schema.check_migrated(readonly)
     env = {"DATABASE_URL": readonly.url, "RABBITMQ_URL": core.UNREACHABLE_BROKER}
     with opened(roles, "") as others:
         order_id = str(core.place(others)[0])

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from order_service.storage import migrate as schema
+from order_service.storage import migrate, schema
 from order_service.storage.tables import metadata, orders
 from tests.integration import core
 
@@ -32,17 +32,18 @@ EVERYTHING = {*metadata.tables, "alembic_version"}
 
 
 def test_migrations_go_up_twice_keeping_the_orders_and_down_and_up_again(empty_url: str) -> None:
-    schema.upgrade(empty_url)
+    migrate.upgrade(empty_url)
     with core.opened(empty_url) as database:
+        assert schema.revision(database) == schema.head()
         [order_id] = core.place(database)
-        schema.upgrade(empty_url)
+        migrate.upgrade(empty_url)
         assert core.get(database, order_id).user_id == 7
     assert tables(empty_url) == EVERYTHING
 
-    schema.downgrade(empty_url)
+    migrate.downgrade(empty_url)
     assert tables(empty_url) == {"alembic_version"}
 
-    schema.upgrade(empty_url)
+    migrate.upgrade(empty_url)
     assert tables(empty_url) == EVERYTHING
     with core.opened(empty_url) as database:
         schema.check_migrated(database)
@@ -71,7 +72,7 @@ def test_database_at_another_migration_or_none_is_refused_naming_it(empty_url: s
         with pytest.raises(schema.NotMigrated, match="at migration none"):
             schema.check_migrated(database)
 
-        schema.upgrade(empty_url)
+        migrate.upgrade(empty_url)
         with database.writing() as connection:
             connection.execute(sa.text("update alembic_version set version_num = '0000'"))
 
@@ -80,12 +81,12 @@ def test_database_at_another_migration_or_none_is_refused_naming_it(empty_url: s
 
 
 def test_database_ahead_of_the_code_is_accepted_and_stays_as_it_is(empty_url: str) -> None:
-    schema.upgrade(empty_url)
+    migrate.upgrade(empty_url)
     with core.opened(empty_url) as database:
         with database.writing() as connection:
             connection.execute(sa.text("update alembic_version set version_num = '9999_later'"))
 
-        schema.upgrade(empty_url)
+        migrate.upgrade(empty_url)
 
         schema.check_migrated(database)
         with database.reading() as connection:
@@ -129,7 +130,7 @@ def test_files_of_sqlite_are_readable_by_their_owner_only(tmp_path: Path) -> Non
     path = tmp_path / "var" / "orders.db"
 
     # when
-    schema.upgrade(f"sqlite:///{path}")
+    migrate.upgrade(f"sqlite:///{path}")
     with core.opened(f"sqlite:///{path}") as database:
         core.place(database)
         assert database.acquire_role("relay")
@@ -147,7 +148,7 @@ def test_permissions_of_an_existing_sqlite_file_are_kept(tmp_path: Path) -> None
     path.chmod(0o660)
 
     # when
-    schema.upgrade(f"sqlite:///{path}")
+    migrate.upgrade(f"sqlite:///{path}")
 
     # then
     assert modes(tmp_path)["orders.db"] == "0o660"
