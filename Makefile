@@ -13,6 +13,8 @@ AUTH ?= none
 #: Where `make sbom` writes.
 SBOM ?= var/sbom.cdx.json
 export PYTHON
+# The tests start hundreds of processes, each of which would compile every module again (0.25 s).
+unexport PYTHONDONTWRITEBYTECODE
 
 python := .venv/bin/python
 javascript := tests/contract-js
