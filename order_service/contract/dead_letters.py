@@ -9,15 +9,18 @@ from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
-from order_service.contract.envelope import Delivery, Oversized, Rejection, Reply, read, utc_text
+from order_service.contract.envelope import Delivery, Oversized, Rejection, Reply, read, storable, utc_text
 from order_service.contract.events import MAX_ID
 from order_service.contract.topology import Queue
 from order_service.process import printable
 
 ORIGIN_ROUTING_KEY, DEAD_LETTERED_AT, REPLAYED_AT = "x-origin-routing-key", "x-dead-lettered-at", "x-replayed-at"
-#: Headers that describe the rejection, by this service or by the broker; a replayed message has none of them.
-_OF_REJECTION = {
+#: Headers in which this service describes a rejection: no sender's value of them is kept.
+OF_REJECTION = {
     "x-error", "x-error-detail", "x-order-id", "x-origin-queue", "x-body-bytes", "x-body-sha256", DEAD_LETTERED_AT,
+}  # fmt: skip
+#: The broker's. A replayed message has none of either.
+_OF_BROKER = {
     "x-delivery-count", "x-death", "x-first-death-exchange", "x-first-death-queue", "x-first-death-reason",
 }  # fmt: skip
 
@@ -102,15 +105,20 @@ class DeadLetter:
 
     def replayed(self, body: bytes, now: datetime) -> dict[str, Any]:
         """The properties of the message to replay with this body."""
-        kept = {name: value for name, value in self.headers.items() if name not in _OF_REJECTION}
+        kept = {name: value for name, value in self.headers.items() if name not in OF_REJECTION | _OF_BROKER}
         headers = kept | {ORIGIN_ROUTING_KEY: self._routing_key, REPLAYED_AT: utc_text(now)}
+        # Those of a letter that the broker itself dead-lettered are its sender's: the broker refuses the name of
+        # another user, and bytes that are not UTF-8 were decoded to replacement characters.
+        properties = {name: storable(each) if isinstance(each, str) else each for name, each in self.properties.items()}
+        if user_id := properties.pop("user_id", None):
+            headers["x-original-user_id"] = user_id
         changed = {} if body == self.body else {"content_encoding": None}
-        return {**self.properties, "headers": headers, "delivery_mode": 2, **changed}
+        return {**properties, "headers": headers, "delivery_mode": 2, **changed}
 
     @property
     def _routing_key(self) -> str:
-        keys = self._death.get("routing-keys") or [""]
-        return str(self.headers.get(ORIGIN_ROUTING_KEY) or keys[0])
+        keys = self._death.get("routing-keys")  # any sender may set it
+        return str(self.headers.get(ORIGIN_ROUTING_KEY) or (keys[0] if keys and isinstance(keys, list) else ""))
 
     @property
     def _death(self) -> Mapping[str, Any]:

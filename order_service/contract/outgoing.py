@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from uuid import UUID, uuid5
 
 from order_service.contract import envelope, events
-from order_service.contract.dead_letters import DEAD_LETTERED_AT, ORIGIN_ROUTING_KEY
+from order_service.contract.dead_letters import DEAD_LETTERED_AT, OF_REJECTION, ORIGIN_ROUTING_KEY
 from order_service.contract.envelope import Rejection, storable
 from order_service.contract.headers import copied
 from order_service.contract.topology import BY_NAME, DEAD_LETTER_EXCHANGE, EXCHANGE
@@ -117,7 +117,7 @@ def dead_letter(rejection: Rejection, now: datetime) -> Outgoing:
     delivery = rejection.delivery
     properties = {name: value for name, value in delivery.properties.items() if name not in _NOT_KEPT}
     headers, left_out = copied(properties.pop("headers", {}))
-    headers |= {
+    headers = {name: value for name, value in headers.items() if name not in OF_REJECTION} | {
         "x-error": rejection.code,
         "x-error-detail": str(rejection)[:1000],
         DEAD_LETTERED_AT: envelope.utc_text(now),

@@ -1,5 +1,6 @@
 """`python -m order_service dlq`: dead letters are listed, shown, replayed and discarded."""
 
+import contextlib
 import json
 import os
 import random
@@ -7,7 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -25,6 +26,7 @@ from order_service.storage.database import Database
 from order_service.storage.tables import order_history
 from tests import builders
 from tests.builders import REQUEST_TOTAL
+from tests.conftest import VhostManagement
 from tests.integration import core
 from tests.integration.core import SQLITE_ONLY, Eventually, Log, Start, Wire, completed, reserved
 
@@ -394,6 +396,60 @@ def test_message_that_the_broker_dead_lettered_is_replayed(database: Database, w
     assert replayed.stdout == "1 replayed\n"
     [message] = wire.take(PAYMENT.name)
     assert (message.properties.headers or {})["x-origin-routing-key"] == "payment.completed"
+
+
+@pytest.fixture
+def sender(management: VhostManagement, amqp_url: str) -> Iterator[pika.ConnectionParameters]:
+    """The login of another user."""
+    name, parameters = f"sender-{management.vhost}", pika.URLParameters(amqp_url)
+    management.api.call("PUT", "users", name, body={"password": "S3cret", "tags": ""})
+    rights = dict.fromkeys(("configure", "write", "read"), ".*")
+    management.api.call("PUT", "permissions", management.vhost, name, body=rights)
+    parameters.credentials = pika.PlainCredentials(name, "S3cret")
+    yield parameters
+    management.api.call("DELETE", "users", name)
+
+
+@SQLITE_ONLY
+def test_letters_of_the_broker_that_it_would_refuse_are_replayed_too(
+    database: Database, wire: Wire, dlq: Dlq, sender: pika.ConnectionParameters, eventually: Eventually
+) -> None:
+    # given: expired in the queue, so they keep their properties: of another user, with an id that is not UTF-8
+    user = sender.credentials.username  # type: ignore[attr-defined]
+    with contextlib.closing(pika.BlockingConnection(sender)) as connection:
+        for odd in ({"user_id": user, "type": "A"}, {"message_id": "\udcff" * 200, "type": "B"}, {"type": "C"}):
+            for name, value in odd.items():
+                odd[name] = value.encode(errors="surrogateescape")  # type: ignore[assignment]
+            properties = pika.BasicProperties(expiration="1", **odd)  # type: ignore[arg-type]
+            connection.channel().basic_publish("", PAYMENT.name, b"{}", properties)
+        eventually(lambda: depth(wire, PAYMENT.dead_letters) == 3, "the messages to expire")
+
+    # when
+    replayed = dlq("replay", "--all")
+
+    # then
+    assert (replayed.exit_code, replayed.stdout) == (0, "3 replayed\n"), replayed.output
+    first, *others = wire.take(PAYMENT.name)
+    assert (first.properties.type, [each.properties.type for each in others]) == ("A", ["B", "C"])
+    assert (first.properties.headers or {})["x-original-user_id"] == user
+
+
+@SQLITE_ONLY
+@pytest.mark.parametrize("keys", [5, {"a": 1}, []], ids=str)
+def test_headers_of_a_sender_that_describe_a_rejection_are_not_believed(
+    keys: object, database: Database, wire: Wire, dlq: Dlq, consuming: Start, relaying: Start, eventually: Eventually
+) -> None:
+    forged = {"x-body-bytes": 7, "x-order-id": "5", "x-death": [{"routing-keys": keys}]}
+    with wire.channel() as channel:
+        channel.basic_publish("", PAYMENT.name, b"not JSON", pika.BasicProperties(headers=forged, message_id="forged"))
+    with consuming(), relaying():
+        eventually(lambda: depth(wire, PAYMENT.dead_letters) == 1, "the dead letter")
+
+    listed, replayed = dlq("list", "--json"), dlq("replay", "--all")
+
+    [group] = json.loads(listed.stdout)["groups"]
+    assert (group["reason"], group["orders"]) == ("malformed", 0)
+    assert (replayed.exit_code, replayed.stdout) == (0, "1 replayed\n"), replayed.output
 
 
 @SQLITE_ONLY
