@@ -330,8 +330,10 @@ class Settings(BaseSettings):
             for part in value.split(","):
                 if not part.startswith(("amqp://", "amqps://")):
                     raise ValueError
-                if not 1 <= pika.URLParameters(part).port <= 65535:
+                node = pika.URLParameters(part)
+                if not 1 <= node.port <= 65535:
                     raise ValueError
+                node.host.encode("idna")  # as looking it up does; it raises for an empty label and a long one
         except Exception:  # The library raises several types for what it cannot parse.
             raise ValueError("must look like amqp://user:password@host:5672/vhost") from None
         return value
@@ -388,6 +390,9 @@ def _check_postgresql(options: Mapping[str, Any]) -> None:
     for port in str(options.get("port") or "").split(","):
         if port and not 1 <= int(port) <= 65535:
             raise ValueError
+    for host in str(options.get("host") or "").split(","):
+        if not host.startswith("/"):  # a directory with a socket
+            host.encode("idna")  # as looking it up does; it raises for an empty label and a long one
 
 
 def _rate(text: str) -> "RateLimitItem":
@@ -412,6 +417,7 @@ def _check_redis(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme not in ("redis", "rediss") or not parts.hostname or not re.fullmatch("(/[0-9]*)?", parts.path):
         raise ValueError
+    parts.hostname.encode("idna")
     ConnectionPool.from_url(url).make_connection()
 
 

@@ -148,8 +148,13 @@ def begin(*, is_api: bool = False) -> config.Settings:
         settings = config.Settings() if is_api else config.Settings.without_api()
     except ValidationError as error:
         refuse(config.explain(error))
+    if is_api and settings.ops_port == settings.port:
+        refuse("ORDER_OPS_PORT: must be another port than PORT")
     configure_logging(settings.log_level, settings.log_format)
-    tracing.start(str(settings.otel_endpoint or ""))
+    try:
+        tracing.start(str(settings.otel_endpoint or ""))
+    except ValueError as error:
+        refuse(f"OTEL_*: a variable of OpenTelemetry has a value that cannot be used: {error}")
     return settings
 
 

@@ -23,6 +23,8 @@ from sandbox.siblings.kit import Service
 
 ROOT = Path(__file__).parents[2]
 DATABASE, BROKER = "DATABASE_URL: must look like", "RABBITMQ_URL: must look like"
+#: Names that cannot even be looked up: an empty label, and one of more than 63 characters.
+NO_HOSTS = ("db..example", "d" * 64 + ".example")
 UNUSABLE = [
     ("DATABASE_URL", "mysql://host/orders", DATABASE),
     ("DATABASE_URL", "postgresql://host:port/orders", DATABASE),
@@ -36,6 +38,10 @@ UNUSABLE = [
     ("DATABASE_URL", "postgresql://host/orders?target_session_attrs=bogus", DATABASE),
     ("DATABASE_URL", "postgresql://host:99999/orders", DATABASE),
     ("DATABASE_URL", "postgresql:///orders?host=a:5432&host=b:99999", DATABASE),
+    *(("DATABASE_URL", f"postgresql://{host}/orders", DATABASE) for host in NO_HOSTS),
+    ("DATABASE_URL", "postgresql:///orders?host=a,b..c", DATABASE),
+    *(("RABBITMQ_URL", f"amqp://host/,amqp://{host}/", BROKER) for host in NO_HOSTS),
+    *(("ORDER_RATE_LIMIT_STORAGE", f"redis://{host}/0", "ORDER_RATE_LIMIT_STORAGE: must be memory") for host in NO_HOSTS),
     ("RABBITMQ_URL", "amqp://host:99999/", BROKER),
     ("RABBITMQ_URL", "http://host/", BROKER),
     ("RABBITMQ_URL", "amqp://host:port/", BROKER),
@@ -294,6 +300,18 @@ def test_only_the_api_reads_what_other_programs_set_as_host_and_port(monkeypatch
     assert process.begin().port == 5003
     with pytest.raises(SystemExit):
         process.begin(is_api=True)
+
+
+def test_the_api_needs_a_port_of_its_own_for_monitoring(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PORT", "5003")
+    monkeypatch.setenv("ORDER_OPS_PORT", "5003")
+
+    assert process.begin().ops_port == 5003
+    with pytest.raises(SystemExit, match="2"):
+        process.begin(is_api=True)
+    assert capsys.readouterr().err == "ORDER_OPS_PORT: must be another port than PORT\n"
 
 
 def test_make_run_does_not_pass_on_a_host_that_is_no_address(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,3 +43,13 @@ def test_spans_are_recorded_where_they_are_wanted(
 
     assert done.stdout.strip() == printed, done.stderr
     assert ("pip install -r requirements-otel.txt" in done.stderr) == is_warned
+
+
+@pytest.mark.parametrize("name", ["OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "OTEL_SPAN_EVENT_COUNT_LIMIT"])
+def test_a_variable_of_opentelemetry_that_cannot_be_used_is_named(name: str) -> None:
+    command = [sys.executable, "-c", START.format(before="")]
+    env = os.environ | ENDPOINT | {name: "-1" if name.endswith("LIMIT") else "999999"}
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert done.stderr.startswith("OTEL_*: ")
