@@ -47,9 +47,10 @@ def _received_context() -> dict[str, str]:
     keys = {entry.partition("=")[0] for entry in named}
     if not 0 < len(named) == len(keys) <= 32 or not all(map(_TRACESTATE_ENTRY.fullmatch, named)):
         return {"traceparent": traceparent}
-    while len(",".join(entries)) > MAX_TRACESTATE_CHARACTERS:
-        del entries[-1]
-    return {"traceparent": traceparent} | ({"tracestate": ",".join(entries)} if entries else {})
+    text = ",".join(entries)
+    if len(text) > MAX_TRACESTATE_CHARACTERS:  # Whole entries only, from the end.
+        text = text[: MAX_TRACESTATE_CHARACTERS + 1].rpartition(",")[0]
+    return {"traceparent": traceparent} | ({"tracestate": text} if text else {})
 
 
 def install(app: Flask) -> None:

@@ -17,7 +17,9 @@ from click.testing import CliRunner, Result
 from pika.adapters.blocking_connection import BlockingChannel
 
 from order_service.cli.main import main
+from order_service.config import Settings
 from order_service.contract.topology import EXCHANGE, MENU, PAYMENT, PAYMENT_EXCHANGE, QUORUM
+from order_service.management import Management
 from order_service.storage.database import Database
 from sandbox.servers.broker import Broker
 from tests.integration import core
@@ -269,3 +271,23 @@ def test_examination_changes_nothing(installation: Installation, management: Any
     assert after == before
     assert installation.wire.depth() == 0
     assert installation.wire.take(MENU_QUEUE) == []
+
+
+def test_queues_are_found_by_any_binding_of_a_topic_exchange(wire: Wire, amqp_url: str, broker: Broker) -> None:
+    # given: a key for which a regular expression would take years among them
+    bound = {
+        "all": "#", "any": "*.created", "more": "order.#.created.#", "words": "order.created", "first": "order.#",
+        "fewer": "#.#.order.#.*",
+    }  # fmt: skip
+    other = {"hash": "order." + "#" * 40 + "x", "one": "*", "three": "*.*.*", "case": "Order.created"}
+    with wire.channel() as channel:
+        for name, key in (bound | other).items():
+            channel.queue_declare(name, exclusive=True)
+            channel.queue_bind(name, EXCHANGE, key)
+
+        # when
+        management = Management(Settings(rabbitmq_url=amqp_url, management_url=broker.management_url))
+        found = management.bound(EXCHANGE, "order.created")
+
+    # then
+    assert found == sorted(bound)

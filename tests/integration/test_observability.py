@@ -2,6 +2,7 @@
 
 import logging
 import re
+import time
 
 import pytest
 from flask.testing import FlaskClient
@@ -13,6 +14,7 @@ from order_service.domain.order import State
 from order_service.storage.tables import outbox
 from tests.http_service import RESPOND_ASYNC, Service, body_of
 from tests.integration import core
+from tests.integration.core import SQLITE_ONLY
 
 
 def test_every_request_is_one_line_in_the_log_with_the_id_that_is_returned(
@@ -89,6 +91,19 @@ def test_trace_context_of_a_request_is_carried_by_its_event_as_it_came(service: 
     names = ("traceparent", "tracestate")
     assert {name: event[name] for name in names if name in event} == expected
     assert {name: row._mapping[name] for name in names if row._mapping[name]} == expected
+
+
+@SQLITE_ONLY
+def test_a_state_of_thousands_of_entries_takes_little_time(service: Service) -> None:
+    headers = RESPOND_ASYNC | {"traceparent": f"00-{IDS}-00", "tracestate": "a=1" + "," * 8000}
+    service.post(headers=RESPOND_ASYNC)
+    began = time.thread_time()
+
+    service.post(headers=headers)
+
+    assert time.thread_time() - began < 0.1
+    *_, row = core.rows(service.database, outbox)
+    assert row.tracestate == "a=1" + "," * 509
 
 
 @pytest.mark.parametrize("given", [None, "", "two words", "a" * 129, "\xff"])
