@@ -6,19 +6,19 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import psycopg
 import sqlalchemy as sa
 import structlog
-from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
+from werkzeug.serving import BaseWSGIServer, ThreadedWSGIServer, WSGIRequestHandler
 from werkzeug.wrappers import Request, Response
 
 from order_service import metrics, process, vendor
 from order_service.config import Settings
+from order_service.process import Attempt
 from order_service.storage import schema
 from order_service.storage.database import Database
 
@@ -27,7 +27,9 @@ log = structlog.get_logger(__name__)
 STUCK_SECONDS = 30.0
 #: After this time a lock of the database is reported, in seconds: probes do not wait for long.
 LOCK_SECONDS = 1
-#: How long a scrape waits for the check of the database, in seconds; an unreachable or locked one takes up to 15 s.
+#: The most connections that are open at once.
+MOST_CONNECTIONS = 64
+#: How long a request waits for the check of the database, in seconds; an unreachable or locked one takes up to 15 s.
 CHECK_SECONDS = 2.0
 #: How long a client may be silent, in seconds.
 CLIENT_SECONDS = 10
@@ -62,23 +64,32 @@ class Loop:
         return 0.0 if self.turned_at is None else time.monotonic() - self.turned_at
 
 
-@dataclass
-class _Check:
-    """A check that names what is missing. One that has not ended in time has failed, and no second one starts."""
+#: Names what is missing; None if that was not found out in time.
+_Check = Attempt[list[str]]
 
-    missing: Callable[[], Sequence[str]]
-    _thread: threading.Thread | None = None
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def succeeds(self) -> bool:
-        found: list[Sequence[str]] = []
+class _Server(ThreadedWSGIServer):
+    """A thread for each connection, of which the oldest is closed for one that is too many."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        self._connections: dict[Any, None] = {}
+        self._lock = threading.Lock()
+        super().__init__(*arguments, **named)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
-            if self._thread and self._thread.is_alive():
-                return False
-            self._thread = threading.Thread(target=lambda: found.append(self.missing()), daemon=True, name="readiness")
-            self._thread.start()
-            self._thread.join(CHECK_SECONDS)
-        return found == [[]]
+            self._connections[request] = None
+            if len(self._connections) > MOST_CONNECTIONS:
+                oldest = next(iter(self._connections))
+                del self._connections[oldest]
+                with suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)  # its thread closes it
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._connections.pop(request, None)
+        super().shutdown_request(request)
 
 
 class _Handler(WSGIRequestHandler):
@@ -96,7 +107,10 @@ def _answer(request: Request, database: _Check, loops: Sequence[Loop]) -> Respon
             stuck = {loop.name: round(loop.still_seconds, 1) for loop in loops if loop.still_seconds > STUCK_SECONDS}
             return _json(503, status="stuck", seconds_since_turn=stuck) if stuck else _json(200, status="ok")
         case "/readyz":
-            missing = [*database.missing(), *(loop.missing for loop in loops if loop.missing)]
+            found = database.result()
+            if found is None:
+                found = [f"the database has not answered within {CHECK_SECONDS:g} s"]
+            missing = [*found, *(loop.missing for loop in loops if loop.missing)]
             return _json(503, status="not ready", missing=missing) if missing else _json(200, status="ready")
     return _json(404, status="not found", paths=["/metrics", "/healthz", "/readyz"])
 
@@ -108,7 +122,7 @@ def _own_metrics(database: _Check, loops: Sequence[Loop]) -> bytes:
     from prometheus_client.registry import Collector
 
     values: dict[metrics.Metric, dict[tuple[str, ...], float]] = {
-        metrics.READY: {("database",): database.succeeds(), ("loops",): not any(loop.missing for loop in loops)},
+        metrics.READY: {("database",): database.result() == [], ("loops",): not any(loop.missing for loop in loops)},
         metrics.STALLED: {(): max((loop.still_seconds for loop in loops), default=0.0)},
     }
 
@@ -156,10 +170,10 @@ def serve(
         listener = socket.create_server((host, port), family=family, reuse_port=reuse_port, dualstack_ipv6=is_v6)
     except OSError as error:
         process.refuse_address(error, host, port, setting="ORDER_OPS_PORT")
-    database = _Check(partial(_missing_of_database, settings.database_url))
+    database = _Check(partial(_missing_of_database, settings.database_url), CHECK_SECONDS)
     application = Request.application(lambda request: _answer(request, database, loops()))
     with listener:  # the server has a duplicate of it
-        server = make_server(host, port, application, threaded=True, request_handler=_Handler, fd=listener.fileno())
+        server = _Server(host, port, application, _Handler, fd=listener.fileno())
     threading.Thread(target=server.serve_forever, daemon=True, name="ops").start()
     log.info("serving metrics and health", port=port)
     return server

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
-from typing import NoReturn, Protocol, TextIO
+from typing import Generic, NoReturn, Protocol, TextIO, TypeVar
 
 import structlog
 from pydantic import ValidationError
@@ -25,6 +25,7 @@ from order_service import config, tracing
 from order_service.backoff import Backoff
 
 log = structlog.get_logger(__name__)
+T = TypeVar("T")
 #: The delay before the next attempt to reach the broker or the database.
 RECONNECT = Backoff(first=0.1, longest=5)
 #: The intervals at which an outage that goes on is logged again, in seconds.
@@ -274,6 +275,29 @@ def supervise(
             return True
         stop.wait(outage.pause())
     return False
+
+
+class Attempt(Generic[T]):
+    """A call that may never return, such as one to a server that is suspended, and then holds up no other thread.
+
+    It is made in a thread of its own, and not again before it has ended.
+    """
+
+    def __init__(self, call: Callable[[], T], seconds: float) -> None:
+        self._call, self._seconds = call, seconds
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def result(self) -> T | None:
+        """What the call returns; None if it takes longer than `seconds`, or an earlier one has not ended."""
+        results: list[T] = []
+        with self._lock:
+            if self._thread and self._thread.is_alive():
+                return None
+            self._thread = threading.Thread(target=lambda: results.append(self._call()), daemon=True)
+            self._thread.start()
+            self._thread.join(self._seconds)
+        return results[0] if results else None
 
 
 class Outage:

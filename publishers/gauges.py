@@ -15,7 +15,7 @@ from order_service import metrics
 from order_service.config import Settings
 from order_service.contract import topology
 from order_service.management import Management, Unavailable
-from order_service.process import first_line
+from order_service.process import Attempt, first_line
 from order_service.storage import figures
 from order_service.storage.database import Database
 from order_service.storage.figures import Figures
@@ -26,6 +26,8 @@ log = structlog.get_logger(__name__)
 PAUSE_SECONDS, PAUSE_SHARE = 5.0, 20
 #: The same for the broker, whose queues hardly change. A scrape waits for its answer this long, in seconds.
 BROKER_PAUSE_SECONDS, BROKER_SECONDS = 60.0, 2.0
+#: How long a scrape waits for a reading, in seconds: a suspended server never answers.
+READ_SECONDS = 4.0
 #: What reading raises; the database raises the latter two of its own while connecting.
 _UNREADABLE = (Unavailable, sa.exc.SQLAlchemyError, sqlite3.Error, psycopg.Error)
 
@@ -35,6 +37,7 @@ class Gauges(Collector):
 
     def __init__(self, what: str, read: Callable[[], Figures], *, pause_seconds: float = PAUSE_SECONDS) -> None:
         self._what, self._read, self._pause = what, read, pause_seconds
+        self._reading = Attempt(self._current, READ_SECONDS)
         self._lock, self._next_reading = threading.Lock(), 0.0
         self._values: Figures = {}
 
@@ -46,7 +49,7 @@ class Gauges(Collector):
         with self._lock:
             began = time.monotonic()
             if began >= self._next_reading:
-                self._values = self._current()
+                self._values = self._reading.result() or {}
                 ended = time.monotonic()
                 self._next_reading = ended + max(self._pause, (ended - began) * PAUSE_SHARE)
             values = self._values

@@ -1,5 +1,6 @@
 """The gauges of the database and the broker: their values, and what reading them costs."""
 
+import threading
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,10 +14,12 @@ from order_service.contract.topology import MENU, PAYMENT, QUEUES, QUORUM
 from order_service.process import utc_now
 from order_service.storage import figures
 from order_service.storage.database import Database
+from order_service.storage.figures import Figures
 from publishers.gauges import Gauges, of_broker, of_database
 from sandbox.servers.broker import Broker
 from tests.integration import core
 from tests.integration.core import Wire
+from tests.polling import wait_until
 
 
 def values(gauges: Gauges) -> dict[tuple[str, str], float]:
@@ -82,6 +85,23 @@ def test_database_is_queried_once_for_any_number_of_scrapes(database: Database) 
 
     assert len([each for each in sent if each.startswith("SELECT")]) <= 4, sent
     assert scrapes == [scrapes[0]] * 50
+
+
+def test_a_reading_that_does_not_end_delays_no_scrape_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("publishers.gauges.READ_SECONDS", 0.2)
+    answers, readings = threading.Event(), []
+
+    def read() -> Figures:
+        readings.append(answers.wait(30))
+        return {metrics.OUTBOX_ROWS: {(): 7}}
+
+    gauges = Gauges("a test", read, pause_seconds=0)
+
+    assert [values(gauges) for _ in range(3)] == [{}] * 3
+
+    answers.set()
+    assert wait_until(lambda: values(gauges), "the values") == {(metrics.OUTBOX_ROWS.name, ""): 7}
+    assert len(readings) == 2
 
 
 def test_gauges_have_no_values_while_the_database_cannot_be_read() -> None:

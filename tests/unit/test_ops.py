@@ -8,7 +8,8 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,43 @@ def test_a_locked_database_is_not_ready_and_delays_no_scrape_for_long(get: Get, 
 def test_a_silent_client_delays_no_other(get: Get, settings: Settings) -> None:
     with socket.create_connection(("127.0.0.1", settings.ops_port or 0)):
         assert get("/healthz")[0] == 200
+
+
+def test_silent_clients_have_a_bounded_number_of_threads_and_delay_no_other(get: Get, settings: Settings) -> None:
+    before = threading.active_count()
+    with ExitStack() as stack:
+        for _ in range(3 * ops.MOST_CONNECTIONS):
+            stack.enter_context(socket.create_connection(("127.0.0.1", settings.ops_port or 0)))
+
+        assert get("/healthz")[0] == 200
+        wait_until(lambda: threading.active_count() - before <= ops.MOST_CONNECTIONS, "the others to end", seconds=5)
+
+
+def test_probes_share_one_connection_to_a_database_that_never_answers(settings: Settings) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(8) as pool:
+        silent.settimeout(0.1)
+        url = f"postgresql://127.0.0.1:{silent.getsockname()[1]}/orders"
+        server = ops.serve(settings.model_copy(update={"database_url": url}), list)
+        assert server
+
+        def probe(_: int) -> Any:
+            with closing(http.client.HTTPConnection("127.0.0.1", settings.ops_port, timeout=10)) as connection:
+                connection.request("GET", "/readyz")
+                return json.loads(connection.getresponse().read())["missing"]
+
+        began = time.monotonic()
+        found = list(pool.map(probe, range(8)))
+        took = time.monotonic() - began
+        connections: list[socket.socket] = []
+        with suppress(TimeoutError):
+            while True:
+                connections.append(silent.accept()[0])
+        server.shutdown()
+        server.server_close()
+
+    assert found == [["the database has not answered within 2 s"]] * 8
+    assert (took < 4, len(connections)) == (True, 1)
+    connections[0].close()
 
 
 def test_nothing_listens_without_the_setting(settings: Settings) -> None:
