@@ -82,16 +82,20 @@ if (workers > 1 or _settings.ops_port) and METRICS_DIR not in os.environ:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Once the application is loaded; on SIGTERM, end open streams and waits before gunicorn waits for requests."""
+    """Once the application is loaded; before gunicorn stops and waits for requests, end open streams and waits.
+
+    Ctrl-C sends SIGINT to all processes, after which gunicorn's first one sends SIGQUIT to the others.
+    """
     process.tune_garbage_collection()
     stopping = worker.wsgi.extensions["api"].stopping
-    handle_sigterm = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)}
 
     def stop(number: int, frame: Any) -> None:
         stopping.set()
-        handle_sigterm(number, frame)
+        handlers[signal.Signals(number)](number, frame)
 
-    signal.signal(signal.SIGTERM, stop)
+    for number in handlers:
+        signal.signal(number, stop)
 
 
 def on_starting(server: Any) -> None:

@@ -2,6 +2,9 @@
 
 import contextlib
 import json
+import os
+import re
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -14,11 +17,12 @@ import pytest
 from order_service.config import Settings
 from tests.e2e.client import RESPOND_ASYNC, Client, order_of, repeating
 from tests.e2e.deployment import MOSTLY_ON_POSTGRESQL, MOSTLY_ON_SQLITE, ON_SQLITE, Deployment, api_alone
+from tests.e2e.process import STOP_SECONDS
 
 #: The streams that one API process keeps open by default.
 STREAMS = Settings.model_fields["streams"].default
 ORDERS, POSTERS = 20, 4
-#: Seconds within which all streams end after SIGTERM; the service promises it.
+#: Seconds within which all streams end after SIGTERM or SIGINT; the service promises it.
 STREAM_END_SECONDS = 2
 #: Seconds after its client left within which the place of a stream is free; the service promises it.
 FREE_SECONDS = 2
@@ -110,6 +114,29 @@ def test_all_streams_end_within_two_seconds_of_sigterm(database_url: str, tmp_pa
         assert seconds < STREAM_END_SECONDS
         assert status == 0
         assert {tuple(stream.statuses) for stream in streams} == {("pending",)}
+
+
+@pytest.mark.field
+@ON_SQLITE
+def test_all_streams_end_within_two_seconds_of_ctrl_c(database_url: str, tmp_path: Path) -> None:
+    with api_alone(database_url, tmp_path) as deployment:
+        # given
+        [api] = deployment.processes
+        ids = post_orders(deployment.client, order_of(1))
+        [worker] = map(int, re.findall(r"Booting worker with pid: (\d+)", api.log))
+        parent = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
+
+        # when: a terminal sends it to all processes
+        with opened(deployment.client, ids) as (_, ends):
+            stopped_at = time.monotonic()
+            for pid in (parent, worker):
+                os.kill(pid, signal.SIGINT)
+            status = api.exit_status(seconds=STOP_SECONDS)
+            seconds = max(end.result(timeout=60) for end in ends) - stopped_at
+
+        # then
+        assert seconds < STREAM_END_SECONDS
+        assert (status, "SIGKILL" in api.log) == (0, False)
 
 
 def has_place(client: Client, order_id: int) -> bool:
