@@ -22,7 +22,7 @@ from order_service.domain import explanation
 from order_service.domain.explanation import Cause, Facts
 from order_service.domain.order import State
 from order_service.management import Management, Unavailable
-from order_service.process import StopFlag, first_line
+from order_service.process import STOP_SECONDS, StopFlag, first_line
 from order_service.storage import board, facts, figures
 from order_service.storage.board import COLUMNS, SHOWN
 from order_service.storage.changes import Changes
@@ -94,20 +94,21 @@ class Board:
         self._is_ready = False
 
     def close(self) -> None:
-        """End the thread, whose stop flag must be set, and all connections."""
+        """End the thread, whose stop flag must be set, unless it waits for a database that does not answer."""
         with self._changed:
             self._changed.notify_all()
         if self._thread:
-            self._thread.join()
+            self._thread.join(STOP_SECONDS)
 
     def stream(self, last_event_id: str | None, seconds: float, has_left: Callable[[], bool]) -> Iterator[str]:
         """What follows the event with this id; if that is unknown, everything first. Comments in between."""
         end, position, commented = time.monotonic() + seconds, last_event_id or "", 0.0
         with self._changed:
-            self._viewers += 1
             if self._thread is None and not self._stop.is_set():
-                self._thread = threading.Thread(target=self._run, name="board", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="board", daemon=True)
+                thread.start()  # If it fails, the next viewer tries again.
+                self._thread = thread
+            self._viewers += 1
         try:
             while not (self._stop.is_set() or has_left()) and time.monotonic() < end:
                 with self._changed:

@@ -18,7 +18,7 @@ from order_service.backoff import Backoff, Postponed
 from order_service.domain.order import AWAITING_MENU, Order
 from order_service.domain.saga import Policy
 from order_service.handlers import Placement
-from order_service.process import StopFlag, first_line
+from order_service.process import STOP_SECONDS, StopFlag, first_line
 from order_service.storage import orders as order_rows
 from order_service.storage.changes import Changes
 from order_service.storage.database import Database, OutcomeUnknown, is_rolled_back, settle
@@ -195,12 +195,12 @@ class Watcher:
         self._has_new = False
 
     def close(self) -> None:
-        """End the thread. Open waits end at their timeout."""
+        """End the thread, unless it waits for a database that does not answer. Open waits end at their timeout."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()
         if self._thread:
-            self._thread.join()
+            self._thread.join(STOP_SECONDS)
 
     @contextmanager
     def watch(self, order: Order, *, is_hurried: bool) -> Iterator[Watch]:
