@@ -3,9 +3,10 @@
 import base64
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 import click
@@ -14,7 +15,7 @@ import structlog
 from order_service import process
 from order_service.cli.holding import Matches, holding, publish, selected, selection
 from order_service.cli.open_database import open_database
-from order_service.cli.rehearsal import rehearse
+from order_service.cli.rehearsal import BATCH, rehearse
 from order_service.cli.reporting import ForScripts, Report, counted, encoded
 from order_service.config import Settings
 from order_service.contract import topology
@@ -58,7 +59,7 @@ def list_letters() -> Report:
 @click.argument("letter_id", metavar="ID")
 def show(letter_id: str) -> Report:
     """Show the dead letters with this ID, and what a replay would do. Exits with 2 if there are none."""
-    found = _rehearsed(process.begin(), selection([letter_id]))
+    found = list(_rehearsed(process.begin(), selection([letter_id])))
     if not found:
         raise click.ClickException(f"no dead letter has the id {letter_id}; `dlq list --json` shows examples of ids")
     shown = [_copy(letter) | {"replay": outcome} for letter, outcome in found]
@@ -133,12 +134,11 @@ def _letters(settings: Settings, matches: Matches) -> list[DeadLetter]:
         return list(found)
 
 
-def _rehearsed(settings: Settings, matches: Matches) -> list[tuple[DeadLetter, str]]:
-    """Dead letters, and what a replay of each would do."""
-    letters = _letters(settings, matches)
-    with open_database(settings.database_url) as database:
-        outcomes = rehearse(database, settings.policy, [letter.reply for letter in letters])
-    return list(zip(letters, outcomes, strict=True))
+def _rehearsed(settings: Settings, matches: Matches) -> Iterator[tuple[DeadLetter, str]]:
+    """Dead letters, and what a replay of each would do; a batch at a time: all may not fit in memory."""
+    with open_database(settings.database_url) as database, holding(settings, matches) as (_, letters):
+        while batch := list(islice(letters, BATCH)):
+            yield from zip(batch, rehearse(database, settings.policy, [each.reply for each in batch]), strict=True)
 
 
 def _dry_run(settings: Settings, matches: Matches) -> Report:
@@ -193,7 +193,7 @@ def _expiries(settings: Settings, order_ids: set[int]) -> Mapping[int, datetime 
         with open_database(settings.database_url) as database:
             for start in range(0, len(ids), ORDERS_READ):
                 with database.reading() as connection:
-                    for order in read_orders(connection, ids[start : start + ORDERS_READ]).values():
+                    for order in read_orders(connection, ids[start : start + ORDERS_READ], unreadable=[]).values():
                         if order.state not in FINAL:
                             found[order.id] = expires_at(order, policy=settings.policy)
     except SystemExit:

@@ -27,6 +27,7 @@ from order_service.config import Settings
 from order_service.domain.explanation import SLACK, Cause, duration
 from order_service.storage import facts, outbox, schema, tables
 from order_service.storage.database import Database, current_time
+from order_service.storage.orders import UnreadableOrder
 
 #: The most late orders that are looked at.
 MAX_LATE = 1000
@@ -102,7 +103,11 @@ def _processes(settings: Settings, database: Database, is_reachable: bool) -> It
     """Whether the relay, the deadlines and the sibling services do their work, by what waits in the database."""
     with database.reading() as connection:
         now, waiting = current_time(connection), outbox.summary(connection)
-        late = facts.late(connection, policy=settings.policy, limit=MAX_LATE)
+        unreadable: list[UnreadableOrder] = []
+        late = facts.late(connection, policy=settings.policy, limit=MAX_LATE, unreadable=unreadable)
+    for error in unreadable:
+        text = f"one cannot be read, and waits: {process.printable(error)}"
+        yield Finding("orders", text, "restore its row from a backup, or run the version that wrote it")
     for row in waiting:
         age = now - row.oldest
         if row.failed:
@@ -124,5 +129,5 @@ def _processes(settings: Settings, database: Database, is_reachable: bool) -> It
         else:
             text = f"{sibling}: no answer to {counted(count, 'order')}, sent to it more than once"
             yield Finding("siblings", text, f"look at the {str(sibling).title()} Service; `stuck` lists the orders")
-    if not silent and not overdue:
+    if not silent and not overdue and not unreadable:
         yield ok("orders", "none is stuck")

@@ -16,6 +16,7 @@ from order_service.domain import explanation
 from order_service.domain.explanation import Cause, Facts
 from order_service.storage import facts
 from order_service.storage import timeline as timelines
+from order_service.storage.orders import UnreadableOrder
 
 #: The most stuck orders that are shown.
 MAX_STUCK = 1000
@@ -57,7 +58,7 @@ def timeline(order_id: int) -> Report:
     blank = " " * len("2025-01-02 03:04:05.012345Z")
     lines = (
         f"{f'{at:%Y-%m-%d %H:%M:%S.%f}Z' if (at := each['at']) else blank}  {each['kind']:<12} {each['type']:<22} "
-        f"{each['text']}  {each['id'] or ''}".rstrip()
+        f"{each['text']}  {process.printable(each['id'] or '')}".rstrip()
         for each in entries
     )
     return Report(entries, lines)
@@ -71,12 +72,17 @@ def stuck() -> Report:
     """
     settings = process.begin()
     with open_database(settings.database_url) as database, database.reading() as connection:
-        found = [each for each in facts.late(connection, policy=settings.policy, limit=MAX_STUCK) if each.is_stuck]
+        unreadable: list[UnreadableOrder] = []
+        late = facts.late(connection, policy=settings.policy, limit=MAX_STUCK, unreadable=unreadable)
+        found = [each for each in late if each.is_stuck]
     unread = unread_replies(settings, {each.waits_for or "" for each in found if each.cause is Cause.SILENT})
     found = [replace(each, has_unread_replies=each.waits_for in unread) for each in found]
     lines = (f"{each.cause:<9} {explanation.explain(each, english=True)}" for each in found)
-    note = f"{len(found)} stuck" + (" or more" if len(found) == MAX_STUCK else "")
-    return Report([_document(each) for each in found], lines, note, has_findings=bool(found))
+    note = "\n".join(
+        [f"{len(found)} stuck" + (" or more" if len(found) == MAX_STUCK else "")]
+        + [f"cannot be read: {process.printable(each)}" for each in unreadable]
+    )
+    return Report([_document(each) for each in found], lines, note, has_findings=bool(found or unreadable))
 
 
 def _document(found: Facts) -> dict[str, Any]:

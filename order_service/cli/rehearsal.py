@@ -10,6 +10,7 @@ from order_service.domain.messages import Message
 from order_service.domain.order import Order
 from order_service.domain.saga import Decision, Policy
 from order_service.storage.database import Database, current_time
+from order_service.storage.orders import UnreadableOrder
 from order_service.unit_of_work import UnitOfWork
 
 #: How many messages are rehearsed in one transaction, which locks their orders on PostgreSQL.
@@ -32,14 +33,23 @@ def rehearse(database: Database, policy: Policy, messages: Sequence[Reply | Reje
     found: list[str] = []
     for start in range(0, len(messages), BATCH):
         batch = messages[start : start + BATCH]
-        with database.reading() as connection:
-            work = _Rehearsal(connection, policy, current_time(connection))
-            work.decisions = {}
-            rejected = handlers.apply_replies(work, [each for each in batch if isinstance(each, Reply)])
+        unreadable: dict[int | None, UnreadableOrder] = {}
+        while True:
+            replies = [each for each in batch if isinstance(each, Reply) and each.order_id not in unreadable]
+            try:
+                with database.reading() as connection:
+                    work = _Rehearsal(connection, policy, current_time(connection))
+                    work.decisions = {}
+                    rejected = handlers.apply_replies(work, replies)
+                break
+            except UnreadableOrder as error:
+                unreadable[error.order_id] = error
         rejections = {id(each.delivery): each for each in (*batch, *rejected) if isinstance(each, Rejection)}
         for each in batch:
             if rejection := rejections.get(id(each.delivery)):
                 found.append(_again(rejection))
+            elif each.order_id in unreadable:
+                found.append(f"dead-lettered again: internal_error: {unreadable[each.order_id]}")
             else:
                 found.append(_transition(work.decisions.pop((each.order_id or 0, each.message_id), None)))
     return found

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from order_service.domain.order import FINAL, State
 from order_service.storage import bulk
 from order_service.storage.database import current_time
-from order_service.storage.tables import order_history, orders
+from order_service.storage.tables import is_time, order_history, orders
 
 #: The columns, with the states of their orders.
 COLUMNS: Mapping[str, Collection[State]] = {
@@ -60,7 +60,11 @@ def ended(connection: sa.Connection) -> list[tuple[int, str, int]]:
     history = order_history.c
     newest = sa.select(history.at, history.from_state, history.to_state).order_by(history.id.desc())
     recent = newest.limit(DAY_ENTRIES).subquery().c
-    is_counted = recent.at > current_time(connection) - timedelta(days=1), recent.to_state.in_(FINAL)
+    is_counted = (
+        is_time(recent.at),
+        recent.at > current_time(connection) - timedelta(days=1),
+        recent.to_state.in_(FINAL),
+    )
     period = sa.cast(sa.extract("epoch", recent.at), sa.BigInteger) // PERIOD_SECONDS
     counts = sa.select(period, recent.to_state, sa.func.count()).where(
         *is_counted, recent.from_state != recent.to_state
@@ -75,7 +79,9 @@ def last_hour(connection: sa.Connection) -> dict[str, Any]:
     In seconds, or None if none of them is paid; those of the whole hour too. Counts the newest HOUR_ORDERS at most.
     """
     now = current_time(connection)
-    newest = sa.select(orders.c.created_at, orders.c.paid_at).order_by(orders.c.id.desc()).limit(HOUR_ORDERS)
+    found = sa.select(orders.c.created_at, orders.c.paid_at).order_by(orders.c.id.desc()).limit(HOUR_ORDERS).subquery()
+    is_paid = is_time(found.c.paid_at)
+    newest = sa.select(found.c.created_at, sa.case((is_paid, found.c.paid_at))).where(is_time(found.c.created_at))
     placed: list[int] = [0] * MINUTES
     paid: list[list[float]] = [[] for _ in placed]
     for created_at, paid_at in connection.execute(newest):

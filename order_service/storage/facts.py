@@ -11,7 +11,7 @@ from order_service.domain.order import AWAITING_MENU, FINAL, Announcement, State
 from order_service.domain.saga import Policy, awaited_event
 from order_service.storage import bulk, compensations, orders
 from order_service.storage.database import current_time
-from order_service.storage.tables import order_history, outbox
+from order_service.storage.tables import is_time, order_history, outbox
 from order_service.storage.tables import orders as order_table
 
 #: The answers of each sibling service to what orders wait for.
@@ -63,12 +63,16 @@ def of_orders(
     found = orders.read_orders(connection, ids, unreadable=unreadable)
     events = {order.event_id(awaited_event(order)): order.id for order in found.values() if order.state not in FINAL}
     rows = sa.select(*(outbox.c[name] for name in WAITING)).where(
-        bulk.among(connection, outbox.c.message_id, [*events])
+        bulk.among(connection, outbox.c.message_id, [*events]), is_time(outbox.c.created_at), is_time(outbox.c.due_at)
     )
     waiting = connection.execute(rows).all() if events else ()
     unsent = {events[row.message_id]: Unsent(row.created_at, row.attempts, row.due_at) for row in waiting}
     columns = order_history.c
-    is_theirs = bulk.among(connection, columns.order_id, ids), columns.from_state != columns.to_state
+    is_theirs = (
+        bulk.among(connection, columns.order_id, ids),
+        columns.from_state != columns.to_state,
+        is_time(columns.at),
+    )
     changes = sa.select(columns.order_id, sa.func.max(columns.at)).where(*is_theirs).group_by(columns.order_id)
     since = dict(connection.execute(changes).all())
     compensating = compensations.of_orders(connection, found.values())
@@ -92,6 +96,8 @@ def _last_answers(connection: sa.Connection) -> dict[str, datetime]:
     """When each sibling service last answered any order, as far as the newest entries show it."""
     columns = order_history.c
     newest = sa.select(columns.type, columns.at).order_by(columns.id.desc()).limit(RECENT_ENTRIES).subquery()
-    found: dict[str, datetime] = dict(connection.execute(sa.select(newest).order_by(newest.c.at)).all())
+    found: dict[str, datetime] = dict(
+        connection.execute(sa.select(newest).where(is_time(newest.c.at)).order_by(newest.c.at)).all()
+    )
     times = {sibling: [found[kind] for kind in kinds if kind in found] for sibling, kinds in _ANSWERS.items()}
     return {sibling: max(each) for sibling, each in times.items() if each}

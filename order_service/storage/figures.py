@@ -8,7 +8,7 @@ from order_service import metrics
 from order_service.domain.order import FINAL, State
 from order_service.metrics import Metric
 from order_service.storage.database import current_time
-from order_service.storage.tables import compensations, orders, outbox
+from order_service.storage.tables import compensations, is_time, orders, outbox
 
 #: The values of a gauge by the values of its labels.
 Figures = dict[Metric, dict[tuple[str, ...], float]]
@@ -20,16 +20,17 @@ def read(connection: sa.Connection, compensation_attempts: int) -> Figures:
     offset = datetime.now(UTC) - now
     # A pending order always has a deadline.
     is_pending = orders.c.due_at.is_not(None), orders.c.state.not_in(FINAL)
-    by_state = sa.select(orders.c.state, sa.func.count(), sa.func.min(orders.c.created_at)).where(*is_pending)
+    created_at = sa.case((is_time(orders.c.created_at), orders.c.created_at))
+    by_state = sa.select(orders.c.state, sa.func.count(), sa.func.min(created_at)).where(*is_pending)
     found = connection.execute(by_state.group_by(orders.c.state)).all()
     # The first id instead of the smallest time: that has no index.
-    first = sa.select(outbox.c.created_at).order_by(outbox.c.id).limit(1)
+    first = sa.select(outbox.c.created_at).where(is_time(outbox.c.created_at)).order_by(outbox.c.id).limit(1)
     is_overdue = sa.or_(compensations.c.attempts >= compensation_attempts, compensations.c.due_at.is_(None))
     unconfirmed = sa.select(sa.func.count()).where(compensations.c.confirmed_at.is_(None), is_overdue)
     return {
         metrics.PENDING: {(state.value,): 0 for state in State if state not in FINAL}
         | {(state,): count for state, count, _ in found},
-        metrics.OLDEST_PENDING: {(): _age(min((oldest for _, _, oldest in found), default=None), now)},
+        metrics.OLDEST_PENDING: {(): _age(min((oldest for _, _, oldest in found if oldest), default=None), now)},
         metrics.OUTBOX_ROWS: {(): connection.execute(sa.select(sa.func.count()).select_from(outbox)).scalar_one()},
         metrics.OUTBOX_OLDEST: {(): _age(connection.execute(first).scalar(), now)},
         metrics.CLOCK_OFFSET: {(): offset.total_seconds()},

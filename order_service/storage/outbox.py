@@ -18,7 +18,7 @@ from order_service.contract.topology import EXCHANGE
 from order_service.domain.order import AWAITING_MENU, State
 from order_service.storage import bulk
 from order_service.storage.database import Database, current_time
-from order_service.storage.tables import compensations, orders, outbox
+from order_service.storage.tables import compensations, is_time, orders, outbox
 
 #: How long a returned or refused row waits before its next attempt.
 ROW_BACKOFF = Backoff(first=1, longest=60)
@@ -306,7 +306,10 @@ def summary(connection: sa.Connection) -> Sequence[sa.Row[Any]]:
     failed = sa.func.count(sa.case((columns.attempts > 0, 1)))
     attempts, next_at = sa.func.max(columns.attempts), sa.func.min(columns.due_at)
     values = (count.label("rows"), failed.label("failed"), attempts.label("attempts"), oldest.label("oldest"))
-    return connection.execute(sa.select(*key, *values, next_at.label("next_at")).group_by(*key).order_by(oldest)).all()
+    wanted = sa.select(*key, *values, next_at.label("next_at")).where(
+        is_time(columns.created_at), is_time(columns.due_at)
+    )
+    return connection.execute(wanted.group_by(*key).order_by(oldest)).all()
 
 
 def retry(connection: sa.Connection, now: datetime) -> int:

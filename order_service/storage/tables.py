@@ -20,6 +20,14 @@ class UtcDateTime(sa.TypeDecorator[datetime]):
         return value and (value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC))
 
 
+def is_time(column: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+    """Whether Python can express this time, unlike infinity in PostgreSQL or a damaged text in SQLite.
+
+    For what reads many rows, and would fail because of one.
+    """
+    return column.between(datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC))
+
+
 class ExactDecimal(sa.TypeDecorator[Decimal]):
     """Numeric on PostgreSQL, text on SQLite, which would store a float."""
 

@@ -1,15 +1,15 @@
 """The dishes that the board's form offers: those that a Menu Service lists over HTTP."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from order_service.contract.events import ReservedItem
 from order_service.http_client import HttpClient, RequestFailed
 
 #: The time limit of a request, in seconds.
 TOTAL_SECONDS = 1.0
-_LIST = TypeAdapter(list[ReservedItem])
 
 
 class Dishes:
@@ -19,11 +19,16 @@ class Dishes:
         self._client = HttpClient(url, total_seconds=TOTAL_SECONDS)
 
     def read(self) -> Sequence[ReservedItem]:
-        """The dishes; none if there is no usable answer in time."""
+        """The usable ones among the dishes; none if there is no usable answer in time."""
         try:
-            return _LIST.validate_python(self._client.request("GET", "").json())
-        except (RequestFailed, ValidationError):
+            given = self._client.request("GET", "").json()
+        except RequestFailed:
             return []
+        found: list[ReservedItem] = []
+        for each in given if isinstance(given, list) else ():
+            with suppress(ValidationError):
+                found.append(ReservedItem.model_validate(each))
+        return found
 
     def close(self) -> None:
         self._client.close()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
+from unittest.mock import Mock
 from uuid import UUID
 
 import pytest
@@ -246,6 +247,38 @@ def test_board_warns_of_orders_that_wait_behind_many_newer_ones(service: Service
     assert viewer.figures["alerts"] == [{"code": "silent", "sibling": "menu", "count": 1}]
 
 
+def test_viewer_after_one_for_whom_no_thread_could_start_is_served(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("order_service.web.live.threading.Thread.start", Mock(side_effect=RuntimeError("no new thread")))
+        with pytest.raises(RuntimeError), Viewer(service).connected() as viewer:
+            viewer.read()
+
+    with Viewer(service).connected() as viewer:
+        viewer.until(lambda: bool(viewer.figures))
+
+
+DAMAGED_TIMES = {
+    "order": "UPDATE orders SET created_at = {}", "history": "UPDATE order_history SET at = {}",
+    "outbox": "UPDATE outbox SET created_at = {0}, due_at = {0}", "payment": "UPDATE orders SET paid_at = {}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGED_TIMES.values(), ids=DAMAGED_TIMES)
+def test_times_that_cannot_be_decoded_delay_no_other_order(damage: str, service: Service) -> None:
+    service.order_in(State.PAID)
+    with service.database.writing() as connection:
+        connection.exec_driver_sql(damage.format("'garbage'" if service.database.is_sqlite else "'infinity'"))
+
+    with Viewer(service).connected() as viewer:
+        order_id = service.order_in(State.AWAITING_MENU)
+        viewer.until_state(order_id, State.AWAITING_MENU)
+        viewer.until(lambda: viewer.figures.get("pending") == 1)
+
+    assert service.get(f"/orders/{order_id}/explain").status_code == 200
+
+
 def test_last_event_id_of_many_digits_begins_with_a_snapshot(service: Service) -> None:
     with Viewer(service).connected() as viewer:
         viewer.until(lambda: viewer.figures)
@@ -299,10 +332,14 @@ def test_board_warns_of_what_the_broker_says(service_with: ServiceWith) -> None:
 
 
 class _Menu(_Answering):
-    """A Menu Service that lists two dishes at /menus, and something else elsewhere."""
+    """A Menu Service that lists two usable dishes at /menus, and something else elsewhere."""
 
     def do_GET(self) -> None:
-        dishes = [{"id": 1, "name": "Soto", "price": 24000, "stock": 3}, {"id": 2, "name": "Es Teh", "price": 5000.5}]
+        dishes: list[object] = [
+            {"id": 1, "name": "Soto", "price": 24000, "stock": 3},
+            {"id": 2, "name": "Es Teh", "price": 5000.5},
+        ]
+        dishes += [{"id": 3, "name": "Sate", "price": None}, "Rendang"]
         self.answer(dishes if self.path == "/menus" else [{"id": "1"}])
 
 

@@ -8,16 +8,22 @@ import secrets
 from datetime import timedelta
 from typing import Any
 
+import pika
 import psycopg
 import pytest
 import sqlalchemy as sa
+from click.testing import CliRunner
 
 from order_service.backoff import Backoff
+from order_service.cli.main import main
+from order_service.contract.topology import DEAD_LETTER_EXCHANGE, PAYMENT
 from order_service.domain.order import REFUND, State
 from order_service.process import utc_now
 from order_service.storage.database import Database, is_transient
 from order_service.storage.tables import compensations, orders, outbox
 from publishers import deadlines
+from publishers.gauges import of_database
+from tests import builders
 from tests.http_service import Service, body_of
 from tests.integration import core
 from tests.integration.core import Eventually, Log, completed, rejected, reserved
@@ -126,6 +132,62 @@ def test_row_that_postgresql_cannot_read_is_no_transient_failure() -> None:
     damaged = sa.exc.DBAPIError.instance("", None, psycopg.errors.DataCorrupted(), psycopg.Error)
 
     assert not is_transient(damaged)
+
+
+# The commands and the figures.
+
+DAMAGED_TIMES = ["orders SET created_at", "order_history SET at", "outbox SET created_at", "outbox SET due_at"]
+
+
+@damaged
+@pytest.mark.usefixtures("own_logging")
+def test_commands_show_the_other_orders_and_name_a_damaged_one(
+    damage: dict[str, Any], database: Database, wire: core.Wire, amqp_url: str
+) -> None:
+    # given: two stuck orders, and a dead letter for each
+    ids = core.place(database, 2, now=utc_now() - timedelta(minutes=1))
+    change(database, orders, ids[0], **damage)
+    with wire.channel() as channel:
+        for order_id in ids:
+            body = builders.event(completed(order_id))
+            properties = pika.BasicProperties(type="PaymentCompleted", headers={"x-error": "invalid"})
+            channel.basic_publish(DEAD_LETTER_EXCHANGE, PAYMENT.dead_letters, body, properties)
+
+    def run(*command: str) -> Any:
+        env = {"DATABASE_URL": database.url, "RABBITMQ_URL": amqp_url}
+        done = CliRunner(env=env).invoke(main, command)
+        assert (done.exit_code, type(done.exception)) == (1, SystemExit), done.output
+        return done
+
+    # when
+    stuck, doctor, listed = run("stuck"), run("doctor"), run("dlq", "list", "--json")
+    replay = run("dlq", "replay", "--all", "--dry-run")
+
+    # then
+    assert f"Order {ids[1]} waits" in stuck.stdout
+    assert f"cannot be read: order {ids[0]}: " in stuck.stderr
+    assert f"one cannot be read, and waits: order {ids[0]}: " in doctor.stdout
+    assert json.loads(listed.stdout)["groups"][0]["pending"] == 1
+    assert f"order {ids[0]}: dead-lettered again: internal_error" in replay.stdout
+    assert f"order {ids[1]}: awaiting_menu -> awaiting_menu_prepaid" in replay.stdout
+
+
+@pytest.mark.parametrize("column", DAMAGED_TIMES)
+@pytest.mark.usefixtures("own_logging")
+def test_a_time_that_cannot_be_decoded_hides_no_other_figure(column: str, database: Database, amqp_url: str) -> None:
+    core.apply(database, *map(reserved, core.place(database, 3, now=utc_now() - timedelta(minutes=1))))
+    table, value = column.split()[0], "'garbage'" if database.is_sqlite else "'infinity'"
+    with database.writing() as connection:
+        connection.exec_driver_sql(f"UPDATE {column} = {value} WHERE id = (SELECT min(id) FROM {table})")
+
+    samples = [sample for family in of_database(database, 1).collect() for sample in family.samples]
+    env = {"DATABASE_URL": database.url, "RABBITMQ_URL": amqp_url}
+    commands = [CliRunner(env=env).invoke(main, command) for command in (["stuck"], ["outbox", "list", "--json"])]
+
+    found = {sample.name: sample.value for sample in samples}
+    assert found["order_service_outbox_rows"] == 6
+    assert found["order_service_outbox_oldest_seconds"] > 50
+    assert [each.exit_code for each in commands] == [1, 1], [each.output for each in commands]
 
 
 # The API.

@@ -1,6 +1,7 @@
 """The commands about orders, on both databases: explain, timeline, stuck, outbox and compensations retry."""
 
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -244,6 +245,17 @@ def test_outbox_is_listed_and_retried(database: Database, command: Command, wire
     assert command("outbox", "list").exit_code == 0
     nothing = command("outbox", "retry")
     assert (nothing.exit_code, nothing.stdout) == (1, "0 messages tried again now\n")
+
+
+def test_ids_of_a_sender_imitate_no_line_and_drive_no_terminal(database: Database, command: Command) -> None:
+    odd = "\x1b[2J\nFAKE"
+    [order_id] = core.place_sent(database, now=ago(5))
+    core.apply(database, rejected(order_id), completed(order_id, odd, id=odd), now=ago(4))
+
+    printed = command("compensations", "list").stdout + command("timeline", str(order_id)).stdout
+
+    assert printed.count(r"\x1b[2J\nFAKE") == 2
+    assert not re.search(r"\x1b|^FAKE", printed, re.MULTILINE)
 
 
 def test_compensation_is_requested_again_at_once(database: Database, command: Command) -> None:
