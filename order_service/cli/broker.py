@@ -21,7 +21,7 @@ from order_service.config import Settings
 from order_service.contract import tls, topology
 from order_service.contract.envelope import CONTENT_TYPE
 from order_service.management import Management, Unavailable
-from order_service.process import AccessRefused, first_line, refuse
+from order_service.process import AccessRefused, first_line, printable, refuse
 
 #: The queues of sibling services, as docs/siblings.md names them, where the management API does not tell.
 SIBLING_QUEUES = {"menu": "menu-service.orders", "payment": "payment-service.orders"}
@@ -76,10 +76,11 @@ class QueueState:
         return bool(self.ready or self.unacked) and not self.acks_per_second
 
     def __str__(self) -> str:
+        name = printable(self.name)  # a sibling service chooses those of its queues
         if not self.exists:
-            return f"queue {self.name}: does not exist"
+            return f"queue {name}: does not exist"
         held = f", {self.unacked} unacked" if self.unacked else ""
-        return f"queue {self.name}: {self.consumers} consumers, {self.ready} ready{held}"
+        return f"queue {name}: {self.consumers} consumers, {self.ready} ready{held}"
 
 
 def by_declaring(connection: pika.BlockingConnection, name: str) -> QueueState:

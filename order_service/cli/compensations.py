@@ -35,7 +35,7 @@ def list_unconfirmed() -> Report:
         found = [_shown(row, settings) for row in rows.unconfirmed(connection)]
     lines = (
         f"{each['id']}  {each['state']:<11}  order {each['order_id']}: {each['type']} "
-        + f"{each['subject'] or '(everything)'}, "
+        + f"{process.printable(each['subject'] or '(everything)')}, "
         + (f"amount {each['amount']}, " if each["amount"] else "")
         + each["reason"]
         for each in found

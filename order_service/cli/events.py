@@ -3,6 +3,7 @@
 import json
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from itertools import islice
 from typing import BinaryIO
 from uuid import uuid4
 
@@ -21,6 +22,8 @@ from order_service.contract.topology import EXCHANGE, published_on
 
 #: The longest time until `tail` stops after Ctrl-C, in seconds.
 STOP_CHECK_SECONDS = 0.5
+#: The most fields of an event in a line; no event of ours has more.
+MOST_FIELDS = 20
 _TYPE_BY_ROUTING_KEY = {model.routing_key: name for name, model in EVENTS.items()}
 #: The exchanges to which events are published, this service's first.
 _EXCHANGES = list(dict.fromkeys([EXCHANGE, *map(published_on, EVENTS)]))
@@ -138,7 +141,8 @@ def _line(routing_key: str, body: bytes) -> str:
     try:
         document = json.loads(body)
         data = document["data"] if "specversion" in document else document
-        shown = " ".join(f"{name}={json.dumps(value)[:60]}" for name, value in data.items() if name != "order_id")
+        fields = {process.printable(name)[:60]: value for name, value in islice(data.items(), MOST_FIELDS)}
+        shown = " ".join(f"{name}={json.dumps(value)[:60]}" for name, value in fields.items() if name != "order_id")
         order_id = data.get("order_id")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         order_id, shown = None, f"not an event: {body[:60]!r}"

@@ -576,7 +576,7 @@ def test_without_a_broker_the_setting_is_named(tmp_path: Path):
 def test_the_tail_shows_a_line_for_each_event_until_it_is_interrupted(tmp_path: Path, amqp_url: str, wire: Wire):
     command = [sys.executable, "-m", "order_service", "events", "tail"]
     environment = os.environ | {"RABBITMQ_URL": amqp_url, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    pipe = subprocess.PIPE
+    pipe, hostile = subprocess.PIPE, json.dumps({f"\x1b[2J\n{number}": number for number in range(5000)}).encode()
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True) as tail:
         assert tail.stdout
         assert tail.stderr
@@ -584,11 +584,18 @@ def test_the_tail_shows_a_line_for_each_event_until_it_is_interrupted(tmp_path: 
 
         wire.send(completed(12, "p7"))
         shown = tail.stdout.readline()
-        for body in (b"\xff", b"[1]", b'{"order_id": {}, "a": "\\u001b[2J"}', b'{"specversion": 1}', b"[" * 90_000):
+        for body in (
+            b"\xff",
+            b"[1]",
+            b'{"order_id": {}, "a": "\\u001b[2J"}',
+            b'{"specversion": 1}',
+            b"[" * 90_000,
+            hostile,
+        ):
             wire.send_raw("menu.reserved", body)
-        odd = [tail.stdout.readline() for _ in range(5)]
+        odd = [tail.stdout.readline() for _ in range(6)]
         tail.send_signal(signal.SIGINT)
 
         assert tail.wait(20) == 0
     assert re.fullmatch(r"\d\d:\d\d:\d\d  PaymentCompleted +order 12 +payment_id=\"p7\" amount=38000.0\n", shown), shown
-    assert all("MenuReserved" in line and "\x1b" not in line for line in odd)
+    assert all("MenuReserved" in line and "\x1b" not in line and len(line) < 3000 for line in odd)
