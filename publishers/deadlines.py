@@ -11,7 +11,7 @@ from order_service import handlers
 from order_service.backoff import Backoff, Postponed
 from order_service.config import Settings
 from order_service.ops import Loop
-from order_service.process import StopFlag, first_line
+from order_service.process import REPORTS, StopFlag, first_line
 from order_service.storage import orders as order_rows
 from order_service.storage.bulk import Take
 from order_service.storage.database import Database, current_time, is_transient
@@ -42,6 +42,7 @@ class Deadlines:
 
     def run(self) -> None:
         processes = (orders, self._pass_deadlines), (compensations, self._repeat_compensations)
+        reported = Postponed[str](REPORTS)
         while not self._stop.wait(TICK_SECONDS):
             self.loop.turn()
             try:
@@ -49,10 +50,14 @@ class Deadlines:
                 for table, process in processes:
                     while not self._stop.is_set() and self._process(table, process):
                         self.loop.turn()
+                reported = Postponed(REPORTS)
             except sa.exc.SQLAlchemyError as error:
-                log.warning("due deadlines and compensations could not be processed, retrying", error=first_line(error))
+                if reported.add("database"):
+                    problem = "due deadlines and compensations could not be processed, retrying"
+                    log.warning(problem, error=first_line(error))
             except Exception:
-                log.exception("due deadlines and compensations could not be processed")
+                if reported.add("other"):
+                    log.exception("due deadlines and compensations could not be processed")
 
     def _check_lifetimes(self) -> None:
         """At intervals, make due the pending orders that are too old."""

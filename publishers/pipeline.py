@@ -22,7 +22,7 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedBy
 from order_service import metrics
 from order_service.backoff import Backoff, Postponed
 from order_service.ops import Loop
-from order_service.process import StopFlag, first_line
+from order_service.process import REPORTS, StopFlag, first_line
 from order_service.storage import outbox
 from order_service.storage.database import Database
 from order_service.storage.outbox import Claim, Outcomes, Position, Route
@@ -72,6 +72,8 @@ class Memory:
     #: The failed attempts in a row to settle them, and when to try again, on the monotonic clock.
     failures: int = 0
     settles_at: float = 0.0
+    #: None, or the outage of the database as it is logged, at growing intervals.
+    outage: Postponed[str] | None = None
     #: The rows that cannot be decoded.
     unreadable: Postponed[int] = field(default_factory=lambda: Postponed(UNREADABLE_BACKOFF))
 
@@ -188,6 +190,7 @@ class Pipeline:
             if not self._settle_again():
                 return False
             self._claim()
+            self._memory.outage = None
         except (sa.exc.SQLAlchemyError, ValueError, TypeError, ArithmeticError) as error:
             return self._leave_out_unreadable(error)
         return True
@@ -200,7 +203,9 @@ class Pipeline:
         except sa.exc.SQLAlchemyError:
             found = {}
         if not found:
-            log.warning("the outbox cannot be read, retrying", error=first_line(error))
+            self._memory.outage = self._memory.outage or Postponed(REPORTS)
+            if self._memory.outage.add("outbox"):
+                log.warning("the outbox cannot be read, retrying", error=first_line(error))
         for row_id, problem in found.items():
             unreadable.add(row_id)
             log.error("an outbox row cannot be decoded and is left out", outbox_id=row_id, error=first_line(problem))

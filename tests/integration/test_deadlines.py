@@ -402,11 +402,16 @@ def test_deadlines_are_passed_after_an_outage_of_the_database(
         ids = core.place_sent(database, 3, reminders=0)
         outage.enter_context(core.database_unreachable(database_url))
 
+        failures: list[object] = []
+        sa.event.listen(database.engine, "handle_error", failures.append)
+
         with passing(database):
             warning = "due deadlines and compensations could not be processed, retrying"
             eventually(lambda: log.count(warning), "the outage to be logged")
+            eventually(lambda: len(failures) > 5, "more attempts")
             outage.close()
             eventually(lambda: core.states(database, ids) == {"failed"}, "the orders to expire")
+        assert log.count(warning) == 1
 
 
 def test_order_that_is_too_old_expires_regardless_of_its_deadline(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import sqlalchemy as sa
 
 from order_service.process import utc_now
 from order_service.storage.database import Database
@@ -56,6 +57,11 @@ def test_relay_waits_while_the_database_is_unreachable(
             if not database.is_sqlite:
                 warning = "the outbox cannot be read, retrying"
             eventually(lambda: log.count(warning), "the outage to be logged")
+            if not database.is_sqlite:
+                failures: list[object] = []
+                sa.event.listen(database.engine, "handle_error", failures.append)
+                eventually(lambda: len(failures) > 3, "more attempts")
+                assert log.count(warning) == 1
         with relaying():
             eventually(lambda: is_empty(opened_later), "the relay to continue")
 
