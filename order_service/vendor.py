@@ -23,6 +23,8 @@ from psycopg import generators
 
 #: How many times the files of all workers are read before a scrape fails, and the pause between two reads.
 METRICS_READS, METRICS_PAUSE_SECONDS = 10, 0.02
+#: How long a server may take to answer a statement, in seconds; all statements but those of migrations take far less.
+ANSWER_SECONDS = 20.0
 #: GatheringConnection hands this many bytes to the socket at once: pika copies the rest after each system call.
 PIECE_BYTES = 64 * 1024
 
@@ -119,6 +121,25 @@ class GatheringConnection(pika.SelectConnection):
         if self._gathered:
             gathered, self._gathered = bytes(self._gathered), bytearray()
             super()._adapter_emit_data(gathered)  # type: ignore[misc]
+
+
+class ImpatientConnection(psycopg.Connection[Any]):
+    """A connection that ends if the server does not answer within ANSWER_SECONDS.
+
+    Works around: libpq waits for an answer without a limit. The kernel notices a server that acknowledges nothing, but
+    not one that is suspended (docker pause), nor a proxy that has lost its other side: the transaction would never end,
+    and all that waits for it neither. The limit is psycopg's own, which only its private methods set.
+    Upstream: not reported. Remove when psycopg has a parameter for it.
+    """
+
+    def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+        try:
+            return super().wait(gen, interval, ANSWER_SECONDS if timeout is None else timeout)
+        except psycopg.errors._WaitTimeout as error:
+            if timeout is not None:
+                raise
+            self.close()
+            raise psycopg.OperationalError(f"the server has not answered within {ANSWER_SECONDS:g} s") from error
 
 
 def begin_with_time(connection: psycopg.Connection[Any], settings: bytes = b"") -> datetime:

@@ -97,7 +97,7 @@ class Database:
             settings: list[LiteralString] = [*PLANS, f"idle_in_transaction_session_timeout TO {idle_ms}"]
             if lock_seconds is not None:
                 settings.append(f"lock_timeout TO '{lock_seconds}s'")
-            event.listen(self.engine, "do_connect", lambda *parts: _name_connection(role, parts[-1]))
+            event.listen(self.engine, "do_connect", lambda *parts: _connect(role, *parts[2:]))
             event.listen(self.engine, "connect", lambda connection, _: _configure_postgresql(connection, settings))
             # Never for a session: a pooler that is not recognized would give it to the API.
             local = [] if durable else ["synchronous_commit TO off"]
@@ -284,9 +284,12 @@ def is_transient(error: Exception) -> bool:
     return isinstance(error, sa.exc.DBAPIError | sa.exc.TimeoutError | MemoryError | OSError)
 
 
-def _name_connection(role: str, parameters: dict[str, Any]) -> None:
+def _connect(role: str, arguments: Sequence[Any], parameters: dict[str, Any]) -> psycopg.Connection[Any]:
     # Here, not at creation, which may be before a fork. A name in the URL or in PGAPPNAME precedes it.
-    parameters.setdefault("fallback_application_name", client_name(role))
+    named: dict[str, Any] = {"fallback_application_name": client_name(role)} | parameters
+    # A migration may take long, and an operator can interrupt a command.
+    kind = psycopg.Connection if role == "command" else vendor.ImpatientConnection
+    return kind.connect(*arguments, **named)
 
 
 def _configure_postgresql(connection: psycopg.Connection[Any], settings: Sequence[LiteralString]) -> None:

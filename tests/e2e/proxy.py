@@ -40,8 +40,12 @@ class TcpProxy:
         threading.Thread(target=self._accept, args=[self._listener], daemon=True).start()
 
     def discard(self) -> None:
-        """Discard data sent to the server until the next `open`, as a network that drops all packets does."""
+        """Discard data sent to the server until the next `open` or `forward`, and acknowledge it."""
         self.discarded_bytes, self._is_discarding = 0, True
+
+    def forward(self) -> None:
+        """Forward data again."""
+        self._is_discarding = False
 
     def cut_commits(self, count: int = 1, *, hold: bool = False) -> None:
         """Break the connections of the next COMMITs, then forward them; with `hold` at `forward_commits` only."""

@@ -1,11 +1,23 @@
 """The API on a database that is not migrated, cannot be reached, or goes while a request waits."""
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
+import pytest
 from flask.testing import FlaskClient
 
 from tests.builders import order_request
-from tests.http_service import ANSWER_SECONDS, RESPOND_ASYNC, Service, application, body_of, problem
+from tests.e2e.proxy import TcpProxy
+from tests.http_service import (
+    ANSWER_SECONDS,
+    RESPOND_ASYNC,
+    Eventually,
+    Service,
+    application,
+    body_of,
+    problem,
+)  # fmt: skip
 from tests.integration import core
 
 
@@ -51,6 +63,28 @@ def test_recorded_order_is_202_also_when_the_database_goes_while_the_post_waits(
 
     # then: after "please try again" the client would order twice
     assert (answer.status_code, body_of(answer).get("id")) == (202, order_id), answer.text
+
+
+@pytest.mark.field
+@core.POSTGRESQL_ONLY
+def test_a_database_that_accepts_everything_and_answers_nothing_delays_requests_for_a_bounded_time(
+    database_url: str, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("order_service.vendor.ANSWER_SECONDS", 1.0)
+    with TcpProxy(database_url) as proxy:
+        proxy.open()
+        with closing(Service(proxy.url, eventually)) as service:
+            assert service.post(headers=RESPOND_ASYNC).status_code == 202
+
+            # when: like a suspended server, and a proxy that has lost it
+            proxy.discard()
+            with ThreadPoolExecutor(4) as pool:
+                answers = list(pool.map(lambda _: service.post(headers=RESPOND_ASYNC), range(4), timeout=30))
+            proxy.forward()
+
+            # then
+            assert {answer.status_code for answer in answers} == {503}
+            assert [service.post(headers=RESPOND_ASYNC).status_code for _ in range(20)] == [202] * 20
 
 
 @core.POSTGRESQL_ONLY

@@ -21,6 +21,7 @@ import pika
 import pika.data
 import psycopg
 import pytest
+import sqlalchemy as sa
 from pika.channel import Channel
 from pika.exceptions import AMQPConnectionError, UnsupportedAMQPFieldException
 from prometheus_client import CollectorRegistry, Histogram, generate_latest, multiprocess
@@ -29,11 +30,12 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from order_service import vendor
 from order_service.ops import Loop
 from order_service.process import StopFlag
-from order_service.storage.database import CHANNEL, Database
+from order_service.storage.database import CHANNEL, Database, OutcomeUnknown, is_transient
 from order_service.storage.tables import outbox
 from publishers.pipeline import Memory, Pipeline
 from publishers.relay import Relay
 from tests import builders
+from tests.e2e.proxy import TcpProxy
 from tests.integration import core
 from tests.integration.core import Eventually, Log, Start, Wire, reserved
 
@@ -412,3 +414,36 @@ def samples(registry: CollectorRegistry) -> dict[tuple[str, str], float]:
 
 def test_library_adds_one_value_at_a_time() -> None:
     assert list(inspect.signature(Histogram.observe).parameters) == ["self", "amount", "exemplar"]
+
+
+@core.POSTGRESQL_ONLY
+def test_a_server_that_accepts_everything_and_answers_nothing_ends_a_transaction(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vendor, "ANSWER_SECONDS", 0.5)
+    with TcpProxy(database_url) as proxy:
+        proxy.open()
+        database = Database(proxy.url, pre_ping=False, role="a test")
+        with database.writing() as connection:
+            connection.execute(sa.text("SELECT 1"))
+
+        # when
+        proxy.discard()
+        with pytest.raises(sa.exc.OperationalError, match="not answered") as begun, database.writing():
+            pass
+        proxy.forward()
+
+        def lose_commit() -> None:
+            with database.writing() as connection:
+                connection.execute(sa.text("SELECT 1"))
+                proxy.discard()
+
+        with pytest.raises(OutcomeUnknown, match="not answered"):
+            lose_commit()
+        proxy.forward()
+
+        # then
+        assert (is_transient(begun.value), isinstance(begun.value, OutcomeUnknown)) == (True, False)
+        with database.writing() as connection:
+            connection.execute(sa.text("SELECT 1"))
+        database.dispose()
