@@ -30,6 +30,8 @@ MAX_STATEMENT_BYTES = 16 * 1024 * 1024
 MAX_CLAIM_BYTES = 1024 * 1024
 #: The least time between two claims that start at the first row, in seconds, and how many times their duration.
 FULL_CLAIM_SECONDS, FULL_CLAIM_SHARE = 0.5, 50
+#: How many rows are decoded together while one that cannot be is looked for.
+DECODED = 100
 #: How long claims go on starting at the same row, in seconds.
 START_LAG_SECONDS = 1.0
 #: Excludes dead letters, whose type and id may equal an event's.
@@ -229,24 +231,36 @@ def _delete(connection: sa.Connection, ids: Sequence[int]) -> None:
 
 
 def unreadable_rows(database: Database, limit: int, *, known: Sequence[int]) -> dict[int, Exception]:
-    """Those of the oldest due rows that cannot be decoded, without the known ones, by id.
+    """Those of the oldest due rows of each route that cannot be decoded, without the known ones, by id.
 
+    Of each route: behind many rows of one that fails, which are not claimed, those of others would not be found.
     Raises SQLAlchemyError while the database is unreachable.
     """
+    number = sa.func.row_number().over(partition_by=[outbox.c.exchange, outbox.c.routing_key], order_by=outbox.c.id)
     with database.reading() as connection:
-        due = sa.select(outbox.c.id).where(outbox.c.due_at <= current_time(connection), outbox.c.id.not_in(known))
-        ids = connection.execute(due.order_by(outbox.c.id).limit(limit)).scalars().all()
+        is_due = outbox.c.due_at <= current_time(connection), outbox.c.id.not_in(known)
+        due = sa.select(outbox.c.id, number.label("number")).where(*is_due).subquery()
+        wanted = sa.select(due.c.id).where(due.c.number <= limit).order_by(due.c.id)
+        ids = connection.execute(wanted).scalars().all()
     found: dict[int, Exception] = {}
-    for row_id in ids:
-        # A transaction for each, because an error ends it.
-        with database.reading() as connection:
-            try:
-                connection.execute(sa.select(outbox).where(outbox.c.id == row_id)).all()
-            except Exception as error:
-                if isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated:
-                    raise
-                found[row_id] = error
+    for start in range(0, len(ids), DECODED):
+        several = ids[start : start + DECODED]
+        if _problem(database, several):
+            found |= {row_id: problem for row_id in several if (problem := _problem(database, [row_id]))}
     return found
+
+
+def _problem(database: Database, row_ids: Sequence[int]) -> Exception | None:
+    """Why one of these rows cannot be decoded, if one cannot."""
+    # A transaction for each attempt, because an error ends it.
+    with database.reading() as connection:
+        try:
+            connection.execute(sa.select(outbox).where(outbox.c.id.in_(row_ids))).all()
+        except Exception as error:
+            if isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated:
+                raise
+            return error
+    return None
 
 
 class Position:

@@ -214,6 +214,19 @@ def test_row_that_cannot_be_decoded_delays_only_itself(
     assert not log.count("unexpected error, restarting")
 
 
+def test_row_that_cannot_be_decoded_is_found_behind_many_of_another_route(database: Database) -> None:
+    # given: rows of a route that fails stay due, and are not claimed
+    waiting = builders.outgoing(5)
+    core.add_to_outbox(database, [*waiting, *(each._replace(routing_key="order.paid") for each in waiting[:2])])
+    [*_, last] = core.rows(database, outbox_table)
+    with database.writing() as connection:
+        value = "garbage" if database.is_sqlite else "infinity"
+        connection.exec_driver_sql(f"update outbox set created_at = '{value}' where id = {last.id}")
+
+    assert list(outbox.unreadable_rows(database, 3, known=[])) == [last.id]
+    assert outbox.unreadable_rows(database, 3, known=[last.id]) == {}
+
+
 def test_events_are_dropped_at_the_end_of_a_lifetime_only_if_they_reached_no_queue(database: Database) -> None:
     # given
     core.add_to_outbox(database, builders.outgoing(4))
