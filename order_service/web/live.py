@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -22,7 +22,7 @@ from order_service.domain import explanation
 from order_service.domain.explanation import Cause, Facts
 from order_service.domain.order import State
 from order_service.management import Management, Unavailable
-from order_service.process import STOP_SECONDS, StopFlag, first_line
+from order_service.process import STOP_SECONDS, Attempt, StopFlag, first_line
 from order_service.storage import board, facts, figures
 from order_service.storage.board import COLUMNS, SHOWN
 from order_service.storage.changes import Changes
@@ -79,6 +79,8 @@ class Board:
     def __init__(self, database: Database, settings: Settings, unreadable: UnreadableOrders, stop: StopFlag) -> None:
         self._database, self._settings, self._unreadable, self._stop = database, settings, unreadable, stop
         self._broker = Management(settings, seconds=BROKER_SECONDS) if settings.management_url else None
+        # Its own limit is one for each piece of an answer.
+        self._asking = Attempt(self._read_queues, BROKER_SECONDS)
         self._changed = threading.Condition()
         self._viewers = 0
         self._thread: threading.Thread | None = None
@@ -226,15 +228,20 @@ class Board:
         """What the management API says of our queues; nothing without RABBITMQ_MANAGEMENT_URL."""
         if self._broker is None:
             return []
-        try:
-            queues = self._broker.queues("consumers", "messages_ready")
-        except Unavailable:
+        if not (queues := self._asking.result()):
             return [{"code": "broker"}]
         own = [queue for queue in (topology.MENU, topology.PAYMENT) if queue.name in queues]
         letters = sum(queues.get(queue.dead_letters, {}).get("messages_ready", 0) for queue in own)
         unread = [queue.name for queue in own if not queues[queue.name].get("consumers", 0)]
         alerts: list[Json] = [{"code": "dead_letters", "count": letters}] if letters else []
         return alerts + [{"code": "consumers", "queue": name} for name in unread]
+
+    def _read_queues(self) -> Mapping[str, Mapping[str, Any]]:
+        """Those of the broker; none while it does not tell."""
+        try:
+            return self._broker.queues("consumers", "messages_ready") if self._broker else {}
+        except Unavailable:
+            return {}
 
 
 def _newest(found: dict[int, Facts]) -> dict[int, Facts]:

@@ -4,7 +4,8 @@ import contextlib
 import json
 from collections.abc import Iterator
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
+from threading import Event, Thread
 from typing import Any
 from unittest.mock import Mock
 from uuid import UUID
@@ -329,6 +330,32 @@ def test_board_warns_of_what_the_broker_says(service_with: ServiceWith) -> None:
         viewer.until(lambda: {"code": "broker"} in viewer.figures["alerts"])
 
     assert answered == [{"code": "dead_letters", "count": 4}, {"code": "consumers", "queue": "order-service.payment"}]
+
+
+class _Slow(_Answering):
+    """A management API whose answers never end."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while not self.server.is_over.wait(0.2):  # type: ignore[attr-defined]
+                self.wfile.write(b" ")
+
+
+def test_broker_whose_answer_never_ends_delays_no_order(service_with: ServiceWith) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Slow) as server:
+        server.is_over = Event()  # type: ignore[attr-defined]
+        Thread(target=server.serve_forever, daemon=True).start()
+        service = service_with(management_url=f"http://127.0.0.1:{server.server_port}")
+        with Viewer(service).connected() as viewer:
+            viewer.until(lambda: bool(viewer.figures))
+            order_id = service.order_in(State.AWAITING_MENU)
+            viewer.until_state(order_id, State.AWAITING_MENU)
+
+        assert viewer.figures["alerts"] == [{"code": "broker"}]
+        server.is_over.set()  # type: ignore[attr-defined]
+        server.shutdown()
 
 
 class _Menu(_Answering):
