@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import click
 
+from order_service import process
 from order_service.contract.envelope import utc_text
 from order_service.contract.events import MAX_ID
 from order_service.domain.order import UnknownOrder
+from order_service.storage.orders import UnreadableOrder
 
 
 class Report(NamedTuple):
@@ -54,6 +56,8 @@ class ForScripts(click.Command):
             report: Report = super().invoke(ctx)
         except UnknownOrder as error:
             raise click.UsageError(f"{error}; check the id, and that DATABASE_URL names its database") from error
+        except UnreadableOrder as error:
+            process.refuse(f"The order cannot be read: {process.printable(error)}")
         except click.ClickException as error:
             error.exit_code = 2  # type: ignore[misc]
             raise

@@ -153,19 +153,20 @@ def test_commands_show_the_other_orders_and_name_a_damaged_one(
             properties = pika.BasicProperties(type="PaymentCompleted", headers={"x-error": "invalid"})
             channel.basic_publish(DEAD_LETTER_EXCHANGE, PAYMENT.dead_letters, body, properties)
 
-    def run(*command: str) -> Any:
+    def run(*command: str, status: int = 1) -> Any:
         env = {"DATABASE_URL": database.url, "RABBITMQ_URL": amqp_url}
         done = CliRunner(env=env).invoke(main, command)
-        assert (done.exit_code, type(done.exception)) == (1, SystemExit), done.output
+        assert (done.exit_code, type(done.exception)) == (status, SystemExit), done.output
         return done
 
     # when
     stuck, doctor, listed = run("stuck"), run("doctor"), run("dlq", "list", "--json")
     replay = run("dlq", "replay", "--all", "--dry-run")
+    own = [run(command, str(ids[0]), status=2).stderr for command in ("explain", "timeline")]
 
     # then
     assert f"Order {ids[1]} waits" in stuck.stdout
-    assert f"cannot be read: order {ids[0]}: " in stuck.stderr
+    assert all(f"cannot be read: order {ids[0]}: " in text for text in (stuck.stderr, *own))
     assert f"one cannot be read, and waits: order {ids[0]}: " in doctor.stdout
     assert json.loads(listed.stdout)["groups"][0]["pending"] == 1
     assert f"order {ids[0]}: dead-lettered again: internal_error" in replay.stdout
