@@ -344,8 +344,10 @@ class _Slow(_Answering):
 
 
 def test_broker_whose_answer_never_ends_delays_no_order(service_with: ServiceWith) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Slow) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Slow) as server, contextlib.ExitStack() as ending:
         server.is_over = Event()  # type: ignore[attr-defined]
+        ending.callback(server.shutdown)
+        ending.callback(server.is_over.set)  # type: ignore[attr-defined]
         Thread(target=server.serve_forever, daemon=True).start()
         service = service_with(management_url=f"http://127.0.0.1:{server.server_port}")
         with Viewer(service).connected() as viewer:
@@ -353,9 +355,7 @@ def test_broker_whose_answer_never_ends_delays_no_order(service_with: ServiceWit
             order_id = service.order_in(State.AWAITING_MENU)
             viewer.until_state(order_id, State.AWAITING_MENU)
 
-        assert viewer.figures["alerts"] == [{"code": "broker"}]
-        server.is_over.set()  # type: ignore[attr-defined]
-        server.shutdown()
+    assert viewer.figures["alerts"] == [{"code": "broker"}]
 
 
 class _Menu(_Answering):
