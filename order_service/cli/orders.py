@@ -77,12 +77,13 @@ def stuck() -> Report:
         found = [each for each in late if each.is_stuck]
     unread = unread_replies(settings, {each.waits_for or "" for each in found if each.cause is Cause.SILENT})
     found = [replace(each, has_unread_replies=each.waits_for in unread) for each in found]
-    lines = (f"{each.cause:<9} {explanation.explain(each, english=True)}" for each in found)
-    note = "\n".join(
-        [f"{len(found)} stuck" + (" or more" if len(found) == MAX_STUCK else "")]
-        + [f"cannot be read: {process.printable(each)}" for each in unreadable]
-    )
-    return Report([_document(each) for each in found], lines, note, has_findings=bool(found or unreadable))
+    value = [_document(each) for each in found]
+    for error in unreadable:
+        text = f"cannot be read: {process.printable(error)}"
+        value.append({"order_id": error.order_id, "cause": "unreadable", "explanation": text})
+    lines = (f"{each['cause']:<9} {each['explanation']}" for each in value)
+    note = f"{len(value)} stuck" + (" or more" if len(found) == MAX_STUCK else "")
+    return Report(value, lines, note, has_findings=bool(value))
 
 
 def _document(found: Facts) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def test_commands_show_the_other_orders_and_name_a_damaged_one(
 
     # then
     assert f"Order {ids[1]} waits" in stuck.stdout
-    assert all(f"cannot be read: order {ids[0]}: " in text for text in (stuck.stderr, *own))
+    assert all(f"cannot be read: order {ids[0]}: " in text for text in (stuck.stdout, *own))
     assert f"one cannot be read, and waits: order {ids[0]}: " in doctor.stdout
     assert json.loads(listed.stdout)["groups"][0]["pending"] == 1
     assert f"order {ids[0]}: dead-lettered again: internal_error" in replay.stdout
