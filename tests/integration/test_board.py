@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
-from threading import Event, Thread
+from threading import Event
 from typing import Any
 from unittest.mock import Mock
 from uuid import UUID
@@ -332,24 +332,20 @@ def test_board_warns_of_what_the_broker_says(service_with: ServiceWith) -> None:
     assert answered == [{"code": "dead_letters", "count": 4}, {"code": "consumers", "queue": "order-service.payment"}]
 
 
-class _Slow(_Answering):
-    """A management API whose answers never end."""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-        with contextlib.suppress(OSError):
-            while not self.server.is_over.wait(0.2):  # type: ignore[attr-defined]
-                self.wfile.write(b" ")
-
-
 def test_broker_whose_answer_never_ends_delays_no_order(service_with: ServiceWith) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Slow) as server, contextlib.ExitStack() as ending:
-        server.is_over = Event()  # type: ignore[attr-defined]
-        ending.callback(server.shutdown)
-        ending.callback(server.is_over.set)  # type: ignore[attr-defined]
-        Thread(target=server.serve_forever, daemon=True).start()
-        service = service_with(management_url=f"http://127.0.0.1:{server.server_port}")
+    is_over = Event()
+
+    class Slow(_Answering):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while not is_over.wait(0.2):
+                    self.wfile.write(b" ")
+
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Slow)) as port, contextlib.ExitStack() as ending:
+        ending.callback(is_over.set)
+        service = service_with(management_url=f"http://127.0.0.1:{port}")
         with Viewer(service).connected() as viewer:
             viewer.until(lambda: bool(viewer.figures))
             order_id = service.order_in(State.AWAITING_MENU)
