@@ -20,8 +20,8 @@ RIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
     "api": {
         orders.name: ("SELECT", "INSERT", _CHANGE_ORDERS),
         order_history.name: ("SELECT", "INSERT"),
-        # `id` finds the oldest message.
-        outbox.name: (f"SELECT ({', '.join(('id', *WAITING))})", "INSERT"),
+        # `id` finds the oldest message, `order_id` and `type` the orders that are late.
+        outbox.name: (f"SELECT ({', '.join(('id', 'order_id', 'type', *WAITING))})", "INSERT"),
         compensations.name: ("SELECT", "INSERT"),
     },
     "consumers": {

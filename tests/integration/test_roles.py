@@ -23,12 +23,15 @@ from order_service.cli.main import main
 from order_service.cli.rehearsal import rehearse
 from order_service.contract.envelope import Delivery
 from order_service.contract.topology import MENU
-from order_service.storage import facts, figures, history, migrate, orders, schema
+from order_service.process import StopFlag
+from order_service.storage import facts, figures, history, migrate, orders, schema, timeline
 from order_service.storage.bulk import Take
 from order_service.storage.database import Database
 from order_service.storage.outbox import Claim, Outcomes
 from order_service.storage.roles import OWNER, RIGHTS, has_sequence
 from order_service.storage.tables import compensations, metadata, outbox
+from order_service.web.live import Board
+from order_service.web.placing import UnreadableOrders
 from tests import builders
 from tests.integration import core
 from tests.roles import PASSWORD, Roles, created
@@ -144,6 +147,14 @@ def do_api(roles: Roles, api: Database) -> None:
         assert history.read_history(connection, order, limit=10)
         assert orders.list_orders(connection, user_id=order.user_id, states=(), before=None, limit=5).orders
         assert facts.of_order(connection, order_id, policy=builders.policy()).unconfirmed_compensations == 1
+        assert timeline.of_order(connection, order, policy=builders.policy())
+    stop = StopFlag()
+    board = Board(api, core.settings(core.UNREACHABLE_BROKER, api.url), UnreadableOrders(), stop)
+    try:
+        assert any("event: snapshot" in piece for piece in board.stream(None, 10, lambda: False))
+    finally:
+        stop.set()
+        board.close()
 
 
 def do_consumers(roles: Roles, consumers: Database) -> None:
