@@ -12,6 +12,7 @@ from typing import Any
 from gunicorn import glogging
 
 from order_service import ops, process, vendor
+from order_service.config import is_loopback
 from order_service.storage.database import Database
 from order_service.storage.schema import wait_for_database
 from order_service.web import tokens
@@ -81,6 +82,16 @@ if (workers > 1 or _settings.ops_port) and METRICS_DIR not in os.environ:
     os.environ[METRICS_DIR] = tempfile.mkdtemp(prefix=METRICS_PREFIX)
 
 
+def _check_access(address: Any) -> None:
+    """Exit with 2 if a listener elsewhere than on HOST, such as one of --bind, would open the API by mistake."""
+    # A socket file or a descriptor is for a proxy.
+    if _settings.auth is None and isinstance(address, tuple) and not is_loopback(address[0]):
+        process.refuse(
+            "ORDER_AUTH: must be jwt (requests need a token) or none (everyone may do everything), because gunicorn "
+            f"listens on {address[0] or 'every address'}, which is not a loopback address"
+        )
+
+
 def post_worker_init(worker: Any) -> None:
     """Once the application is loaded; before gunicorn stops and waits for requests, end open streams and waits.
 
@@ -101,7 +112,8 @@ def post_worker_init(worker: Any) -> None:
 def on_starting(server: Any) -> None:
     """Before any worker starts, wait for the database.
 
-    Exits with 2 if it is not migrated, the address or the key file cannot be used, or HTTPS is configured.
+    Exits with 2 if it is not migrated, the address or the key file cannot be used, HTTPS is configured, or the API
+    would be open by mistake.
     """
     if server.cfg.is_ssl and server.cfg.worker_class_str == worker_class:
         process.refuse(
@@ -114,6 +126,8 @@ def on_starting(server: Any) -> None:
         found = [ops.Loop(f"worker {worker.pid}", turned_at=worker.tmp.last_update()) for worker in each]
         return found or [ops.Loop("workers", missing="no worker runs")]
 
+    for address in server.cfg.address:
+        _check_access(address)
     if not INHERITED & os.environ.keys():
         if _settings.ops_port:
             process.check_address(_settings.host, _settings.ops_port, setting="ORDER_OPS_PORT")
@@ -130,6 +144,12 @@ def on_starting(server: Any) -> None:
     signal.set_wakeup_fd(-1)  # gunicorn replaces the handlers, which ends the flag and closes its descriptor
     if stop.is_set():
         raise SystemExit(0)
+
+
+def when_ready(server: Any) -> None:
+    """Before any worker starts, check the inherited sockets too."""
+    for listener in server.LISTENERS:
+        _check_access(listener.getsockname())
 
 
 def post_fork(server: Any, _worker: Any) -> None:

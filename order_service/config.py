@@ -110,8 +110,8 @@ class Settings(BaseSettings):
     """How many proxies in front of the API are believed: the last values of X-Forwarded-For, -Proto and -Prefix.
     ORDER_HOSTS applies to the Host that the last proxy sends."""
     auth: Literal["jwt", "none"] | None = None
-    """jwt: requests need an access token (docs/rest.md); none: everyone may do everything. When unset, none if HOST is
-    a loopback address; otherwise the API does not start."""
+    """jwt: requests need an access token (docs/rest.md); none: everyone may do everything. When unset, none if HOST,
+    and what gunicorn's own options bind, is a loopback address; otherwise the API does not start."""
     jwt_issuer: str = ""
     """The issuer of the tokens, exactly as in their claim `iss`; required with ORDER_AUTH=jwt."""
     jwt_audience: str = "order-service"
@@ -216,7 +216,7 @@ class Settings(BaseSettings):
     @property
     def is_development(self) -> bool:
         """Whether everyone may do everything, and only this machine can reach the API."""
-        return not self.needs_tokens and _is_loopback(self.host)
+        return not self.needs_tokens and is_loopback(self.host)
 
     @model_validator(mode="after")
     def _is_access_decided(self) -> Self:
@@ -224,7 +224,7 @@ class Settings(BaseSettings):
         given = sorted(f"ORDER_{name.upper()}" for name in self.model_fields_set if name.startswith("jwt_"))
         if self.auth is None and given:
             raise ValueError(f"ORDER_AUTH: must be jwt, because {given[0]} is set, or none to accept every request")
-        if self.auth is None and not _is_loopback(self.host):
+        if self.auth is None and not is_loopback(self.host):
             raise ValueError(
                 "ORDER_AUTH: must be jwt (requests need a token) or none (everyone may do everything), because HOST is "
                 "not a loopback address"
@@ -240,7 +240,7 @@ class Settings(BaseSettings):
     @field_validator("jwt_jwks_url")
     @classmethod
     def _is_authentic(cls, value: AnyHttpUrl | None) -> AnyHttpUrl | None:
-        if value and value.scheme != "https" and not _is_loopback((value.host or "").strip("[]")):
+        if value and value.scheme != "https" and not is_loopback((value.host or "").strip("[]")):
             raise ValueError("must be an https address, such as https://login.example/jwks; http on loopback only")
         return value
 
@@ -377,8 +377,12 @@ class Settings(BaseSettings):
         )
 
 
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or (bool(re.fullmatch("[0-9a-f:.]+", host)) and ipaddress.ip_address(host).is_loopback)
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens on this address; a name other than localhost is none."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _check_postgresql(options: Mapping[str, Any]) -> None:

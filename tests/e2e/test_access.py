@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import socket
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from order_service.storage import migrate
 from sandbox.issuer import Issuer, development_key
 from tests.e2e.deployment import ON_SQLITE, Deployment, api_alone
-from tests.e2e.process import PROJECT_DIR
+from tests.e2e.process import PROCFILE, PROJECT_DIR
 from tests.tokens import ISSUER, Published, bearer, published, segment
 
 CANARY = "S3cretCanary"
@@ -48,6 +49,36 @@ def test_api_that_would_be_open_or_closed_by_mistake_does_not_start(
     assert [each.exit_status() for each in started] == [2, 2]
     # A message and no traceback. gunicorn has begun to log, so its message is not the only line.
     assert [(each.log.count(line), each.log.count("Traceback")) for each in started] == [(1, 0)] * 2, started[0].log
+
+
+#: Has a command inherit a listener, as systemd does.
+INHERITING = """
+import os, socket, sys
+listener = socket.create_server(("", 0))
+os.dup2(listener.fileno(), 3)
+os.set_inheritable(3, True)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execvp("sh", ["sh", "-c", "exec " + sys.argv[1]])
+"""
+
+
+@ON_SQLITE
+@pytest.mark.parametrize(
+    "is_inherited", [False, pytest.param(True, marks=pytest.mark.field)], ids=["bound by gunicorn", "inherited"]
+)
+def test_api_that_would_be_open_elsewhere_than_on_host_does_not_start(
+    deployment: Deployment, is_inherited: bool
+) -> None:
+    migrate.upgrade(deployment.database_url)
+    command, options = PROCFILE["api"], f"--bind 0.0.0.0:{deployment.ports['api']}"
+    if is_inherited:
+        command, options = shlex.join(["python", "-c", INHERITING, command]), ""
+
+    started = deployment.start_command("api", command, GUNICORN_CMD_ARGS=options)
+
+    assert started.exit_status() == 2
+    line = "because gunicorn listens on 0.0.0.0, which is not a loopback address"
+    assert started.log.count(line) == 1, started.log
 
 
 def raw(deployment: Deployment, *lines: str) -> bytes:
