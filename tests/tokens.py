@@ -109,6 +109,7 @@ REFUSED: Mapping[str, tuple[str, Callable[[Issuer, str], str]]] = {
         "wrong_signature", lambda issuer, good: signed_by_another(issuer, good, kid=issuer.jwks()["keys"][0]["kid"]),
     ),
     "no subject": ("missing_claim", lambda issuer, good: issuer.token("1", ALL, sub=None)),
+    "subject that is a number": ("wrong_subject", lambda issuer, good: issuer.token("1", ALL, sub=1)),
     "subject with a line break": ("wrong_subject", lambda issuer, good: issuer.token("1\nadmin", ALL)),
 }  # fmt: skip
 ALL = "orders orders:all payments"

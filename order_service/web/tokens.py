@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from jwt.exceptions import InvalidSubjectError
 
 from order_service.backoff import Postponed
 from order_service.config import Settings, masked
@@ -32,6 +33,8 @@ LEEWAY_SECONDS = 30
 #: A longer token is not read; gunicorn accepts no longer header either.
 MAX_TOKEN_CHARACTERS = 8192
 MAX_SUBJECT_CHARACTERS = 255
+#: A later expiry is this one, in seconds since 1970: clocks are floats, which hold no greater integers exactly.
+MAX_EXPIRY = 2**53
 #: How many accepted tokens a process keeps; verifying one costs as much as a fifth of a POST.
 MAX_ACCEPTED_TOKENS = 4096
 #: The time limit for fetching the keys, in seconds.
@@ -55,6 +58,7 @@ _REASONS: dict[type[Exception], str] = {
     jwt.InvalidIssuerError: "wrong_issuer",
     jwt.InvalidAudienceError: "wrong_audience",
     jwt.InvalidSignatureError: "wrong_signature",
+    InvalidSubjectError: "wrong_subject",
     jwt.MissingRequiredClaimError: "missing_claim",
 }
 
@@ -152,7 +156,9 @@ class Verifier:
         if not (0 < len(claims["sub"]) <= MAX_SUBJECT_CHARACTERS and claims["sub"].isprintable()):
             raise InvalidToken("wrong_subject")
         scope = claims.get("scope")
-        return Claims(claims["sub"], frozenset(scope.split() if isinstance(scope, str) else ()), int(claims["exp"]))
+        # Only a space separates scopes (RFC 6749, section 3.3); any other character is part of one.
+        scopes = frozenset(scope.split(" ") if isinstance(scope, str) else ())
+        return Claims(claims["sub"], scopes, min(int(claims["exp"]), MAX_EXPIRY))
 
 
 def verifier(settings: Settings) -> Verifier | None:

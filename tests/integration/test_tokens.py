@@ -241,6 +241,21 @@ def test_accepted_token_is_refused_once_it_has_expired(
         assert [outcome(verify, token) for _ in range(2)] == ["expired", "expired"]
 
 
+def test_only_a_space_separates_scopes(verifying: Callable[..., Verifier], issuer: Issuer, keys: Published) -> None:
+    """Otherwise an issuer that copies what it takes for one unknown scope would give several."""
+    token = issuer.token("1", "orders  x\torders:all y\u2003payments")
+
+    assert verifying(**keys.settings).verify(token).scopes & {"orders", "orders:all", "payments"} == {"orders"}
+
+
+def test_expiry_that_no_clock_reaches_is_a_number_of_seconds(
+    verifying: Callable[..., Verifier], issuer: Issuer, keys: Published
+) -> None:
+    token = issuer.token("1", "orders", exp=10**400)
+
+    assert verifying(**keys.settings).verify(token).expires_at - time.time() > 10**12
+
+
 # Algorithms and types of keys.
 
 PRIVATE: dict[str, Any] = {
