@@ -11,10 +11,14 @@ from typing import Any
 
 from order_service.contract.envelope import Delivery, Oversized, Rejection, Reply, read, storable, utc_text
 from order_service.contract.events import MAX_ID
+from order_service.contract.headers import ROUTING
 from order_service.contract.topology import Queue
 from order_service.process import printable
 
 ORIGIN_ROUTING_KEY, DEAD_LETTERED_AT, REPLAYED_AT = "x-origin-routing-key", "x-dead-lettered-at", "x-replayed-at"
+#: The properties that become headers when a message is dead-lettered or replayed: it must not expire, and the broker
+#: refuses the name of another user.
+NOT_KEPT = {"expiration", "user_id"}
 #: Headers in which this service describes a rejection: no sender's value of them is kept.
 OF_REJECTION = {
     "x-error", "x-error-detail", "x-order-id", "x-origin-queue", "x-body-bytes", "x-body-sha256", DEAD_LETTERED_AT,
@@ -105,13 +109,13 @@ class DeadLetter:
 
     def replayed(self, body: bytes, now: datetime) -> dict[str, Any]:
         """The properties of the message to replay with this body."""
-        kept = {name: value for name, value in self.headers.items() if name not in OF_REJECTION | _OF_BROKER}
-        headers = kept | {ORIGIN_ROUTING_KEY: self._routing_key, REPLAYED_AT: utc_text(now)}
-        # Those of a letter that the broker itself dead-lettered are its sender's: the broker refuses the name of
-        # another user, and bytes that are not UTF-8 were decoded to replacement characters.
+        # What the broker dead-lettered itself, such as an expired message, has what its sender chose.
+        left_out = {*OF_REJECTION, *_OF_BROKER, *ROUTING}
+        headers = {name: value for name, value in self.headers.items() if name not in left_out}
+        headers |= {ORIGIN_ROUTING_KEY: self._routing_key, REPLAYED_AT: utc_text(now)}
+        # Bytes that are not UTF-8 were decoded to replacement characters, which may exceed a short string.
         properties = {name: storable(each) if isinstance(each, str) else each for name, each in self.properties.items()}
-        if user_id := properties.pop("user_id", None):
-            headers["x-original-user_id"] = user_id
+        headers |= {f"x-original-{name}": properties.pop(name) for name in NOT_KEPT & properties.keys()}
         changed = {} if body == self.body else {"content_encoding": None}
         return {**properties, "headers": headers, "delivery_mode": 2, **changed}
 

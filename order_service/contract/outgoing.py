@@ -10,16 +10,13 @@ from typing import Any, NamedTuple
 from uuid import UUID, uuid5
 
 from order_service.contract import envelope, events
-from order_service.contract.dead_letters import DEAD_LETTERED_AT, OF_REJECTION, ORIGIN_ROUTING_KEY
+from order_service.contract.dead_letters import DEAD_LETTERED_AT, NOT_KEPT, OF_REJECTION, ORIGIN_ROUTING_KEY
 from order_service.contract.envelope import Rejection, storable
 from order_service.contract.headers import copied
 from order_service.contract.topology import BY_NAME, DEAD_LETTER_EXCHANGE, EXCHANGE
 from order_service.domain.order import RELEASE, Announcement, Compensation, Effect, Order
 from order_service.domain.saga import Policy, expires_at
 
-#: The properties of a dead letter's original that become headers: a dead letter does not expire, and the broker refuses
-#: the name of another user.
-_NOT_KEPT = {"expiration", "user_id"}
 #: The namespace of the ids of MessageRejected.
 _REJECTED = UUID("8f1c3f0e-7d0b-4c57-9d53-5a0f0b7d2c11")
 
@@ -111,11 +108,11 @@ def _lines(order: Order) -> list[events.Line]:
 def dead_letter(rejection: Rejection, now: datetime) -> Outgoing:
     """The rejected message, addressed to its queue's dead-letter queue, with the reason in its headers.
 
-    It keeps its properties and headers. Its body is unchanged, unless it is oversized: then the headers contain its
-    size and hash.
+    It keeps its headers and its properties, NOT_KEPT as headers. Its body is unchanged, unless it is oversized: then
+    the headers contain its size and hash.
     """
     delivery = rejection.delivery
-    properties = {name: value for name, value in delivery.properties.items() if name not in _NOT_KEPT}
+    properties = {name: value for name, value in delivery.properties.items() if name not in NOT_KEPT}
     headers, left_out = copied(properties.pop("headers", {}))
     headers = {name: value for name, value in headers.items() if name not in OF_REJECTION} | {
         "x-error": rejection.code,
@@ -125,7 +122,7 @@ def dead_letter(rejection: Rejection, now: datetime) -> Outgoing:
         ORIGIN_ROUTING_KEY: storable(delivery.routing_key) or "",
     }
     headers |= {
-        f"x-original-{name}": storable(delivery.properties.get(name)) for name in _NOT_KEPT & delivery.properties.keys()
+        f"x-original-{name}": storable(delivery.properties.get(name)) for name in NOT_KEPT & delivery.properties.keys()
     }
     if left_out:
         headers["x-headers-left-out"] = ", ".join(left_out)[:1000]
