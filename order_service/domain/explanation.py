@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from decimal import Decimal
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
@@ -207,7 +208,7 @@ def explain(facts: Facts, *, english: bool) -> str:
         "unsent": unsent and unsent.since, "retry": unsent and unsent.due_at,
     }  # fmt: skip
     values = {name: _moment(at, now, english=english) for name, at in moments.items() if at} | {
-        "id": order.id, "sibling": _SIBLINGS.get(facts.waits_for or ""), "total": amount_text(order.total_price),
+        "id": order.id, "sibling": _SIBLINGS.get(facts.waits_for or ""), "total": rupiah(order.total_price),
         "at": f"{facts.since:%FT%TZ}", "reason": order.reason, "event": facts.event,
         "attempts": unsent and unsent.attempts, "reminders": order.reminders_left,
         "compensations": facts.unconfirmed_compensations,
@@ -222,6 +223,13 @@ def phrase(facts: Facts, *, english: bool) -> str:
     text = _PHRASES[facts.cause if facts.is_stuck else facts.order.state][english]
     attempts = facts.unsent and facts.unsent.attempts
     return text.format(sibling=_SIBLINGS[facts.waits_for], event=facts.event, attempts=attempts)
+
+
+def rupiah(amount: Decimal | None) -> str:
+    """An amount as it is written in Indonesia, such as `Rp62.000`."""
+    if amount is None:
+        return amount_text(amount)
+    return f"Rp{amount.normalize():,f}".translate(str.maketrans(",.", ".,"))
 
 
 def duration(length: timedelta, *, english: bool = True) -> str:

@@ -186,8 +186,8 @@ def test_explanation_over_http_is_in_the_language_of_the_client(service: Service
         service.get(f"/orders/{order_id}/explain", headers={"Accept-Language": each}) for each in ("id", "en")
     )
 
-    assert "menunggu pembayaran sebesar 38000" in indonesian.json["explanation"]
-    assert "waits for the payment of 38000" in english.json["explanation"]
+    assert "menunggu pembayaran sebesar Rp38.000" in indonesian.json["explanation"]
+    assert "waits for the payment of Rp38.000" in english.json["explanation"]
     assert english.json["cause"] == "on_time"
     assert english.json["expires_at"] > english.json["next_reminder_at"] > english.json["since"]
     assert "Accept-Language" in english.headers["Vary"]

@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from order_service.domain.explanation import Cause, Facts, Unsent, duration, explain
+from order_service.domain.explanation import Cause, Facts, Unsent, duration, explain, rupiah
 from order_service.domain.messages import Cancel, Message
 from tests import builders
 from tests.builders import NOW
@@ -37,7 +38,7 @@ CASES = [
     (facts(unsent=RETURNED), Cause.RETURNED, "menu", ["refused OrderCreated 3 times", "again at 2025-03-01T12:00:16Z"]),
     (facts(PAID), Cause.ON_TIME, "menu", ["Order 7 has a payment, and waits for the Menu Service"]),
     (facts(RESERVED), Cause.ON_TIME, "payment", [
-        "Order 7 waits for the payment of 56000", "PaymentRequested is sent again at 2025-03-01T12:07:30Z (in 7 min)",
+        "Order 7 waits for the payment of Rp56.000", "PaymentRequested is sent again at 2025-03-01T12:07:30Z (in 7 min)",
         "The Payment Service has not answered any order recently.", "expires at 2025-03-01T12:15:00Z (in 14 min)."]),
     (facts(RESERVED, left=0), Cause.SILENT, "payment", ["PaymentRequested was sent and repeated"]),
     (facts(RESERVED, PAID), Cause.ENDED, None, ["Order 7 was paid at 2025-03-01T12:00:00Z."]),
@@ -86,3 +87,10 @@ def test_passed_deadline_is_the_first_cause_and_promises_nothing() -> None:
 )
 def test_duration_has_one_unit(seconds: float, text: str) -> None:
     assert duration(timedelta(seconds=seconds)) == text
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"), [("0", "Rp0"), ("62000.00", "Rp62.000"), ("1E+6", "Rp1.000.000"), ("1234.5", "Rp1.234,5")]
+)
+def test_amounts_are_written_as_in_indonesia(amount: str, text: str) -> None:
+    assert rupiah(Decimal(amount)) == text
