@@ -98,6 +98,8 @@ def test_api_of_the_compose_file_is_published_to_this_machine_only_unless_it_req
     assert api["environment"]["ORDER_AUTH"] == "${ORDER_AUTH:-none}"
     assert all(port.startswith("127.0.0.1:") for port in api["ports"])
     assert "DATABASE_URL" in api["environment"]
+    # The board asks with it what only the broker knows.
+    assert api["environment"]["RABBITMQ_MANAGEMENT_URL"].startswith("http://order-operator:")
     assert "ENV HOST=0.0.0.0" in (ROOT / "Dockerfile").read_text()
     assert "ORDER_AUTH" not in re.sub("^#.*", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
 
