@@ -4,16 +4,19 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, ViewportSize, expect
+from playwright.sync_api import Browser, Page, Route, ViewportSize, expect
 
 from order_service.process import utc_now
 from order_service.storage.database import Database
+from order_service.storage.tables import orders
 from sandbox.issuer import Issuer
+from tests import builders
 from tests.e2e import browser as chromium
 from tests.e2e.deployment import Deployment, api_alone
 from tests.integration import core
@@ -323,6 +326,65 @@ def test_axe_finds_nothing(
     # then
     assert found == {"board": [], "details": [], "confirmation": [], "form": []}
     assert overflow == 0
+
+
+def test_name_of_a_dish_is_text_and_does_not_turn_around_what_follows(
+    deployment: Deployment, database: Database, page: Page
+) -> None:
+    # given: markup, and marks that display the rest of a text from right to left
+    names = '<img src=x onerror="document.title = 1">', "Sate \u202eAyam\u2067"
+    [order_id] = place(database)
+    items = map(lambda item, name: replace(item, name=name), builders.menu_reserved().items, names)
+    core.apply(database, builders.reply(order_id, builders.menu_reserved("R1", *items)), now=utc_now())
+
+    # when
+    page.goto(address(deployment))
+    card(page, order_id, "pending").locator("button").click()
+
+    # then
+    expect(page.locator("#drawer dl")).to_contain_text(names[0])
+    expect(page.locator("#drawer dl")).to_contain_text("Sate Ayam")
+    expect(page.locator(f"#order-{order_id} .items")).to_have_text(f"{names[0]}, Sate Ayam")
+    assert page.locator("img").count() == 0
+    assert page.title() == "Order board"
+
+
+def test_form_repeats_a_lost_answer_without_a_second_order(
+    deployment: Deployment, database: Database, page: Page, expected_errors: list[str]
+) -> None:
+    # given: the first answer is lost
+    expected_errors += ["Failed to load resource: net::ERR_"]
+
+    def lose(route: Route) -> None:
+        route.fetch()
+        route.abort()
+
+    page.goto(address(deployment))
+    page.route("**/orders", lose, times=1)
+    page.locator("#new").click()
+    submit, placed = page.locator("#placing footer button:last-child"), page.locator("#placed")
+    submit.click()
+    expect(placed).to_contain_text("Connection lost")
+
+    # when
+    submit.click()
+    expect(placed).to_have_text("Order 1 is placed.")
+    submit.click()
+
+    # then: another order only once the first is known to be placed
+    expect(placed).to_have_text("Order 2 is placed.")
+    assert core.count(database, orders) == 2
+
+
+def test_filters_leave_a_phone_to_the_orders(deployment: Deployment, open_page: OpenPage) -> None:
+    page = open_page(viewport=chromium.PHONE, locale="id-ID")
+
+    page.goto(address(deployment))
+
+    box = page.locator("#filters").bounding_box()
+    assert box
+    assert box["height"] < chromium.PHONE["height"] / 6
+    assert chromium.overflow(page) == 0
 
 
 def test_page_recovers_from_a_restart_and_from_a_cut_network(

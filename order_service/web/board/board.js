@@ -41,8 +41,8 @@ function duration(ms) {
   if (seconds < 60) return `${seconds} ${t("s")}`;
   return seconds < 3600 ? `${Math.floor(seconds / 60)} ${t("min")}` : `${Math.floor(seconds / 3600)} ${t("h")} ${Math.floor(seconds / 60) % 60} ${t("min")}`;
 }
-// Names come with the menu's answer; other orders may have them already.
-const dish = (id, name) => name ?? names.get(id) ?? t("menu", {id});
+// Names come with the menu's answer; other orders may have them already. Marks in them must not turn around what follows.
+const dish = (id, name) => (name ?? names.get(id))?.replace(/[\u202a-\u202e\u2066-\u2069]/g, "") ?? t("menu", {id});
 const inMs = seconds => seconds === null ? "–" : seconds < 1 ? `${Math.round(seconds * 1000)} ms`
   : seconds < 100 ? `${number(Number(seconds.toPrecision(2)))} ${t("s")}` : duration(seconds * 1000);
 
@@ -380,10 +380,10 @@ $("login").onsubmit = event => {
   start();
 };
 const fields = placing.querySelector("form");
-let isPlacing = false;
+let isPlacing = false, attempt = {};
 const add = id => { fields.dishes.value += `${fields.dishes.value && ", "}${id}`; };
 const offer = dishes => $("known").replaceChildren(...dishes.map(([id, name, price]) => element("button", {type: "button", className: "plain", onclick: () => add(id)},
-  element("span", {textContent: `${id} ${name}`}), " ", element("span", {textContent: rupiah(price)}))));
+  element("span", {textContent: `${id} ${dish(id, name)}`}), " ", element("span", {textContent: rupiah(price)}))));
 $("new").onclick = async () => {
   $("placed").textContent = "";
   placing.showModal();
@@ -395,11 +395,14 @@ fields.onsubmit = async event => {
   event.preventDefault();
   if (isPlacing) return;
   isPlacing = true;
-  const body = {user_id: Number(fields.user.value), menu_ids: (fields.dishes.value.match(/\d+/g) ?? []).map(Number)};
-  const answer = await request("orders", {method: "POST", body: JSON.stringify(body), headers: {"Content-Type": "application/json", Prefer: "respond-async"}}).catch(() => null);
+  const body = JSON.stringify({user_id: Number(fields.user.value), menu_ids: (fields.dishes.value.match(/\d+/g) ?? []).map(Number)});
+  // The same key until the outcome is known: a repeat after a lost answer places no second order.
+  if (attempt.body !== body) attempt = {body, key: crypto.randomUUID()};
+  const answer = await request("orders", {method: "POST", body, headers: {"Content-Type": "application/json", "Idempotency-Key": attempt.key, Prefer: "respond-async"}}).catch(() => null);
   const said = await answer?.json().catch(() => null);
+  if (said && answer.status < 500) attempt = {};
   isPlacing = false;
-  $("placed").textContent = answer?.ok ? t("placed", {id: said.id}) : said?.message ?? t("lost");
+  $("placed").textContent = said && answer.ok ? t("placed", {id: said.id}) : said?.message ?? t("lost");
 };
 addEventListener("offline", () => connection?.abort());
 addEventListener("online", () => wake());
