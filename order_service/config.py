@@ -80,9 +80,10 @@ class Settings(BaseSettings):
     rabbitmq_key_file: str | None = Field(None, validation_alias="RABBITMQ_KEY_FILE")
     """The private key (PEM, not encrypted) of RABBITMQ_CERT_FILE; when unset, it is in that file."""
     management_url: AnyHttpUrl | None = Field(None, validation_alias="RABBITMQ_MANAGEMENT_URL")
-    """The broker's management API. `explain`, `stuck` and `doctor` ask it; when unset, at port 15672 of RABBITMQ_URL.
-    The board and the publishers, for the metric of drifted queues, ask it only if this is set. Without a login in it,
-    that of RABBITMQ_URL is used."""
+    """The broker's management API. `explain`, `stuck` and `doctor` ask it; when unset, at port 15672 of RABBITMQ_URL,
+    or with amqps:// over https at port 15671. The board and the publishers, for the metric of drifted queues, ask it
+    only if this is set. Without a login in it, that of RABBITMQ_URL is used. The CAs of RABBITMQ_CA_FILE are trusted
+    too."""
     user_service_url: AnyHttpUrl | None = Field(None, validation_alias="USER_SERVICE_URL")
     """The User Service; when unset, users are not checked."""
     menu_service_url: AnyHttpUrl | None = Field(None, validation_alias="MENU_SERVICE_URL")

@@ -1,6 +1,8 @@
 """The broker's management API, read only. https://www.rabbitmq.com/docs/management#http-api"""
 
+import ssl
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, cast
@@ -21,18 +23,24 @@ class Unavailable(Exception):
 
 
 class Management:
-    """A client of it at RABBITMQ_MANAGEMENT_URL, else at port 15672 of the first node of RABBITMQ_URL."""
+    """A client of it at RABBITMQ_MANAGEMENT_URL, else at its usual port on the first node of RABBITMQ_URL.
+
+    With amqps:// that is over HTTPS: the login is not sent in clear unless RABBITMQ_MANAGEMENT_URL says so.
+    """
 
     def __init__(self, settings: Settings, *, seconds: float = SECONDS) -> None:
         broker = pika.URLParameters(settings.rabbitmq_url.split(",")[0])
-        default = httpx.URL(scheme="http", host=broker.host, port=15672)
+        scheme, port = ("https", 15671) if broker.ssl_options else ("http", 15672)
+        default = httpx.URL(scheme=scheme, host=broker.host, port=port)
         url = httpx.URL(str(settings.management_url)) if settings.management_url else default
+        #: Its address, without a login.
+        self.url = url.copy_with(userinfo=b"")
         login = url if url.username else cast(pika.PlainCredentials, broker.credentials)
         # Without the proxies of the environment, which are for the internet.
         self._client = httpx.Client(
-            base_url=url.copy_with(userinfo=b""),
+            base_url=self.url,
             auth=(login.username, login.password),
-            transport=httpx.HTTPTransport(limits=httpx.Limits(max_keepalive_connections=0)),
+            transport=httpx.HTTPTransport(verify=_trusted(settings), limits=httpx.Limits(max_keepalive_connections=0)),
             timeout=seconds,
         )
         self.vhost = broker.virtual_host
@@ -61,6 +69,15 @@ class Management:
         """The queues that get the messages with this routing key. Raises Unavailable."""
         bindings = self.get("exchanges", self.vhost, exchange, "bindings", "source") or []
         return sorted({each["destination"] for each in bindings if _matches(each["routing_key"], routing_key)})
+
+
+def _trusted(settings: Settings) -> ssl.SSLContext:
+    """Trusts the CAs of the system, and those of RABBITMQ_CA_FILE."""
+    context = ssl.create_default_context()
+    if settings.rabbitmq_ca_file:
+        with suppress(OSError):  # The connection to the broker names a file that cannot be used.
+            context.load_verify_locations(settings.rabbitmq_ca_file)
+    return context
 
 
 def _matches(pattern: str, routing_key: str) -> bool:

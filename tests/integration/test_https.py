@@ -1,4 +1,4 @@
-"""Siblings over HTTPS: their certificates and names are checked against the system's trust store."""
+"""Siblings over HTTPS, checked against the system's trust store; and the broker's management API."""
 
 import contextlib
 import ssl
@@ -10,20 +10,24 @@ from werkzeug import Request, Response
 from werkzeug.serving import make_server
 
 from consumers.menu_http.client import Menus, MenuServiceDown
+from order_service.config import Settings
+from order_service.management import Management, Unavailable
 from order_service.web.users import Users, UserServiceDown
 from tests.certificates import Authority
 from tests.serving import serving
 
 
 @contextlib.contextmanager
-def served_with(certificate: Path) -> Iterator[int]:
-    """The port of a service over HTTPS where every user and dish exists."""
+def served_with(
+    certificate: Path, content: str = '{"id": 1, "name": "Nasi", "price": 18000.0, "stock": 3}'
+) -> Iterator[int]:
+    """The port of a service over HTTPS where every user and dish exists, or with another answer to every request."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
 
     @Request.application
     def answer(_: Request) -> Response:
-        return Response('{"id": 1, "name": "Nasi", "price": 18000.0, "stock": 3}', mimetype="application/json")
+        return Response(content, mimetype="application/json")
 
     server = make_server("127.0.0.1", 0, answer, threaded=True, ssl_context=context)
     with serving(server) as port:
@@ -68,3 +72,22 @@ def test_siblings_are_asked_over_https_and_each_fault_of_a_certificate_is_named(
     with served_with(valid) as port:
         for refusal in refusals(f"https://localhost:{port}"):
             assert "unable to get local issuer certificate" in refusal
+
+
+def test_login_of_an_encrypted_broker_is_sent_to_its_management_api_over_https_only(tmp_path: Path) -> None:
+    # given
+    authority, other = Authority(tmp_path / "ca"), Authority(tmp_path / "other")
+
+    def management(ca: Path, url: str | None = None) -> Management:
+        broker = "amqps://order-service:S3cret@broker.example/"
+        return Management(Settings(rabbitmq_url=broker, rabbitmq_ca_file=str(ca), management_url=url))
+
+    # then
+    assert str(management(authority.file).url) == "https://broker.example:15671"
+    assert str(management(authority.file, "http://localhost:15672").url) == "http://localhost:15672/"
+    with served_with(authority.issue("localhost", "valid.pem"), '[{"name": "q"}]') as port:
+        url = f"https://localhost:{port}"
+        assert management(authority.file, url).queues().keys() == {"q"}
+        for untrusted in other.file, tmp_path / "none.pem":
+            with pytest.raises(Unavailable, match="unable to get local issuer certificate"):
+                management(untrusted, url).queues()
