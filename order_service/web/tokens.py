@@ -39,7 +39,8 @@ MAX_EXPIRY = 2**53
 MAX_ACCEPTED_TOKENS = 4096
 #: The time limit for fetching the keys, in seconds.
 FETCH_SECONDS = 3.0
-#: How long a token with an unknown key waits for another request that is fetching the keys, in seconds.
+#: How long a token with an unknown key waits for another request that is fetching the keys, in seconds. While no key is
+#: known, half of the threads wait until it has them.
 WAIT_SECONDS = 0.3
 #: An unknown key id has the keys fetched again at most this often, in seconds.
 REFRESH_SECONDS = 30.0
@@ -166,7 +167,7 @@ def verifier(settings: Settings) -> Verifier | None:
     if not settings.needs_tokens:
         return None
     if settings.jwt_jwks_url:
-        return Verifier(settings, FetchedKeys(str(settings.jwt_jwks_url)))
+        return Verifier(settings, FetchedKeys(str(settings.jwt_jwks_url), most_waiting=settings.api_threads // 2))
     try:
         text = Path(settings.jwt_key_file).read_bytes()
         return Verifier(settings, Keys(_jwks(text) if text.lstrip().startswith(b"{") else _pem(text)))
@@ -177,7 +178,7 @@ def verifier(settings: Settings) -> Verifier | None:
 class FetchedKeys(Keys):
     """The keys that the issuer publishes at an address. They outlast an outage of the issuer."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, most_waiting: int) -> None:
         super().__init__()
         address = urlsplit(url)
         self._name = masked(url)
@@ -186,7 +187,7 @@ class FetchedKeys(Keys):
         self._client = HttpClient(
             f"{address.scheme}://{address.netloc}", total_seconds=FETCH_SECONDS, follows_redirects=False
         )
-        self._fetching = threading.Lock()
+        self._fetching, self._waiting = threading.Lock(), threading.Semaphore(most_waiting)
         self._reported = Postponed[str](REPORTS)
         #: On the monotonic clock: when the keys may be fetched again, and when they have to be.
         self._next_at = self._stale_at = 0.0
@@ -208,8 +209,7 @@ class FetchedKeys(Keys):
 
     def _fetch(self) -> None:
         """Fetch the keys, unless they were fetched recently; keep the former ones if that fails."""
-        # Unknown ids must not occupy all threads while the issuer does not answer.
-        if not self._fetching.acquire(timeout=WAIT_SECONDS if self._keys else -1):
+        if not self._may_fetch():
             return
         try:
             if time.monotonic() < self._next_at:
@@ -225,6 +225,16 @@ class FetchedKeys(Keys):
             self._next_at = time.monotonic() + (REFRESH_SECONDS if self._keys else RETRY_SECONDS)
         finally:
             self._fetching.release()
+
+    def _may_fetch(self) -> bool:
+        """Whether this thread may fetch the keys; waits for the one that does, and must then release the lock."""
+        # Requests must not occupy all threads while the issuer does not answer.
+        if self._keys or not self._waiting.acquire(blocking=False):
+            return self._fetching.acquire(timeout=WAIT_SECONDS)
+        try:
+            return self._fetching.acquire()
+        finally:
+            self._waiting.release()
 
 
 def _pem(text: bytes) -> list[Key]:

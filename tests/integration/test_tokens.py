@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,23 @@ def test_issuer_that_never_answers_is_given_up_on_in_time(
         assert outcome(verify, issuer.token("1", "orders")) == "unavailable"
 
     assert time.monotonic() - began < 3
+
+
+def test_requests_do_not_all_wait_for_an_issuer_that_has_never_answered(
+    verifying: Callable[..., Verifier], issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given: 32 threads answer requests
+    monkeypatch.setattr(tokens, "FETCH_SECONDS", 2.0)
+    token, began = issuer.token("1", "orders"), time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(32) as pool:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/jwks"
+        verify = verifying(auth="jwt", jwt_issuer=ISSUER, jwt_jwks_url=url, streams=0, waiters=0)
+
+        # when
+        ended = sorted(pool.map(lambda _: (outcome(verify, token), time.monotonic() - began)[1], range(32)))
+
+    # then
+    assert ended[12] < 1.5 < ended[-1]
 
 
 def test_token_without_a_key_id_is_accepted_while_there_is_one_key(
