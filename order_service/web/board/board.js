@@ -397,7 +397,7 @@ fields.onsubmit = async event => {
   isPlacing = true;
   const body = JSON.stringify({user_id: Number(fields.user.value), menu_ids: (fields.dishes.value.match(/\d+/g) ?? []).map(Number)});
   // The same key until the outcome is known: a repeat after a lost answer places no second order.
-  if (attempt.body !== body) attempt = {body, key: crypto.randomUUID()};
+  if (attempt.body !== body) attempt = {body, key: crypto.getRandomValues(new Uint32Array(4)).join("-")};
   const answer = await request("orders", {method: "POST", body, headers: {"Content-Type": "application/json", "Idempotency-Key": attempt.key, Prefer: "respond-async"}}).catch(() => null);
   const said = await answer?.json().catch(() => null);
   if (said && answer.status < 500) attempt = {};
