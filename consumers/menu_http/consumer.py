@@ -27,6 +27,7 @@ both would answer. To return to one, delete the queue order-service.menu-http, o
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import structlog
@@ -47,6 +48,8 @@ from order_service.unit_of_work import unit_of_work
 log = structlog.get_logger(__name__)
 #: Small, so that several processes share the waiting messages.
 PREFETCH = 10
+#: How many times PREFETCH messages one process holds if the menu was unreachable for all of them.
+MOST_SUBSCRIPTIONS = 20
 #: The wait while all messages are postponed, in seconds.
 PAUSE_SECONDS = 0.1
 
@@ -74,14 +77,29 @@ class MenuHttpConsumer(Worker):
         self._reported: Postponed[str] | None = None
         #: The tags of messages for which the Menu Service was unreachable.
         self._postponed = Postponed[int](RECONNECT)
+        #: The same, whether or not they may be tried again.
+        self._tried: set[int] = set()
+        self._subscriptions = 0
+
+    def _subscribe(self) -> None:
+        super()._subscribe()
+        self._tried, self._subscriptions = set(), 1
+
+    def _batch(self) -> Sequence[tuple[int, Delivery]]:
+        """All that have arrived, because the first ones may be postponed."""
+        return self._arrived
 
     def _process_batch(self, batch: Sequence[tuple[int, Delivery]]) -> None:
         """Process and ack the first message that is not postponed."""
+        if len(self._tried) == self._subscriptions * PREFETCH and self._subscriptions < MOST_SUBSCRIPTIONS:
+            self._receive_more()
         postponed = self._postponed.current()
-        tag, delivery = next((each for each in batch if each[0] not in postponed), (0, None))
-        if delivery is None:
+        due = [each for each in batch if each[0] not in postponed]
+        if not due:
             self._channel.connection.process_data_events(time_limit=PAUSE_SECONDS)
             return
+        # First one that was not tried: each attempt at the others may take as long as a request.
+        tag, delivery = min(due, key=lambda each: each[0] in self._tried)
         try:
             self._handle(delivery)
         except MenuServiceDown as error:
@@ -90,6 +108,7 @@ class MenuHttpConsumer(Worker):
             if self._reported.add("outage"):
                 log.warning("the Menu Service is unreachable, retrying", error=str(error))
             self._postponed.add(tag)
+            self._tried.add(tag)
             return
         except Interrupted:
             return
@@ -97,10 +116,17 @@ class MenuHttpConsumer(Worker):
             self._dead_letter_failed(delivery, error)
         self._channel.basic_ack(tag)
         self._arrived.remove((tag, delivery))
+        self._tried.discard(tag)
         self._delays = RECONNECT.jittered()
         if self._reported and not postponed:
             log.info("the Menu Service is reachable again")
             self._reported = None
+
+    def _receive_more(self) -> None:
+        """Subscribe once more: the broker sends no further message without an ack, and all of them were tried."""
+        self._subscriptions += 1
+        note_arrival, tag = partial(self._note_arrival, MENU_HTTP.name), f"{MENU_HTTP.name} {self._subscriptions}"
+        self._channel.basic_consume(MENU_HTTP.name, note_arrival, consumer_tag=f"order-service:{tag}")
 
     def _handle(self, delivery: Delivery) -> None:
         try:

@@ -21,8 +21,10 @@ class OldMenu:
         self.puts: list[tuple[int, int]] = []
         #: Called with a PUT's menu id before it is carried out.
         self.before_put: Callable[[int], None] = lambda menu_id: None
-        #: Faults by menu id: drop_before, drop_after and error_after of a PUT, or broken or unavailable, an error for each GET.
+        #: Faults by menu id: drop_before, drop_after and error_after of a PUT, or broken or unavailable, an error for each GET, or
+        #: hanging, no answer to any.
         self.faults: dict[int, str] = {}
+        self.is_stopping = threading.Event()
         self.port = 0
         self._lock = threading.Lock()
 
@@ -36,6 +38,7 @@ class OldMenu:
 
     def start(self) -> None:
         """Serve; after `stop` on the same port again."""
+        self.is_stopping.clear()
         handler = type("Handler", (_Handler,), {"menu": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
         self.port = self._server.server_port
@@ -43,6 +46,7 @@ class OldMenu:
         self._thread.start()
 
     def stop(self) -> None:
+        self.is_stopping.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -64,7 +68,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         menu_id = int(self.path.split("/")[2])
         dish = self.menu.dishes.get(menu_id)
-        if self.menu.faults.get(menu_id) == "broken":
+        if self.menu.faults.get(menu_id) == "hanging":
+            self.menu.is_stopping.wait(30)
+        elif self.menu.faults.get(menu_id) == "broken":
             self._answer(500, {"message": "Internal Server Error"})
         elif self.menu.faults.get(menu_id) == "unavailable":
             self._answer(503, {"message": "Service Unavailable"})

@@ -11,7 +11,7 @@ import pytest
 
 from consumers.menu_http import consumer as menu_http
 from consumers.menu_http.client import Menus
-from consumers.menu_http.consumer import MenuHttpConsumer
+from consumers.menu_http.consumer import PREFETCH, MenuHttpConsumer
 from order_service.backoff import Backoff
 from order_service.contract import topology
 from order_service.contract.envelope import KEPT_BODY_BYTES, MAX_BODY_BYTES
@@ -97,18 +97,24 @@ def test_outage_of_the_menu_is_logged_again_and_again_and_so_is_its_end(
         eventually(lambda: log.count("the Menu Service is reachable again") == 1, "the end to be logged")
 
 
+@pytest.mark.parametrize(
+    ("fault", "count"), [("unavailable", 1), ("unavailable", 2 * PREFETCH), ("hanging", PREFETCH + 1)]
+)
 def test_dish_for_which_the_menu_is_unreachable_delays_no_other_order(
-    consumer: Make, wire: Wire, database: Database, menu: OldMenu, eventually: Eventually
-) -> None:
-    menu.faults[3] = "unavailable"
-    [waiting] = core.place(database, now=utc_now(), menu_ids=(3,))
+    fault: str, count: int, consumer: Make, wire: Wire, database: Database, menu: OldMenu, eventually: Eventually,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("consumers.menu_http.client.TOTAL_SECONDS", 0.3)
+    monkeypatch.setattr(menu_http, "RECONNECT", Backoff(first=0.1, longest=0.2))
+    menu.faults[3] = fault
+    waiting = core.place(database, count, now=utc_now(), menu_ids=(3,))
     others = core.place(database, 3, now=utc_now())
 
     with core.running(consumer):
         publish(wire, database)
         eventually(lambda: core.states(database, others) == {"awaiting_payment"}, "the others to be priced", seconds=10)
 
-    assert core.states(database, [waiting]) == {"awaiting_menu"}
+    assert core.states(database, waiting) == {"awaiting_menu"}
 
 
 @pytest.mark.parametrize(
