@@ -157,8 +157,9 @@ class OrderEventData(EventData):
 
 class IncomingData(OrderEventData):
     def to_message(self) -> domain.Message:
-        """The message for the decision table."""
-        raise NotImplementedError
+        """The message for the decision table, which has the same name and some or all of the fields."""
+        message: type[domain.Message] = getattr(domain, type(self).__name__)
+        return message(*[getattr(self, name) for name in message.__match_args__])
 
 
 class ReservedItem(BaseModel):
@@ -189,17 +190,11 @@ class MenuRejected(IncomingData):
     reason: Literal["menu_not_found", "out_of_stock"]
     menu_id: Id
 
-    def to_message(self) -> domain.Message:
-        return domain.MenuRejected(self.reason, self.menu_id)
-
 
 class StockReleased(IncomingData):
     routing_key = "menu.released"
     description = "The release with this id is complete. Also sent when there was nothing to release."
     release_id: ForeignId
-
-    def to_message(self) -> domain.Message:
-        return domain.StockReleased(self.release_id)
 
 
 class PaymentCompleted(IncomingData):
@@ -208,9 +203,6 @@ class PaymentCompleted(IncomingData):
     payment_id: ForeignId
     amount: IncomingAmount
 
-    def to_message(self) -> domain.Message:
-        return domain.PaymentCompleted(self.payment_id, self.amount)
-
 
 class PaymentFailed(IncomingData):
     routing_key = "payment.failed"
@@ -218,17 +210,11 @@ class PaymentFailed(IncomingData):
     payment_id: ForeignId | None = None
     reason: Text
 
-    def to_message(self) -> domain.Message:
-        return domain.PaymentFailed(self.reason)
-
 
 class PaymentRefunded(IncomingData):
     routing_key = "payment.refunded"
     description = "The refund with this id is complete. Also sent when there was nothing to refund."
     refund_id: ForeignId
-
-    def to_message(self) -> domain.Message:
-        return domain.PaymentRefunded(self.refund_id)
 
 
 class Line(BaseModel):
