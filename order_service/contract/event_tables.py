@@ -2,60 +2,39 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from order_service.contract import samples
 from order_service.contract.asyncapi import DELIVERY, EXCHANGES
 from order_service.contract.envelope import REJECTIONS
-from order_service.contract.events import DECIMALS, EVENTS, INCOMING, OUTGOING
+from order_service.contract.events import DECIMALS, EVENTS, INCOMING, OUTGOING, EventData
 from order_service.contract.schemas import Schema, data_schema
 from order_service.contract.topology import BY_NAME, published_on
 
 TEMPLATE = Path(__file__).parent / "events.md"
 
 
-@dataclass(frozen=True)
-class EventDescription:
-    """The description of one event in the documentation."""
-
-    name: str
-    exchange: str
-    routing_key: str
-    description: str
-    replies: tuple[str, ...]
-    #: Path, type in words, whether it is required, and meaning.
-    fields: tuple[tuple[str, str, bool, str], ...]
-    #: A whole CloudEvent, as indented JSON.
-    example: str
-
-
-def _described(name: str) -> EventDescription:
-    model, fields = EVENTS[name], tuple(_fields(data_schema(name)))
-    example = json.dumps(samples.event(name), indent=2, ensure_ascii=False)
-    return EventDescription(
-        name, published_on(name), model.routing_key, model.description, model.replies, fields, example
-    )
-
-
-def groups() -> Mapping[str, list[EventDescription]]:
-    """Every event, under the heading it belongs to."""
-    return {"Events we publish": [*map(_described, OUTGOING)], "Events we consume": [*map(_described, INCOMING)]}
+#: Every event, under the heading it belongs to.
+GROUPS: Mapping[str, Mapping[str, type[EventData]]] = {"Events we publish": OUTGOING, "Events we consume": INCOMING}
 
 
 def events_page() -> str:
     """The text of docs/events.md."""
-    published, consumed = groups().values()
     return filled(
         TEMPLATE,
         exchanges=EXCHANGES,
         delivery=DELIVERY,
-        published=_summary(published),
-        consumed=_summary(consumed),
+        published=_summary(OUTGOING),
+        consumed=_summary(INCOMING),
         queues=_queues(),
-        rejections=_rejections(),
-        data="\n".join(map(_event, [*published, *consumed])),
+        rejections=table(["code", "meaning"], ([f"`{code}`", meaning] for code, meaning in REJECTIONS.items())),
+        data="\n".join(map(_event, EVENTS)),
     )
+
+
+def example(event_type: str) -> str:
+    """A whole CloudEvent, as indented JSON."""
+    return json.dumps(samples.event(event_type), indent=2, ensure_ascii=False)
 
 
 def filled(template: Path, **parts: object) -> str:
@@ -68,10 +47,11 @@ def table(head: list[str], rows: Iterable[list[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in [head, ["---"] * len(head), *rows])
 
 
-def _fields(schema: Schema, path: str = "") -> Iterator[tuple[str, str, bool, str]]:
+def fields(schema: Schema, path: str = "") -> Iterator[tuple[str, str, bool, str]]:
+    """The path of each field of an event's data, its type in words, whether it is required, and its meaning."""
     for name, inner in schema.get("properties", {}).items():
         yield path + name, _in_words(inner), name in schema.get("required", []), inner["description"]
-        yield from _fields(inner.get("items", {}), f"{path}{name}[].")
+        yield from fields(inner.get("items", {}), f"{path}{name}[].")
 
 
 def _in_words(schema: Schema) -> str:
@@ -91,10 +71,10 @@ def _in_words(schema: Schema) -> str:
     return f"{words} with {DECIMALS}" if schema["type"] == "number" else words
 
 
-def _summary(events: Iterable[EventDescription]) -> str:
+def _summary(events: Mapping[str, type[EventData]]) -> str:
     rows = (
-        [f"[{each.name}](#{each.name.lower()})", f"`{each.exchange}`", f"`{each.routing_key}`", each.description]
-        for each in events
+        [f"[{name}](#{name.lower()})", f"`{published_on(name)}`", f"`{model.routing_key}`", model.description]
+        for name, model in events.items()
     )
     return table(["type", "exchange", "routing key", "meaning"], rows)
 
@@ -108,13 +88,11 @@ def _queues() -> str:
     return table(head, ([f"`{cell}`" for cell in row] for row in cells))
 
 
-def _rejections() -> str:
-    return table(["code", "meaning"], ([f"`{code}`", meaning] for code, meaning in REJECTIONS.items()))
-
-
-def _event(event: EventDescription) -> str:
+def _event(name: str) -> str:
+    model = EVENTS[name]
     rows = (
-        [f"`{path}`", words, "" if required else "optional", meaning] for path, words, required, meaning in event.fields
+        [f"`{path}`", words, "" if required else "optional", meaning]
+        for path, words, required, meaning in fields(data_schema(name))
     )
-    replies = f" Answer with {' or '.join(event.replies)}." if event.replies else ""
-    return f"### {event.name}\n\n{event.description}{replies}\n\n" + table(["field", "type", "", "meaning"], rows)
+    replies = f" Answer with {' or '.join(model.replies)}." if model.replies else ""
+    return f"### {name}\n\n{model.description}{replies}\n\n" + table(["field", "type", "", "meaning"], rows)

@@ -74,9 +74,7 @@ def asyncapi_json(_: Api) -> Response:
 
 def asyncapi_page(_: Api) -> Response:
     """Every event with its fields and an example, and the queues."""
-    page = render_template(
-        "asyncapi.html", groups=event_tables.groups(), queues=topology.BY_NAME.values(), document=asyncapi.document()
-    )
+    page = render_template("asyncapi.html", tables=event_tables, topology=topology, document=asyncapi.document())
     return _page(page, _POLICY + "style-src 'self'")
 
 

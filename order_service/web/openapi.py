@@ -40,7 +40,7 @@ class _Plain(UntitledFields):
 
 def document(*, needs_tokens: bool) -> Json:
     """Build the document, which takes a few milliseconds. `needs_tokens`: describe who may send which request."""
-    documented = [route if needs_tokens else route.without_tokens() for route in ROUTES if route.is_documented]
+    documented = [route if needs_tokens else route.without_tokens() for route in ROUTES if route.summary]
     paths: dict[str, Json] = {}
     for route in documented:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)

@@ -43,15 +43,15 @@ class Route:
     path: str
     scopes: Scopes
     endpoint: Callable[Concatenate[Api, ...], Response]
-    summary: str
-    answers: Mapping[int, Answer]
+    #: Without a summary, the route is for this service's own pages and is not documented.
+    summary: str = ""
+    answers: Mapping[int, Answer] = field(default_factory=dict)
     problems: Sequence[str] = ()
     headers: Sequence[str] = ()
     body: type[BaseModel] | None = None
     query: type[BaseModel] | None = None
     example: Json = field(default_factory=dict)
     description: str = ""
-    is_documented: bool = True
 
     @property
     def all_problems(self) -> Sequence[str]:
@@ -230,28 +230,6 @@ ROUTES = (
         description="The page has no orders in it; it shows them to those with the scope orders:all (docs/board.md).",
     ),
     Route(
-        "boardSlash", "GET", "/board/", OPEN, partial(docs_pages.redirect, to="../board"), "", {}, is_documented=False
-    ),
-    Route(
-        "boardFile", "GET", "/board/{file}", OPEN, docs_pages.board_file, "A file of that page", {},
-        is_documented=False,
-    ),
-    # For that page, and of no use to others: the shapes change with it.
-    Route("boardEvents", "GET", "/board/events", STAFF, Api.stream_board, "", {}, is_documented=False),
-    Route("boardOrders", "GET", "/board/orders", STAFF, Api.list_board, "", {}, is_documented=False),
-    Route("boardDishes", "GET", "/board/dishes", STAFF, Api.list_dishes, "", {}, is_documented=False),
-    Route("boardOrder", "GET", "/board/orders/{id}", STAFF, Api.show_on_board, "", {}, is_documented=False),
-    Route("index", "GET", "/", OPEN, partial(docs_pages.redirect, to="docs"), "", {}, is_documented=False),
-    Route("docsSlash", "GET", "/docs/", OPEN, partial(docs_pages.redirect, to="../docs"), "", {}, is_documented=False),
-    Route(
-        "asyncapiSlash", "GET", "/asyncapi/", OPEN, partial(docs_pages.redirect, to="../asyncapi"), "", {},
-        is_documented=False,
-    ),
-    Route(
-        "docsFile", "GET", "/docs/{file}", OPEN, docs_pages.openapi_file, "A file of that page", {},
-        is_documented=False,
-    ),
-    Route(
         "asyncapi", "GET", "/asyncapi", OPEN, docs_pages.asyncapi_page, "The events as a web page", _PAGE,
         description="Each event with its fields and an example, and the queues.",
     ),
@@ -272,6 +250,17 @@ ROUTES = (
         {200: Answer("An OpenAPI 3.1.1 document.", schema=_OBJECT)},
         description="For generators of clients.",
     ),
+    # Of no use to others: what follows changes with the pages.
+    Route("boardFile", "GET", "/board/{file}", OPEN, docs_pages.board_file),
+    Route("boardEvents", "GET", "/board/events", STAFF, Api.stream_board),
+    Route("boardOrders", "GET", "/board/orders", STAFF, Api.list_board),
+    Route("boardDishes", "GET", "/board/dishes", STAFF, Api.list_dishes),
+    Route("boardOrder", "GET", "/board/orders/{id}", STAFF, Api.show_on_board),
+    Route("docsFile", "GET", "/docs/{file}", OPEN, docs_pages.openapi_file),
+    Route("index", "GET", "/", OPEN, partial(docs_pages.redirect, to="docs")),
+    Route("boardSlash", "GET", "/board/", OPEN, partial(docs_pages.redirect, to="../board")),
+    Route("docsSlash", "GET", "/docs/", OPEN, partial(docs_pages.redirect, to="../docs")),
+    Route("asyncapiSlash", "GET", "/asyncapi/", OPEN, partial(docs_pages.redirect, to="../asyncapi")),
 )  # fmt: skip
 
 

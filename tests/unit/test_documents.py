@@ -63,7 +63,7 @@ def test_every_endpoint_is_in_the_table(page: str) -> None:
     missing = [
         route.path
         for route in ROUTES
-        if route.is_documented
+        if route.summary
         and f"`{route.method} {route.path.replace('{event}', '{Event}')}`" not in listed
         and f"`{route.path.replace('{event}', '{Event}')}`" not in listed
     ]
