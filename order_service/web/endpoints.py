@@ -59,8 +59,8 @@ class Api:
         self.unreadable = UnreadableOrders()
         self.watcher = Watcher(self.database, self.unreadable)
         self.menu_wait = MenuWait(self.watcher, stopping, limit=settings.waiters)
-        self.rate_limit = limits.rate_limit(settings, _client_key)
-        own_streams = limits.Places(settings.most_own_streams, _client_key) if settings.most_own_streams else None
+        self.rate_limit = limits.rate_limit(settings)
+        own_streams = limits.Places(settings.most_own_streams) if settings.most_own_streams else None
         self.streams = Streams(
             self.watcher, stopping, limit=settings.streams, seconds=settings.stream_seconds, own=own_streams
         )
@@ -328,10 +328,6 @@ def _require_own(user_id: int | None) -> None:
     """Raise Problem 403 for a user other than the one whose orders the caller may see."""
     if caller().own_user_id not in (None, user_id):
         raise refused("not_your_user")
-
-
-def _client_key() -> str:
-    return caller().key
 
 
 def _own_key(key: str) -> str:

@@ -10,7 +10,6 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import structlog
 from flask import Response, after_this_request
@@ -18,24 +17,16 @@ from flask import Response, after_this_request
 from order_service.config import Settings
 from order_service.process import RECONNECT, AccessRefused, Outage, first_line
 from order_service.web.audit import refused
+from order_service.web.caller import caller
 from order_service.web.problems import RETRY_AFTER_SECONDS, Problem
 
 log = structlog.get_logger(__name__)
-#: Identifies the client of the current request.
-Key = Callable[[], str]
 #: The most clients whose requests are counted in memory, about 25 MB; with more, those counted longest are forgotten.
 MOST_CLIENTS = 100_000
 #: How long a request waits for an answer of Redis before it is served without a limit, in seconds.
 REDIS_SECONDS = 0.2
 #: After how many seconds a client whose orders are pending may try again: they wait for a payment.
 PENDING_RETRY_SECONDS = 30
-
-
-class Hits(Protocol):
-    """Counts requests by client, in a period that begins with the client's first request."""
-
-    def add(self, key: str) -> tuple[int, float] | None:
-        """Count a request; return how many there are and the seconds until the period ends, or None if unknown."""
 
 
 @dataclass(slots=True)
@@ -45,7 +36,7 @@ class _Period:
 
 
 class MemoryHits:
-    """Counts in this process. All periods have the same length, so the oldest one ends first."""
+    """Counts requests by client in this process. All periods have the same length, so the oldest one ends first."""
 
     def __init__(self, seconds: float, most_clients: int = MOST_CLIENTS) -> None:
         self._seconds, self._most_clients = seconds, most_clients
@@ -57,6 +48,10 @@ class MemoryHits:
         return len(self._periods)
 
     def add(self, key: str) -> tuple[int, float]:
+        """Count a request; return how many there are and the seconds until the period ends.
+
+        The period begins with the client's first request.
+        """
         with self._lock:
             now = time.monotonic()
             while self._periods and next(iter(self._periods.values())).end <= now:
@@ -71,7 +66,7 @@ class MemoryHits:
 
 
 class RedisHits:
-    """Counts in Redis, for all processes; unknown while it does not answer, which is logged."""
+    """The same in Redis, for all processes; None while it does not answer, which is logged."""
 
     def __init__(self, url: str, seconds: int) -> None:
         # Imported here, because the libraries take half a second to load.
@@ -120,13 +115,13 @@ class RedisHits:
 class RateLimit:
     """At most `quota` requests of a client in a period of `seconds`."""
 
-    def __init__(self, quota: int, seconds: int, hits: Hits, key: Key) -> None:
-        self._quota, self._hits, self._key = quota, hits, key
+    def __init__(self, quota: int, seconds: int, hits: MemoryHits | RedisHits) -> None:
+        self._quota, self._hits = quota, hits
         self._policy = f'"orders";q={quota};w={seconds}'
 
     def count(self) -> None:
         """Count the current request, and add the header fields to its response. Raises Problem 429 over the limit."""
-        found = self._hits.add(self._key())
+        found = self._hits.add(caller().key)
         if found is None:
             return
         count, left = found
@@ -147,14 +142,14 @@ class RateLimit:
 class Places:
     """The places that a client occupies at the moment, at most `limit`."""
 
-    def __init__(self, limit: int, key: Key) -> None:
-        self._limit, self._key = limit, key
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._taken: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def take(self) -> Callable[[], None]:
         """Take a place for the client of the current request; return how to give it back. Raises Problem 429."""
-        key = self._key()
+        key = caller().key
         with self._lock:
             if self._taken[key] >= self._limit:
                 policy = f'"streams";q={self._limit};qu="concurrent-requests"'
@@ -176,7 +171,7 @@ def too_many_pending(limit: int) -> Problem:
     return refused("too_many_pending", {"limit": limit}, headers=fields)
 
 
-def rate_limit(settings: Settings, key: Key) -> RateLimit | None:
+def rate_limit(settings: Settings) -> RateLimit | None:
     """The rate limit of the settings, if there is one."""
     rate = settings.rate
     if rate is None:
@@ -185,8 +180,8 @@ def rate_limit(settings: Settings, key: Key) -> RateLimit | None:
     if settings.rate_limit_storage == "memory":
         if settings.api_workers > 1:
             log.info("each API process counts requests for itself: ORDER_RATE_LIMIT_STORAGE is memory")
-        return RateLimit(quota, seconds, MemoryHits(seconds), key)
-    return RateLimit(quota, seconds, RedisHits(settings.rate_limit_storage, seconds), key)
+        return RateLimit(quota, seconds, MemoryHits(seconds))
+    return RateLimit(quota, seconds, RedisHits(settings.rate_limit_storage, seconds))
 
 
 def _fields(policy: str, limit: str, retry_after_seconds: int) -> Mapping[str, str]:
