@@ -18,17 +18,9 @@ from order_service import tracing
 from order_service.backoff import Backoff
 from order_service.contract import outgoing
 from order_service.contract.envelope import Rejection, Reply
+from order_service.domain import saga
 from order_service.domain.messages import Message
 from order_service.domain.order import Announcement, InvalidMessage, Order, UnknownOrder
-from order_service.domain.saga import (
-    Decision,
-    awaited_event,
-    deadline,
-    deadline_message,
-    is_sent,
-    lifetime_is_over,
-    use_reminder,
-)
 from order_service.storage import compensations, inbox, outbox
 from order_service.storage import orders as order_rows
 from order_service.storage.bulk import Take
@@ -113,7 +105,7 @@ def record_orders(work: UnitOfWork, placed: Sequence[Order], placements: Sequenc
 
 def change_order(
     work: UnitOfWork, order_id: int, message: Message, *, message_id: str | None = None
-) -> tuple[Order, Decision]:
+) -> tuple[Order, saga.Decision]:
     """Apply a request of a client or an operator, or a deadline, to one order. Raises UnknownOrder.
 
     With a message id, the history records it even if it changes nothing.
@@ -177,16 +169,16 @@ def pass_deadlines(work: UnitOfWork, take: Take) -> int:
     dropped: list[int] = []
     for order in due:
         work.update(order)
-        rows = unsent.get(order.event_id(awaited_event(order)), [])
-        if lifetime_is_over(order, policy=work.policy, now=work.now):
+        rows = unsent.get(order.event_id(saga.awaited_event(order)), [])
+        if saga.lifetime_is_over(order, policy=work.policy, now=work.now):
             dropped += [row.id for event in _OPENING_EVENTS for row in unsent.get(order.event_id(event), ())]
         elif any(not row.attempts for row in rows):
-            order.due_at = deadline(order, policy=work.policy, now=work.now)
+            order.due_at = saga.deadline(order, policy=work.policy, now=work.now)
             _rebuild(work, order, rows)
             continue
-        if message := deadline_message(order, policy=work.policy, now=work.now):
+        if message := saga.deadline_message(order, policy=work.policy, now=work.now):
             work.apply(order, message)
-        elif use_reminder(order, policy=work.policy, now=work.now):
+        elif saga.use_reminder(order, policy=work.policy, now=work.now):
             if rows:
                 _rebuild(work, order, rows)
             else:
@@ -200,7 +192,7 @@ def _rebuild(work: UnitOfWork, order: Order, rows: Sequence[outbox.Unsent]) -> N
     for row_id, body in outbox.lock_bodies(work.connection, [row.id for row in rows]):
         # A row that a former version stored holds a number.
         sequence = int(json.loads(body)["sequence"])
-        event = outgoing.event(order, awaited_event(order), sequence=sequence, policy=work.policy, now=work.now)
+        event = outgoing.event(order, saga.awaited_event(order), sequence=sequence, policy=work.policy, now=work.now)
         outbox.replace_body(work.connection, row_id, event.body)
 
 
@@ -214,7 +206,7 @@ def repeat_compensations(work: UnitOfWork, take: Take) -> Sequence[sa.Row[Any]]:
     found = order_rows.read_orders(work.connection, sorted({row.order_id for row in due}))
     unsent = outbox.unsent(work.connection, [row.id for row in due])
     backoff = Backoff(work.policy.compensation_pause.total_seconds(), LONGEST_COMPENSATION_PAUSE)
-    manual = [row for row in due if not is_sent(compensations.of_row(row), work.policy)]
+    manual = [row for row in due if not saga.is_sent(compensations.of_row(row), work.policy)]
     for row in manual:
         compensations.reschedule(work.connection, row.id, attempts=row.attempts, due_at=None)
         work.report.manual_refund(row.order_id, compensations.of_row(row))

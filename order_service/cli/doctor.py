@@ -11,16 +11,7 @@ import sqlalchemy as sa
 
 from order_service import process
 from order_service.cli.broker import unread_replies
-from order_service.cli.broker_checks import (
-    CONSUMERS,
-    REACHABLE,
-    READABLE,
-    TOPOLOGY,
-    Finding,
-    check_broker,
-    compared_clock,
-    ok,
-)
+from order_service.cli.broker_checks import CONSUMERS, REACHABLE, TOPOLOGY, Finding, check_broker, compared_clock, ok
 from order_service.cli.open_database import LOCK_SECONDS, known_problem
 from order_service.cli.reporting import ForScripts, Report, counted
 from order_service.config import Settings
@@ -32,6 +23,7 @@ from order_service.storage.orders import UnreadableOrder
 #: The most late orders that are looked at.
 MAX_LATE = 1000
 _COLOURS = {"ok": "green", "failed": "red", "skipped": "yellow"}
+_READABLE = ok("database", "reachable and migrated")
 _PUBLISHERS = "start `python -m publishers`"
 
 
@@ -63,7 +55,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         of_database = list(_database(database))
         of_broker = list(check_broker(settings))
         yield from (*of_database, *of_broker)
-        if READABLE in of_database:
+        if _READABLE in of_database:
             yield from _processes(settings, database, is_reachable=REACHABLE in of_broker)
     except sa.exc.SQLAlchemyError as error:
         yield Finding("orders", f"they cannot be read: {_cause(error)}", status="skipped")
@@ -80,7 +72,7 @@ def _database(database: Database) -> Iterator[Finding]:
     except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
         yield Finding("database", f"cannot be used: {_cause(error)}", "start it, or correct DATABASE_URL")
         return
-    yield READABLE
+    yield _READABLE
     try:
         with database.writing() as connection:
             for table in (tables.orders, tables.order_history, tables.outbox, tables.compensations):
