@@ -1,16 +1,17 @@
 """The commands for the teams of sibling services."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from decimal import Decimal
+from typing import Any
 
 import click
 import pika
 
 from order_service import process
 from order_service.cli import conformance
-from order_service.cli.broker import by_declaring, open_channel
+from order_service.cli.broker import SIBLING_QUEUES, by_declaring, open_channel
 from order_service.cli.conformance import Result
 from order_service.cli.conversation import Wanted
 from order_service.contract import topology
@@ -20,15 +21,24 @@ _ID, _SECONDS = click.IntRange(1, MAX_ID), click.FloatRange(0, min_open=True)
 _COLOURS = {"passed": "green", "failed": "red", "skipped": "yellow"}
 
 
-class _Dish(click.ParamType[tuple[int, Decimal]]):
-    name = "ID=PRICE"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, Decimal]:
-        menu_id, _, price = str(value).partition("=")
+def _prices(_context: click.Context, _option: click.Parameter, dishes: Iterable[str]) -> Mapping[int, Decimal]:
+    prices = {}
+    for dish in dishes:
+        menu_id, _, price = dish.partition("=")
         try:
-            return int(menu_id), exact_decimal(price)
+            prices[int(menu_id)] = exact_decimal(price)
         except ValueError:
-            self.fail(f"{value!r} is not a dish and its price, such as 1=18000", param, ctx)
+            raise click.BadParameter(f"{dish!r} is not a dish and its price, such as 1=18000") from None
+    if len(prices) != 2:
+        raise click.UsageError("give --dish twice, for two different dishes")
+    return prices
+
+
+def _amount(_context: click.Context, _option: click.Parameter, text: str) -> Decimal:
+    try:
+        return exact_decimal(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @click.group()
@@ -39,13 +49,13 @@ def siblings() -> None:
 # fmt: off
 @siblings.command(context_settings={"show_default": True})
 @click.argument("sibling", type=click.Choice(list(conformance.RULES)))
-@click.option("--dish", "dishes", type=_Dish(), multiple=True, default=("1=18000", "2=20000"),
+@click.option("--dish", "prices", metavar="ID=PRICE", callback=_prices, multiple=True, default=("1=18000", "2=20000"),
               help="A dish in stock and its price; give two.")
-@click.option("--unknown-dish", type=_ID, default=MAX_ID, help="A menu id that does not exist.")
-@click.option("--sold-out", type=_ID, help="A dish that is sold out. By default, one portion more of the second dish "
-              "is ordered than there is.")
-@click.option("--amount", default="38000.5", help="The amount to charge.")
-@click.option("--user", type=_ID, default=1, help="The user who orders.")
+@click.option("--unknown-dish", "unknown_id", type=_ID, default=MAX_ID, help="A menu id that does not exist.")
+@click.option("--sold-out", "sold_out_id", type=_ID, help="A dish that is sold out. By default, one portion more of "
+              "the second dish is ordered than there is.")
+@click.option("--amount", callback=_amount, default="38000.5", help="The amount to charge.")
+@click.option("--user", "user_id", type=_ID, default=1, help="The user who orders.")
 @click.option("--queue", help="The sibling's queue, to count its consumers. Default: menu-service.orders or "
               "payment-service.orders.")
 @click.option("--reply-seconds", type=_SECONDS, default=2, help="How long a reply may take.")
@@ -53,10 +63,7 @@ def siblings() -> None:
 @click.option("--kill", "kill_pid", metavar="PID", type=click.IntRange(2), help="Kill this process of the sibling "
               "during a burst of requests. It must be started again within a minute, by its supervisor or by you.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object; the progress goes to standard error.")
-def check(
-    sibling: str, dishes: tuple[tuple[int, Decimal], ...], unknown_dish: int, sold_out: int | None, amount: str,
-    user: int, queue: str | None, reply_seconds: float, wait_seconds: float, kill_pid: int | None, as_json: bool,
-) -> None:
+def check(sibling: str, queue: str | None, as_json: bool, **wanted: Any) -> None:
     # fmt: on
     """Check a running SIBLING, menu or payment, against the rules of docs/siblings.md.
 
@@ -68,12 +75,7 @@ def check(
     reserved and money is charged, and what is given back depends on the sibling.
     """
     try:
-        wanted = Wanted(
-            prices=_two(dishes), unknown_id=unknown_dish, sold_out_id=sold_out, amount=_amount(amount),
-            user_id=user, reply_seconds=reply_seconds, wait_seconds=wait_seconds,
-            queue=queue or f"{sibling}-service.orders", kill_pid=kill_pid,
-        )  # fmt: skip
-        results = _run(sibling, wanted, to_stderr=as_json)
+        results = _run(sibling, Wanted(**wanted, queue=queue or SIBLING_QUEUES[sibling]), to_stderr=as_json)
     except click.ClickException as error:
         error.show()
         raise SystemExit(2) from error
@@ -83,20 +85,6 @@ def check(
     click.echo(", ".join(f"{count} {outcome}" for outcome, count in counts.items()), err=as_json)
     if counts["failed"]:
         raise SystemExit(1)
-
-
-def _two(dishes: tuple[tuple[int, Decimal], ...]) -> Mapping[int, Decimal]:
-    prices = dict(dishes)
-    if len(prices) != 2:
-        raise click.UsageError("give --dish twice, for two different dishes")
-    return prices
-
-
-def _amount(text: str) -> Decimal:
-    try:
-        return exact_decimal(text)
-    except ValueError as error:
-        raise click.UsageError(f"--amount: {error}") from None
 
 
 def _run(sibling: str, wanted: Wanted, *, to_stderr: bool) -> list[Result]:
