@@ -438,20 +438,13 @@ def _origin(text: str) -> str:
         return text
     try:
         url = AnyUrl(text)
-        if (
-            not url.host
-            or "*" in text
-            or url.path not in (None, "/")
-            or url.query
-            or url.fragment
-            or url.username
-            or url.password
-        ):
+        origin = str(AnyUrl.build(scheme=url.scheme, host=url.host or "", port=url.port)).removesuffix("/")
+        if not url.host or "*" in text or str(url).removesuffix("/") != origin:
             raise ValueError
     except ValueError:
         message = "must be * or origins like https://shop.example:8443, separated by commas"
         raise ValueError(message) from None
-    return str(url).removesuffix("/")
+    return origin
 
 
 def masked(url: str) -> str:

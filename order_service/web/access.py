@@ -47,15 +47,11 @@ def install(app: Flask, accepted_hosts: Set[str] | None, allowed_origins: Set[st
 
     `accepted_hosts`: None accepts every name. `allowed_origins`: "*" in it allows every origin.
     """
-    app.before_request(partial(_check, accepted_hosts))
+    app.before_request(_check_transfer_encoding)
+    app.before_request(partial(_check_host, accepted_hosts))
     app.wsgi_app = _with_headers(app.wsgi_app)  # type: ignore[method-assign]
     if allowed_origins:
         app.after_request(partial(_allow_origin, allowed_origins))
-
-
-def _check(accepted_hosts: Set[str] | None) -> None:
-    _check_transfer_encoding()
-    _check_host(accepted_hosts)
 
 
 def refusal(code: str) -> bytes:
