@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from order_service import config, tracing
-from order_service.backoff import Backoff
+from order_service.backoff import Backoff, Postponed
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -305,8 +305,8 @@ class Outage:
 
     def __init__(self, what: str) -> None:
         self._what, self._delays = what, RECONNECT.jittered()
-        #: What was logged last, how many times in a row, and the delays since then, in seconds.
-        self._problem, self._reports, self._seconds = "", 0, 0.0
+        #: What was logged last, and when it is logged again.
+        self._problem, self._reported = "", Postponed[str](REPORTS)
 
     def note(self, error: Exception) -> None:
         """Log a failed attempt, unless the same problem was logged recently."""
@@ -314,16 +314,13 @@ class Outage:
         problem = f"access to {self._what} is refused" if is_refused else f"{self._what} is unreachable"
         problem += ", retrying"
         if problem != self._problem:
-            self._problem, self._reports = problem, 0
-        if not self._reports or self._seconds >= REPORTS.delay(self._reports):
+            self._problem, self._reported = problem, Postponed(REPORTS)
+        if self._reported.add(problem):
             log.warning(problem, error=str(error) if is_refused else first_line(error))
-            self._reports, self._seconds = self._reports + 1, 0
 
     def pause(self) -> float:
         """The delay before the next attempt, in seconds."""
-        delay = next(self._delays)
-        self._seconds += delay
-        return delay
+        return next(self._delays)
 
     def end(self) -> None:
         """Note that an attempt works."""

@@ -30,7 +30,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
-import structlog
 from pydantic import BaseModel, ValidationError
 
 from consumers.menu_http.client import Menus, MenuServiceDown
@@ -41,11 +40,10 @@ from order_service.config import Settings
 from order_service.contract.envelope import Delivery, Rejection, rejection
 from order_service.contract.events import Id
 from order_service.contract.topology import MENU_HTTP
-from order_service.process import RECONNECT, REPORTS, StopFlag
+from order_service.process import RECONNECT, Outage, StopFlag
 from order_service.storage.database import Database
 from order_service.unit_of_work import unit_of_work
 
-log = structlog.get_logger(__name__)
 #: Small, so that several processes share the waiting messages.
 PREFETCH = 10
 #: How many times PREFETCH messages one process holds if the menu was unreachable for all of them.
@@ -73,8 +71,7 @@ class MenuHttpConsumer(Worker):
     def __init__(self, settings: Settings, database: Database, menus: Menus, stop: StopFlag) -> None:
         super().__init__(settings.model_copy(update={"batch_size": PREFETCH}), database, [MENU_HTTP], stop)
         self._reserver = StockReserver(settings.policy, database, menus, stop, self.loop)
-        #: None, or the outage of the Menu Service as it is logged, at growing intervals.
-        self._reported: Postponed[str] | None = None
+        self._outage = Outage("the Menu Service")
         #: The tags of messages for which the Menu Service was unreachable.
         self._postponed = Postponed[int](RECONNECT)
         #: The same, whether or not they may be tried again.
@@ -104,9 +101,7 @@ class MenuHttpConsumer(Worker):
             self._handle(delivery)
         except MenuServiceDown as error:
             # Perhaps for one dish only, so the other messages are tried too.
-            self._reported = self._reported or Postponed(REPORTS)
-            if self._reported.add("outage"):
-                log.warning("the Menu Service is unreachable, retrying", error=str(error))
+            self._outage.note(error)
             self._postponed.add(tag)
             self._tried.add(tag)
             return
@@ -118,9 +113,8 @@ class MenuHttpConsumer(Worker):
         self._arrived.remove((tag, delivery))
         self._tried.discard(tag)
         self._delays = RECONNECT.jittered()
-        if self._reported and not postponed:
-            log.info("the Menu Service is reachable again")
-            self._reported = None
+        if not postponed:
+            self._outage.end()
 
     def _receive_more(self) -> None:
         """Subscribe once more: the broker sends no further message without an ack, and all of them were tried."""

@@ -348,7 +348,7 @@ class Log(CapturingLogger):
 
 #: The modules whose records the fixture `log` captures.
 LOGGING = (
-    "consumers.worker", "consumers.menu_http.consumer", "consumers.menu_http.reservation", "publishers.relay", "publishers.pipeline",
+    "consumers.worker", "consumers.menu_http.reservation", "publishers.relay", "publishers.pipeline",
     "publishers.deadlines", "order_service.process", "order_service.web.placing",
 )  # fmt: skip
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from consumers.menu_http import consumer as menu_http
 from consumers.menu_http.client import Menus
 from consumers.menu_http.consumer import PREFETCH, MenuHttpConsumer
 from order_service.backoff import Backoff
@@ -84,7 +83,7 @@ def test_outage_of_the_menu_is_logged_again_and_again_and_so_is_its_end(
     consumer: Make, wire: Wire, database: Database, menu: OldMenu, eventually: Eventually, log: Log,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(menu_http, "REPORTS", Backoff(first=0.05, longest=0.2))
+    monkeypatch.setattr("order_service.process.REPORTS", Backoff(first=0.05, longest=0.2))
     ids = core.place(database, now=utc_now())
     menu.stop()
 
