@@ -41,4 +41,4 @@ for command in (
     token,
 ):
     main.add_command(command)
-events.events.add_command(documents.events_page)
+events.events.add_command(documents.events)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from order_service.cli.pages import metrics_page, saga_page, settings_page
+from order_service.cli.documents import metrics_page, saga_page, settings_page
 from order_service.contract.event_tables import events_page
 from order_service.domain.order import State
 from order_service.domain.saga import DECISIONS
