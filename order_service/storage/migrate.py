@@ -20,16 +20,6 @@ def upgrade(url: str) -> None:
         finally:
             database.dispose()
         if not is_newer:
-            command.upgrade(_alembic(url), "head")
-
-
-def downgrade(url: str) -> None:
-    """Revert every migration, which drops all tables."""
-    command.downgrade(_alembic(url), "base")
-
-
-def _alembic(url: str) -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    config.attributes["url"] = url
-    return config
+            config = Config(attributes={"url": url})
+            config.set_main_option("script_location", str(MIGRATIONS))
+            command.upgrade(config, "head")

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 
 from order_service.storage import migrate, schema
@@ -40,7 +42,9 @@ def test_migrations_go_up_twice_keeping_the_orders_and_down_and_up_again(empty_u
         assert core.get(database, order_id).user_id == 7
     assert tables(empty_url) == EVERYTHING
 
-    migrate.downgrade(empty_url)
+    downgrade = Config(attributes={"url": empty_url})
+    downgrade.set_main_option("script_location", str(schema.MIGRATIONS))
+    command.downgrade(downgrade, "base")
     assert tables(empty_url) == {"alembic_version"}
 
     migrate.upgrade(empty_url)
