@@ -13,16 +13,7 @@ from urllib.parse import urlsplit
 import pika
 import psycopg.conninfo
 import sqlalchemy as sa
-from pydantic import (
-    AliasGenerator,
-    AnyHttpUrl,
-    AnyUrl,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)  # fmt: skip
+from pydantic import AnyHttpUrl, AnyUrl, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
 
 from order_service.domain.saga import Policy
@@ -58,7 +49,7 @@ class Settings(BaseSettings):
     """Every setting with its default, read from the environment variable that docs/settings.md names."""
 
     model_config = SettingsConfigDict(
-        alias_generator=AliasGenerator(validation_alias=lambda name: f"ORDER_{name.upper()}"),
+        alias_generator=lambda name: f"ORDER_{name.upper()}",
         frozen=True,
         extra="ignore",
         populate_by_name=True,

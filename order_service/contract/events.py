@@ -6,20 +6,12 @@ Schemas and the AsyncAPI document are generated from these models.
 
 import json
 import re
+from collections.abc import Callable
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    ValidatorFunctionWrapHandler,
-    WithJsonSchema,
-    WrapValidator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema, WrapValidator
 from pydantic_core import PydanticKnownError
 
 from order_service.domain import messages as domain
@@ -74,11 +66,11 @@ def event_json(document: str | bytes) -> Any:
     return json.loads(document, cls=lambda: _EVENT_DECODER)  # type: ignore[arg-type]
 
 
-def _exact_amount(value: object, check: ValidatorFunctionWrapHandler) -> Decimal:
+def _exact_amount(value: object, check: Callable[[object], Decimal]) -> Decimal:
     # exact_json() decodes fractions as Decimal, so that 0.1 stays 0.1. Strings and booleans are not amounts.
     if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
         raise ValueError("must be a JSON number")
-    amount: Decimal = check(Decimal(str(value)) if isinstance(value, float) else value)
+    amount = check(Decimal(str(value)) if isinstance(value, float) else value)
     # abs() turns JSON's -0.0 into 0.
     exact = abs(amount.quantize(_SCALE))
     if exact != amount:
