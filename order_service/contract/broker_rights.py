@@ -107,7 +107,11 @@ def definitions(passwords: Mapping[str, str], *, vhost: str, queues: Sequence[Qu
     declared = [each for queue in queues for each in queue.declarations]
     return {
         "vhosts": [{"name": vhost}],
-        "users": [_user(user, passwords[user.name]) for user in USERS],
+        "users": [
+            {"name": user.name, "password_hash": password_hash(passwords[user.name], token_bytes(4)),
+             "hashing_algorithm": "rabbit_password_hashing_sha256", "tags": list(user.tags)}
+            for user in USERS
+        ],
         "permissions": [
             {"user": user.name, **within, "configure": user.configure, "write": user.write, "read": user.read}
             for user in USERS
@@ -129,12 +133,3 @@ def definitions(passwords: Mapping[str, str], *, vhost: str, queues: Sequence[Qu
             for exchange, key in each.bindings
         ],
     }  # fmt: skip
-
-
-def _user(user: User, password: str) -> dict[str, Any]:
-    return {
-        "name": user.name,
-        "password_hash": password_hash(password, token_bytes(4)),
-        "hashing_algorithm": "rabbit_password_hashing_sha256",
-        "tags": list(user.tags),
-    }

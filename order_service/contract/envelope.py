@@ -104,10 +104,7 @@ def wrap(
         "tracestate": tracestate,
         "data": data,
     }
-    for optional in ("subject", "sequence", "correlationid", "traceparent", "tracestate"):
-        if attributes[optional] is None:
-            del attributes[optional]
-    return to_json(attributes)
+    return to_json({name: value for name, value in attributes.items() if value is not None})
 
 
 def schema_name(event_type: str) -> str:

@@ -77,14 +77,9 @@ class Api:
     def close(self) -> None:
         """Close all connections and end all threads. Call it once, after the last request."""
         self.stopping.set()
-        self.watcher.close()
-        self.board.close()
-        if self.dishes:
-            self.dishes.close()
-        if self.users:
-            self.users.close()
-        if self.verifier:
-            self.verifier.close()
+        for each in (self.watcher, self.board, self.dishes, self.users, self.verifier):
+            if each:
+                each.close()
         self.database.dispose()
 
     def place_order(self) -> Response:
@@ -128,8 +123,7 @@ class Api:
                 connection, user_id=query.user_id or own_user_id, states=states, before=query.cursor, limit=query.limit
             )
         self.unreadable.report(page.unreadable)
-        next_cursor = None if page.following is None else requests.cursor_after(page.following)
-        english = prefers_english()
+        english, next_cursor = prefers_english(), requests.cursor_after(page.following)
         bodies = [responses.Order.of(order, english=english) for order in page.orders]
         response = json_response(responses.OrderPage.model_construct(orders=bodies, next_cursor=next_cursor))
         response.headers.add("Vary", "Accept-Language")
@@ -177,8 +171,7 @@ class Api:
                 connection, [order.id for order in page.orders], policy=self.settings.policy, unreadable=[]
             )
         self.unreadable.report(page.unreadable)
-        next_cursor = None if page.following is None else requests.cursor_after(page.following)
-        return _json({"cards": [card(each) for each in found], "next_cursor": next_cursor})
+        return _json({"cards": [card(each) for each in found], "next_cursor": requests.cursor_after(page.following)})
 
     def show_on_board(self, order_id: int) -> Response:
         """The card of an order, with its explanation in both languages and its timeline."""

@@ -98,11 +98,12 @@ class BoardQuery(PageQuery):
 def split_page(found: Sequence[Row], limit: int, position: Callable[[Row], int]) -> tuple[Sequence[Row], str | None]:
     """The rows of a page, and the next_cursor if more rows than `limit` were found."""
     page, more = found[:limit], found[limit:]
-    return page, cursor_after(position(page[-1])) if more else None
+    return page, cursor_after(position(page[-1]) if more else None)
 
 
-def cursor_after(position: int) -> str:
-    return base64.b32encode(b"after:%d" % position).decode()
+def cursor_after(position: int | None) -> str | None:
+    """The next_cursor of a page whose last row is followed by others; None without a position."""
+    return None if position is None else base64.b32encode(b"after:%d" % position).decode()
 
 
 _ID: Texts = ("harus bilangan bulat dari 1 sampai 2147483647", "must be an integer from 1 to 2147483647")
