@@ -22,7 +22,7 @@ from order_service.domain.messages import Item, MenuDeadline, MenuRejected, Menu
 from order_service.domain.order import AWAITING_MENU, Order
 from order_service.domain.saga import Policy
 from order_service.ops import Loop
-from order_service.process import StopFlag, supervise
+from order_service.process import Outage, StopFlag
 from order_service.storage import orders
 from order_service.storage.database import Database, current_time, is_transient
 from order_service.unit_of_work import UnitOfWork, unit_of_work
@@ -35,10 +35,6 @@ T = TypeVar("T")
 
 class Interrupted(Exception):
     """The process was stopped before the result of a PUT could be recorded; the message is delivered again."""
-
-
-class _Transient(Exception):
-    """The transaction failed for a transient reason."""
 
 
 def reservation_id(order: Order) -> str:
@@ -185,26 +181,22 @@ class StockReserver:
 
         Raises Interrupted when the process is stopped first.
         """
-        results: list[T] = []
-
-        def attempt(_: object) -> None:
+        outage = Outage("the database")
+        while True:
             self._loop.turn()
             try:
                 with unit_of_work(self._database, self._policy) as work:
                     result = change(work)
             except sa.exc.SQLAlchemyError as error:
-                if is_transient(error):
-                    raise _Transient(str(error)) from error
-                raise
-            results.append(result)
-
-        try:
-            # Once in any case: the process may have been stopped while the PUT was in progress.
-            attempt(None)
-        except _Transient:
-            if not supervise(attempt, self._stop, what="the database", unreachable=(_Transient,)):
-                raise Interrupted from None
-        return results[0]
+                if not is_transient(error):
+                    raise
+                outage.note(error)
+            else:
+                outage.end()
+                return result
+            # Not before the first attempt: the process may have been stopped while the PUT was in progress.
+            if self._stop.wait(outage.pause()):
+                raise Interrupted
 
 
 def _save_progress(seen: Progress | None, now: Progress, work: UnitOfWork) -> bool:
