@@ -250,10 +250,10 @@ def supervise(
     what: str,
     unreachable: tuple[type[Exception], ...],
     restart: bool = False,
-) -> bool:
+) -> None:
     """Call `attempt` until it returns or `stop` is set, with a growing delay after each failure.
 
-    Returns whether it returned. An `unreachable` error or AccessRefused is logged when an outage of `what` begins and
+    An `unreachable` error or AccessRefused is logged when an outage of `what` begins and
     when it becomes the other one, and again at growing intervals. Any other exception is raised, or with `restart`
     logged with its traceback. `attempt` receives a function to call once it works, which ends the outage and resets
     the delay.
@@ -272,9 +272,8 @@ def supervise(
         else:
             if not stop.is_set():
                 outage.end()
-            return True
+            return
         stop.wait(outage.pause())
-    return False
 
 
 class Attempt(Generic[T]):

@@ -25,7 +25,10 @@ class Changes:
         if self._connection is None and not self._is_pooled:
             return self._connect()
         if isinstance(self._connection, sqlite3.Connection):
-            return self._is_new(self._connection)
+            # Another one if another connection has committed: https://www.sqlite.org/pragma.html#pragma_data_version
+            before = self._data_version
+            [self._data_version] = self._connection.execute("PRAGMA data_version").fetchone()
+            return self._data_version != before
         return None if self._connection is None else bool(list(self._connection.notifies(timeout=0)))
 
     def close(self) -> None:
@@ -44,9 +47,3 @@ class Changes:
             self._connection = self._database.listen()
             self._is_pooled = self._connection is None
         return True
-
-    def _is_new(self, connection: sqlite3.Connection) -> bool:
-        """Whether another connection has committed: https://www.sqlite.org/pragma.html#pragma_data_version"""
-        before = self._data_version
-        [self._data_version] = connection.execute("PRAGMA data_version").fetchone()
-        return self._data_version != before

@@ -51,7 +51,7 @@ class Interrupted(Unreachable):
     """An error after the attempt worked."""
 
 
-def run(stop: Stop, *outcomes: Exception | None, restart: bool = False) -> bool:
+def run(stop: Stop, *outcomes: Exception | None, restart: bool = False) -> None:
     """Supervise attempts with these outcomes: an exception, or None to return."""
     attempts = iter(outcomes)
 
@@ -62,7 +62,7 @@ def run(stop: Stop, *outcomes: Exception | None, restart: bool = False) -> bool:
         if outcome:
             raise outcome
 
-    return supervise(attempt, stop, what="the broker", unreachable=(Unreachable,), restart=restart)
+    supervise(attempt, stop, what="the broker", unreachable=(Unreachable,), restart=restart)
 
 
 def messages(log: CapturingLogger) -> list[object]:
@@ -72,7 +72,7 @@ def messages(log: CapturingLogger) -> list[object]:
 def test_each_outage_is_logged_once_and_its_end_too(log: CapturingLogger) -> None:
     stop = Stop()
 
-    assert run(stop, Unreachable("refused"), Unreachable(), Interrupted(), Unreachable(), None)
+    run(stop, Unreachable("refused"), Unreachable(), Interrupted(), Unreachable(), None)
 
     assert messages(log) == [LOST, BACK, LOST, BACK]
     assert log.calls[0].kwargs == {"error": "Unreachable: refused"}
@@ -100,7 +100,7 @@ def test_an_outage_that_goes_on_is_logged_again_at_growing_intervals(
 
 
 def test_a_refusal_is_told_from_an_outage(log: CapturingLogger) -> None:
-    assert run(Stop(), Unreachable(), AccessRefused("no vhost"), AccessRefused("no vhost"), Unreachable(), None)
+    run(Stop(), Unreachable(), AccessRefused("no vhost"), AccessRefused("no vhost"), Unreachable(), None)
 
     assert messages(log) == [LOST, REFUSED, LOST, BACK]
     assert log.calls[1].kwargs == {"error": "no vhost"}
@@ -134,7 +134,7 @@ def test_other_exceptions_are_raised() -> None:
 def test_other_exceptions_restart_the_attempt_where_asked_to(log: CapturingLogger) -> None:
     stop = Stop()
 
-    assert run(stop, ZeroDivisionError(), None, restart=True)
+    run(stop, ZeroDivisionError(), None, restart=True)
 
     assert messages(log) == ["unexpected error, restarting"]
     assert log.calls[0].method_name == "exception"
@@ -142,8 +142,8 @@ def test_other_exceptions_restart_the_attempt_where_asked_to(log: CapturingLogge
 
 
 def test_stop_ends_the_loop_before_the_next_attempt() -> None:
-    assert not run(Stop(after=0))
-    assert not run(Stop(after=2), Unreachable(), Unreachable())
+    run(Stop(after=0))
+    run(Stop(after=2), Unreachable(), Unreachable())
 
 
 ROOT = Path(__file__).parents[2]
