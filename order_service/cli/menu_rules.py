@@ -19,7 +19,8 @@ _ANSWERS, _RESERVES = ("answers",), ("answers", "reserves")
 class MenuTalk(Talk):
     """A conversation about one portion of the first dish."""
 
-    request, undo, confirmation = "OrderCreated", "StockReleaseRequested", StockReleased
+    request, grant, granted_id = "OrderCreated", MenuReserved, "reservation_id"
+    undo, confirmation = "StockReleaseRequested", StockReleased
 
     @property
     def dishes(self) -> tuple[int, int]:
@@ -36,17 +37,9 @@ class MenuTalk(Talk):
         """The reply to an OrderCreated of these portions by menu id."""
         return self.ask(self.request, order_id or self.new_order(), **_ordered(portions))
 
-    def reserve(self, order_id: int | None = None, **more: Any) -> MenuReserved:
-        reply = self.ask(self.request, order_id or self.new_order(), **self.data(), **more)
-        self.require(isinstance(reply, MenuReserved), f"MenuReserved for one portion of dish {self.dishes[0]}")
-        assert isinstance(reply, MenuReserved)  # noqa: S101
-        return reply
-
-    def granted(self, order_id: int | None = None, **more: Any) -> str | None:
-        return self.reserve(order_id, **more).reservation_id
-
     def stock(self) -> int | None:
-        return self.reserve().items[0].stock
+        stock: int | None = self.granted().items[0].stock
+        return stock
 
     def require_taken(self, before: int | None, count: int) -> None:
         if before is None:
@@ -100,7 +93,7 @@ def _nothing_is_reserved_if_one_dish_is_sold_out(talk: MenuTalk) -> None:
 
 def _reservation_is_released_once(talk: MenuTalk) -> None:
     before, order_id = talk.stock(), talk.new_order()
-    reservation_id = talk.granted(order_id)
+    reservation_id = talk.granted(order_id).reservation_id
     for subject in (reservation_id, reservation_id, None):
         talk.give_back(order_id, subject)
     talk.require_taken(before, 0)
@@ -119,7 +112,7 @@ def _nothing_is_reserved_after_a_null_release(talk: MenuTalk) -> None:
 def _late_order_is_not_reserved_again(talk: MenuTalk) -> None:
     before, order_id = talk.stock(), talk.new_order()
     talk.uncounted.add(order_id)
-    talk.give_back(order_id, talk.granted(order_id))
+    talk.give_back(order_id, talk.granted(order_id).reservation_id)
     talk.burst([order_id], 1)
     talk.require_taken(before, 0)
 

@@ -17,7 +17,8 @@ _ANSWERS, _CHARGES = ("answers",), ("answers", "charges")
 class PaymentTalk(Talk):
     """A conversation about a payment of the wanted amount."""
 
-    request, undo, confirmation = "PaymentRequested", "RefundRequested", PaymentRefunded
+    request, grant, granted_id = "PaymentRequested", PaymentCompleted, "payment_id"
+    undo, confirmation = "RefundRequested", PaymentRefunded
 
     def data(self) -> dict[str, Any]:
         return {"amount": as_number(self.wanted.amount)}
@@ -26,33 +27,24 @@ class PaymentTalk(Talk):
         amount = None if granted_id is None else as_number(self.wanted.amount)
         return {"refund_id": undo_id, "payment_id": granted_id, "amount": amount}
 
-    def pay(self, order_id: int | None = None, **more: Any) -> PaymentCompleted:
-        reply = self.ask(self.request, order_id or self.new_order(), **self.data(), **more)
-        self.require(isinstance(reply, PaymentCompleted), "PaymentCompleted")
-        assert isinstance(reply, PaymentCompleted)  # noqa: S101
-        return reply
-
-    def granted(self, order_id: int | None = None, **more: Any) -> str | None:
-        return self.pay(order_id, **more).payment_id
-
     def require_taken(self, before: int | None, count: int) -> None:
         # What was charged is not visible; but once another payment is completed, all earlier messages are handled.
-        self.pay()
+        self.granted()
 
 
 def _payment_is_charged(talk: PaymentTalk) -> None:
-    talk.pay()
+    talk.granted()
 
 
 def _amount_is_right(talk: PaymentTalk) -> None:
     amount = talk.wanted.amount
-    talk.require(talk.pay().amount == amount, f"PaymentCompleted with the amount {amount}")
+    talk.require(talk.granted().amount == amount, f"PaymentCompleted with the amount {amount}")
 
 
 def _late_payment_is_not_charged_again(talk: PaymentTalk) -> None:
     order_id = talk.new_order()
     talk.uncounted.add(order_id)
-    talk.give_back(order_id, talk.granted(order_id))
+    talk.give_back(order_id, talk.granted(order_id).payment_id)
     talk.burst([order_id], 1)
     talk.require_taken(None, 0)
     talk.require(len(talk.answers(order_id)) == 1, f"no other PaymentCompleted for order {order_id}")

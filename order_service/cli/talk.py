@@ -11,7 +11,7 @@ import click
 
 from order_service.cli.conversation import Conversation, NotChecked
 from order_service.contract.events import OUTGOING
-from order_service.domain.messages import PaymentRefunded, StockReleased
+from order_service.domain.messages import MenuReserved, PaymentCompleted, PaymentRefunded, StockReleased
 
 #: How many orders are sent in a burst, and how often each; few, because their dishes must be in stock.
 BURST_ORDERS, BURST_REPEATS = 3, 8
@@ -26,8 +26,11 @@ QUIET_SECONDS = 0.5
 class Talk(Conversation):
     """A conversation about what an order needs of a sibling, and its compensation; a subclass for each sibling."""
 
-    #: The event that asks for it, the one that asks to compensate it, and the message that confirms that.
+    #: The event that asks for it, the message that grants it, and the field of that which names what is granted.
     request: ClassVar[str]
+    grant: ClassVar[type[MenuReserved | PaymentCompleted]]
+    granted_id: ClassVar[str]
+    #: The event that asks to compensate it, and the message that confirms that.
     undo: ClassVar[str]
     confirmation: ClassVar[type[StockReleased | PaymentRefunded]]
 
@@ -39,9 +42,11 @@ class Talk(Conversation):
         """The fields of the request to compensate what was granted under this id; None: everything of the order."""
         raise NotImplementedError
 
-    def granted(self, order_id: int | None = None, **more: Any) -> str | None:
-        """Require that a request is granted; return the id of the reservation or payment."""
-        raise NotImplementedError
+    def granted(self, order_id: int | None = None, **more: Any) -> Any:
+        """Require that a request is granted; return the message that grants it."""
+        reply = self.ask(self.request, order_id or self.new_order(), **self.data(), **more)
+        self.require(isinstance(reply, self.grant), self.grant.__name__)
+        return reply
 
     def stock(self) -> int | None:
         """What is left after one more request; None if that is not visible."""
@@ -101,7 +106,7 @@ def repeated_request_gets_the_same_reply(talk: Talk) -> None:
 
 def undo_is_confirmed_each_time(talk: Talk) -> None:
     order_id = talk.new_order()
-    granted_id = talk.granted(order_id)
+    granted_id = getattr(talk.granted(order_id), talk.granted_id)
     for undo_id in ("check-1", "check-1", "check-2"):
         talk.give_back(order_id, granted_id, undo_id)
 
