@@ -10,16 +10,7 @@ from order_service.contract import samples
 from order_service.contract.envelope import APP_ID, CONTENT_TYPE, MAX_BODY_BYTES, SCHEMA_VERSION
 from order_service.contract.events import EVENTS, OUTGOING
 from order_service.contract.schemas import ORDER_ID, Schema, event_schema, text
-from order_service.contract.topology import (
-    BY_NAME,
-    EXCHANGE,
-    MENU_EXCHANGE,
-    MENU_HTTP,
-    PAYMENT_EXCHANGE,
-    QUEUES,
-    Queue,
-    published_on,
-)
+from order_service.contract.topology import BY_NAME, EXCHANGE, MENU_EXCHANGE, MENU_HTTP, PAYMENT_EXCHANGE, published_on
 
 _NOT_MANDATORY = [name for name, model in OUTGOING.items() if not model.mandatory]
 #: How the events that the service publishes are delivered.
@@ -61,7 +52,7 @@ def document() -> Schema:
             }
         },
         "channels": {model.routing_key: _event_channel(name) for name, model in EVENTS.items()}
-        | {queue.name: _queue_channel(queue) for queue in BY_NAME.values()},
+        | {name: _queue_channel(name) for name in BY_NAME},
         "operations": {f"{_action(name)}{name}": _operation(name) for name in EVENTS},
         "components": {"messages": {name: _message(name) for name in EVENTS}},
     }
@@ -82,14 +73,15 @@ def _event_channel(event_type: str) -> Schema:
     }
 
 
-def _queue_channel(queue: Queue) -> Schema:
-    binding = {"name": queue.name, "durable": True, "exclusive": False, "autoDelete": False, "vhost": "/"}
+def _queue_channel(name: str) -> Schema:
+    queue = BY_NAME[name]
+    binding = {"name": name, "durable": True, "exclusive": False, "autoDelete": False, "vhost": "/"}
     return {
-        "address": queue.name,
+        "address": name,
         "description": f"A queue of the Order Service, bound to {', '.join(queue.routing_keys)}. A message that cannot "
         f"be processed goes to {queue.dead_letters}. Publish to {queue.publisher}, not to this queue."
         + (" It exists only if MENU_SERVICE_URL is set." if queue is MENU_HTTP else ""),
-        "messages": _messages(name for name in EVENTS if name in queue.accepts),
+        "messages": _messages(each for each in EVENTS if each in queue.accepts),
         "bindings": {"amqp": {"is": "queue", "queue": binding, "bindingVersion": "0.3.0"}},
         "x-queue-arguments": queue.arguments,
     }
@@ -109,7 +101,7 @@ def _operation(event_type: str) -> Schema:
         "bindings": {"amqp": {**binding, "bindingVersion": "0.3.0"}},
     }
     if model.replies:
-        [queue] = [queue for queue in QUEUES if queue.accepts.issuperset(model.replies)]
+        [queue] = [queue for queue in BY_NAME.values() if queue.accepts.issuperset(model.replies)]
         operation["reply"] = _on_channel(queue.name, model.replies)
     return operation
 

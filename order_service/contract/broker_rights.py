@@ -11,16 +11,7 @@ from secrets import token_bytes
 from typing import Any
 
 from order_service.contract.events import OUTGOING
-from order_service.contract.topology import (
-    BY_NAME,
-    EXCHANGE,
-    EXCHANGES,
-    MENU_EXCHANGE,
-    OWN_EXCHANGES,
-    PAYMENT_EXCHANGE,
-    QUEUES,
-    Queue,
-)
+from order_service.contract.topology import BY_NAME, EXCHANGE, EXCHANGES, OWN_EXCHANGES, QUEUES, Queue
 
 NOTHING = "^$"
 _DEAD_LETTERS = [queue.dead_letters for queue in BY_NAME.values()]
@@ -73,7 +64,7 @@ def _sibling(exchange: str) -> User:
     )
 
 
-_OURS = "|".join(map(_escaped, (EXCHANGE, MENU_EXCHANGE, PAYMENT_EXCHANGE))) + r"|order-service\..*"
+_OURS = "|".join(map(_escaped, (EXCHANGE, *(queue.publisher for queue in QUEUES)))) + r"|order-service\..*"
 USERS = (
     User(
         "order-service",
@@ -89,8 +80,7 @@ USERS = (
         write=r"^order-service\..*$",
         read=f"^({_OURS})$",
     ),
-    _sibling(MENU_EXCHANGE),
-    _sibling(PAYMENT_EXCHANGE),
+    *(_sibling(queue.publisher) for queue in QUEUES),
     User("order-operator", "operators, in RabbitMQ's console", read=_any_of(_DEAD_LETTERS), tags=("monitoring",)),
 )
 
