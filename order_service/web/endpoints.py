@@ -60,10 +60,8 @@ class Api:
         self.watcher = Watcher(self.database, self.unreadable)
         self.menu_wait = MenuWait(self.watcher, stopping, limit=settings.waiters)
         self.rate_limit = limits.rate_limit(settings)
-        own_streams = limits.Places(settings.most_own_streams) if settings.most_own_streams else None
-        self.streams = Streams(
-            self.watcher, stopping, limit=settings.streams, seconds=settings.stream_seconds, own=own_streams
-        )
+        own = settings.most_own_streams
+        self.streams = Streams(self.watcher, stopping, limit=settings.streams, seconds=settings.stream_seconds, own=own)
         self.board = Board(self.database, settings, self.unreadable, stopping)
         url = settings.board_menu_url if settings.is_development else None
         self.dishes = Dishes(str(url)) if url else None

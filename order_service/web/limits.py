@@ -140,7 +140,7 @@ class RateLimit:
 
 
 class Places:
-    """The places that a client occupies at the moment, at most `limit`."""
+    """The places that a client occupies at the moment, at most `limit`; 0 is no limit."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -151,7 +151,7 @@ class Places:
         """Take a place for the client of the current request; return how to give it back. Raises Problem 429."""
         key = caller().key
         with self._lock:
-            if self._taken[key] >= self._limit:
+            if 0 < self._limit <= self._taken[key]:
                 policy = f'"streams";q={self._limit};qu="concurrent-requests"'
                 raise refused("too_many_own_streams", headers=_fields(policy, '"streams";r=0', RETRY_AFTER_SECONDS))
             self._taken[key] += 1

@@ -36,12 +36,10 @@ Events = Callable[[float, Callable[[], bool]], Iterator[str]]
 
 
 class Streams:
-    """The open streams of one process: at most `limit`, each at most `seconds` long, and `own` for each client."""
+    """The open streams of one process: at most `limit`, each at most `seconds` long, and `own` of each client."""
 
-    def __init__(
-        self, watcher: Watcher, stopping: StopFlag, *, limit: int, seconds: float, own: Places | None = None
-    ) -> None:
-        self._watcher, self._stopping, self._seconds, self._own = watcher, stopping, seconds, own
+    def __init__(self, watcher: Watcher, stopping: StopFlag, *, limit: int, seconds: float, own: int) -> None:
+        self._watcher, self._stopping, self._seconds, self._own = watcher, stopping, seconds, Places(own)
         self._slots = threading.Semaphore(limit)
 
     def open(self, order: Order, last_event_id: str | None, *, expires_at: float | None) -> Response:
@@ -64,18 +62,16 @@ class Streams:
 
     def start(self, events: Events, *, expires_at: float | None) -> Response:
         """A stream of these events. Raises Problem 429 or 503 when too many are open; `expires_at`: see `open`."""
-        give_back = self._own.take() if self._own else None
+        give_back = self._own.take()
         if not self._slots.acquire(blocking=False):
-            if give_back:
-                give_back()
+            give_back()
             raise Problem("too_many_streams")
         seconds = self._seconds if expires_at is None else min(self._seconds, expires_at - time.time())
         pieces = events(seconds, _leaving(request.environ))
         response = Response(pieces, content_type="text/event-stream", headers=_HEADERS)
         # Called even if the client disconnects before the first event is produced.
         response.call_on_close(self._slots.release)
-        if give_back:
-            response.call_on_close(give_back)
+        response.call_on_close(give_back)
         return response
 
     def _events(
