@@ -35,22 +35,15 @@ REMEDY = "Run `python -m order_service topology` first; it declares the queues."
 Matches = Callable[[DeadLetter], bool]
 
 
-def selection(
-    ids: Sequence[str] = (),
-    *,
-    reason: str | None = None,
-    event_type: str | None = None,
-    order_id: int | None = None,
-    everything: bool = False,
-) -> Matches:
-    """Which dead letters a command concerns; what is not given matches all. Raises UsageError if nothing is given."""
-    if everything == bool(ids or reason or event_type or order_id):
+def selection(ids: Sequence[str] = (), *, everything: bool = False, **wanted: Any) -> Matches:
+    """Which dead letters a command concerns: those with these ids and `wanted` attributes; None matches all.
+
+    Raises UsageError if nothing is given.
+    """
+    if everything == bool(ids or any(wanted.values())):
         raise click.UsageError("name dead letters by ID, --reason, --type or --order, or all of them by --all")
     return lambda letter: (
-        (not ids or letter.id in ids)
-        and reason in (None, letter.reason)
-        and event_type in (None, letter.type)
-        and order_id in (None, letter.order_id)
+        (not ids or letter.id in ids) and all(value in (None, getattr(letter, name)) for name, value in wanted.items())
     )
 
 
@@ -59,7 +52,7 @@ def selected(command: Callable[..., Report]) -> Callable[..., Report]:
     for option in (
         click.option("--all", "everything", is_flag=True, help="All."),
         click.option("--order", "order_id", type=ORDER_ID, help="Those that concern this order."),
-        click.option("--type", "event_type", help="Those of this event type."),
+        click.option("--type", help="Those of this event type."),
         click.option("--reason", help="Those with this reason, such as invalid."),
         click.argument("ids", metavar="[ID]...", nargs=-1),
     ):
