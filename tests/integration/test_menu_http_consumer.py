@@ -104,7 +104,7 @@ def test_dish_for_which_the_menu_is_unreachable_delays_no_other_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("consumers.menu_http.client.TOTAL_SECONDS", 0.3)
-    monkeypatch.setattr(menu_http, "RECONNECT", Backoff(first=0.1, longest=0.2))
+    monkeypatch.setattr("consumers.menu_http.consumer.RECONNECT", Backoff(first=0.1, longest=0.2))
     menu.faults[3] = fault
     waiting = core.place(database, count, now=utc_now(), menu_ids=(3,))
     others = core.place(database, 3, now=utc_now())
