@@ -11,7 +11,7 @@ from typing import Any
 
 from order_service.contract.envelope import Delivery, Oversized, Rejection, Reply, read, storable, utc_text
 from order_service.contract.events import MAX_ID
-from order_service.contract.headers import ROUTING
+from order_service.contract.headers import copied, decoded
 from order_service.contract.topology import Queue
 from order_service.process import printable
 
@@ -110,8 +110,9 @@ class DeadLetter:
     def replayed(self, body: bytes, now: datetime) -> dict[str, Any]:
         """The properties of the message to replay with this body."""
         # What the broker dead-lettered itself, such as an expired message, has what its sender chose.
-        left_out = {*OF_REJECTION, *_OF_BROKER, *ROUTING}
-        headers = {name: value for name, value in self.headers.items() if name not in left_out}
+        left_out = OF_REJECTION | _OF_BROKER
+        kept, _ = copied({name: value for name, value in self.headers.items() if name not in left_out})
+        headers = {name: decoded(value) for name, value in kept.items()}
         headers |= {ORIGIN_ROUTING_KEY: self._routing_key, REPLAYED_AT: utc_text(now)}
         # Bytes that are not UTF-8 were decoded to replacement characters, which may exceed a short string.
         properties = {name: storable(each) if isinstance(each, str) else each for name, each in self.properties.items()}

@@ -17,7 +17,7 @@ MAX_HEADER_BYTES = 64 * 1024
 #: Deeper tables and lists are not copied: reading and writing them takes some stack at each level.
 MAX_DEPTH = 50
 #: RabbitMQ routes copies to the keys in these: https://www.rabbitmq.com/docs/sender-selected
-ROUTING = ("CC", "BCC")
+_ROUTING = ("CC", "BCC")
 
 
 def copied(headers: Mapping[Any, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -30,7 +30,7 @@ def copied(headers: Mapping[Any, Any]) -> tuple[dict[str, Any], list[str]]:
     size = 0
     for given, value in headers.items():
         name = _name(given)  # compared after decoding: pika gives names that are not UTF-8 as bytes
-        if name in ROUTING:
+        if name in _ROUTING:
             name = f"x-original-{name.lower()}"
         try:
             encoded = _encoded(value, MAX_DEPTH)
