@@ -244,7 +244,8 @@ def test_pieces_of_a_large_request_cost_as_much_as_their_bytes(
 
         # then
         assert received(client).count(b" 200 OK") == 2
-        assert cpu_seconds() - seconds[0] < 0.6
+        # about 0.3 s, and 3.6 s when each piece is parsed
+        assert cpu_seconds() - seconds[0] < 1.5
 
 
 #: More chunks, extensions and trailers than are accepted.
@@ -270,15 +271,16 @@ def test_body_with_more_framing_than_is_accepted_is_refused_and_the_connection_c
 
 
 def test_others_are_answered_while_many_clients_send_tiny_chunks(tmp_path: Path) -> None:
-    with gunicorn(tmp_path, connections=40) as port, ThreadPoolExecutor(30) as pool:
-        refused = [pool.submit(exchange, port, CHUNKED + FRAMINGS["chunks"]) for _ in range(30)]
+    with gunicorn(tmp_path, connections=70) as port, ThreadPoolExecutor(60) as pool:
+        refused = [pool.submit(exchange, port, CHUNKED + FRAMINGS["chunks"]) for _ in range(60)]
         slowest = 0.0
         while not all(each.done() for each in refused):
             began = time.monotonic()
             assert b" 200 OK" in exchange(port, CLOSE)
             slowest = max(slowest, time.monotonic() - began)
 
-        assert slowest < 0.5
+        # about 0.2 s, and more than 4 s when the chunks are parsed
+        assert slowest < 1.5
         assert all(each.result().startswith(b"HTTP/1.1 400 ") for each in refused)
 
 
