@@ -19,7 +19,7 @@ OK = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 8\r\
 UNKNOWN = b"HTTP/1.1 404 NOT FOUND\r\nContent-Length: 2\r\n\r\n{}"
 BROKEN = b"HTTP/1.1 500 INTERNAL SERVER ERROR\r\nContent-Length: 2\r\n\r\n{}"
 #: What a check may take beyond the total deadline on a busy machine, in seconds.
-SLACK_SECONDS = 0.7
+SLACK_SECONDS = 1.5
 
 
 @pytest.fixture
