@@ -62,7 +62,7 @@ class MemoryHits:
                     self._periods.popitem(last=False)
                 period = self._periods[key] = _Period(now + self._seconds)
             period.count += 1
-            return period.count, period.end - now
+            return period.count, min(period.end - now, self._seconds)  # the difference of floats may be greater
 
 
 class RedisHits:

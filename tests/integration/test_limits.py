@@ -185,6 +185,14 @@ def test_memory_for_clients_is_bounded() -> None:
     assert len(hits) == 100
 
 
+@pytest.mark.parametrize("now", [2800.611122696669, 31820.646954576205])
+def test_a_period_is_never_longer_than_it_is_said_to_be(now: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (now + 3600) - now > 3600
+    monkeypatch.setattr("order_service.web.limits.time.monotonic", lambda: now)
+
+    assert MemoryHits(3600).add("client") == (1, 3600)
+
+
 def test_periods_that_have_ended_take_no_memory(eventually: Any) -> None:
     hits = MemoryHits(0.05)
     for number in range(1000):
