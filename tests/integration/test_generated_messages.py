@@ -27,6 +27,7 @@ from order_service.storage.database import Database
 from order_service.storage.tables import order_history, outbox
 from publishers.pipeline import BATCHES
 from publishers.relay import Relay
+from tests.e2e.deployment import MOSTLY_ON_POSTGRESQL
 from tests.integration import core
 from tests.integration.core import Eventually, Message, RawHeader, Wire
 
@@ -359,6 +360,7 @@ def identity(message: Sent) -> tuple[int, str, str] | None:
     return reply.order_id, reply.type, reply.message_id
 
 
+@MOSTLY_ON_POSTGRESQL
 @pytest.mark.usefixtures("raw_headers")
 @pytest.mark.timeout(120 + 2 * COUNT * SECONDS_EACH)
 def test_each_generated_message_is_applied_or_dead_lettered(

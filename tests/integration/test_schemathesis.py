@@ -31,6 +31,7 @@ from order_service.web import openapi
 from order_service.web.requests import IDEMPOTENCY_KEY
 from order_service.web.routes import Json
 from tests.builders import menu_rejected, menu_reserved, payment_completed, reply
+from tests.e2e.deployment import MOSTLY_ON_POSTGRESQL
 from tests.http_service import Service, ServiceWith, served
 
 #: Requests to be made at least; without it, a few of each operation.
@@ -88,6 +89,7 @@ def address(service_with: ServiceWith) -> Iterator[str]:
         siblings.join()
 
 
+@MOSTLY_ON_POSTGRESQL
 def test_generated_requests_find_no_violation(address: str) -> None:
     # given
     config = SchemathesisConfig.from_dict(
