@@ -269,6 +269,7 @@ function askToken(message) {
 async function receive(name, data) {
   if (name === "figures") {
     figures = data, updated = Date.now(), ahead = Date.parse(data.now) - Date.now();
+    if (isLinked) link(linked());
     return showFigures();
   }
   if (name === "snapshot") {
