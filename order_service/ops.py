@@ -1,13 +1,13 @@
 """The second listener of a process (ORDER_OPS_PORT), for monitoring systems: /metrics, /healthz and /readyz."""
 
 import json
+import os
 import socket
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import Any
 
 import psycopg
@@ -170,7 +170,15 @@ def serve(
         listener = socket.create_server((host, port), family=family, reuse_port=reuse_port, dualstack_ipv6=is_v6)
     except OSError as error:
         process.refuse_address(error, host, port, setting="ORDER_OPS_PORT")
-    database = _Check(partial(_missing_of_database, settings.database_url), CHECK_SECONDS)
+    checking = threading.Lock()
+
+    def missing() -> list[str]:
+        with checking:
+            return list(_missing_of_database(settings.database_url))
+
+    # A worker that is forked during the check would find SQLite's own locks held for ever, and never answer.
+    os.register_at_fork(before=checking.acquire, after_in_parent=checking.release, after_in_child=checking.release)
+    database = _Check(missing, CHECK_SECONDS)
     application = Request.application(lambda request: _answer(request, database, loops()))
     with listener:  # the server has a duplicate of it
         server = _Server(host, port, application, _Handler, fd=listener.fileno())
