@@ -174,9 +174,9 @@ def serve(
 
     def missing() -> list[str]:
         with checking:
-            return list(_missing_of_database(settings.database_url))
+            return _missing_of_database(settings.database_url)
 
-    # A worker that is forked during the check would find SQLite's own locks held for ever, and never answer.
+    # A worker that is forked during the check inherits SQLite's locks as held, and waits for them without end.
     os.register_at_fork(before=checking.acquire, after_in_parent=checking.release, after_in_child=checking.release)
     database = _Check(missing, CHECK_SECONDS)
     application = Request.application(lambda request: _answer(request, database, loops()))

@@ -5,6 +5,8 @@ import json
 import re
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -192,3 +194,35 @@ def test_host_is_read_by_a_process_without_an_api_only_for_this_listener(monkeyp
 
     monkeypatch.setenv("HOST", "0.0.0.0")
     assert (process.begin().host, process.begin().ops_port) == ("0.0.0.0", 9100)
+
+
+#: Exits with 0 if the check of the database has ended in a process that is forked while it runs.
+FORKS_DURING_THE_CHECK = """
+import os, sys, threading, time, urllib.request
+from order_service import ops
+from order_service.config import Settings
+
+has_begun, has_ended = threading.Event(), threading.Event()
+
+def check(_):
+    has_begun.set()
+    time.sleep(0.5)
+    has_ended.set()
+    return []
+
+ops._missing_of_database = check
+port = int(sys.argv[1])
+ops.serve(Settings(ops_port=port), lambda: [])
+threading.Thread(target=urllib.request.urlopen, args=[f"http://127.0.0.1:{port}/readyz"], daemon=True).start()
+has_begun.wait(10)
+child = os.fork()
+if child == 0:
+    os._exit(0 if has_ended.is_set() else 1)
+os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_no_process_is_forked_during_the_check_of_the_database(settings: Settings) -> None:
+    command = [sys.executable, "-c", FORKS_DURING_THE_CHECK, str(settings.ops_port)]
+
+    assert subprocess.run(command, timeout=30).returncode == 0
