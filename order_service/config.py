@@ -325,7 +325,7 @@ class Settings(BaseSettings):
                 node = pika.URLParameters(part)
                 if not 1 <= node.port <= 65535:
                     raise ValueError
-                node.host.encode("idna")  # as looking it up does; it raises for an empty label and a long one
+                _check_host_name(node.host)
         except Exception:  # The library raises several types for what it cannot parse.
             raise ValueError("must look like amqp://user:password@host:5672/vhost") from None
         return value
@@ -377,6 +377,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _check_host_name(host: str) -> None:
+    """Raise ValueError if it has an empty label or one that is too long, which looking it up would raise."""
+    host.encode("idna")
+
+
 def _check_postgresql(options: Mapping[str, Any]) -> None:
     """Raise an exception for options that libpq refuses, some of them only when it connects."""
     psycopg.conninfo.make_conninfo(**options)
@@ -388,7 +393,7 @@ def _check_postgresql(options: Mapping[str, Any]) -> None:
             raise ValueError
     for host in str(options.get("host") or "").split(","):
         if not host.startswith("/"):  # a directory with a socket
-            host.encode("idna")  # as looking it up does; it raises for an empty label and a long one
+            _check_host_name(host)
 
 
 def _rate(text: str) -> "RateLimitItem":
@@ -413,7 +418,7 @@ def _check_redis(url: str) -> None:
     parts = urlsplit(url)
     if parts.scheme not in ("redis", "rediss") or not parts.hostname or not re.fullmatch("(/[0-9]*)?", parts.path):
         raise ValueError
-    parts.hostname.encode("idna")
+    _check_host_name(parts.hostname)
     ConnectionPool.from_url(url).make_connection()
 
 

@@ -253,10 +253,9 @@ def supervise(
 ) -> None:
     """Call `attempt` until it returns or `stop` is set, with a growing delay after each failure.
 
-    An `unreachable` error or AccessRefused is logged when an outage of `what` begins and
-    when it becomes the other one, and again at growing intervals. Any other exception is raised, or with `restart`
-    logged with its traceback. `attempt` receives a function to call once it works, which ends the outage and resets
-    the delay.
+    An `unreachable` error or AccessRefused is logged when an outage of `what` begins and when it becomes the other one,
+    and again at growing intervals. Any other exception is raised, or with `restart` logged with its traceback.
+    `attempt` receives a function to call once it works, which ends the outage and resets the delay.
     """
     outage = Outage(what)
     expected: tuple[type[Exception], ...] = (*unreachable, AccessRefused)
