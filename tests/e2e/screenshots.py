@@ -24,7 +24,7 @@ from tests.e2e.deployment import Deployment, api_alone
 from tests.integration import core
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
-DESKTOP, WALL, PHONE = (1280, 720), (1920, 1080), (390, 844)
+DESKTOP, WALL, PHONE = (1200, 675), (1920, 1080), (390, 844)
 DISHES = {
     1: ("Nasi Ayam Bakar", 18000), 2: ("Kwetiau Goreng", 20000), 3: ("Gado-gado", 15000),
     4: ("Soto Betawi", 24000), 5: ("Es Teh Manis", 5000),
