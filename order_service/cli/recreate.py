@@ -6,6 +6,7 @@ and so an interrupted command. A message may end up in the queue twice, which th
 """
 
 import struct
+import sys
 import time
 from collections.abc import Sequence
 
@@ -122,20 +123,23 @@ def _move(channel: BlockingChannel, source: str, target: str) -> None:
     channel.exchange_declare(exchange, "fanout", durable=True)
     channel.queue_bind(target, exchange)
     channel.confirm_delivery()
-    while True:
-        method, properties, body = channel.basic_get(source)
-        if method is None or properties is None or body is None:
-            break
-        # The broker refuses the user id of another user, and adds this header to each message of a quorum queue.
-        properties.user_id = None
-        headers = properties.headers or {}
-        properties.headers = {name: value for name, value in headers.items() if name != "x-delivery-count"}
-        try:
-            channel.basic_publish(exchange, method.routing_key or "", body, properties, mandatory=True)
-        except (NackError, UnroutableError, UnsupportedAMQPFieldException, struct.error) as error:
-            raise click.ClickException(
-                f"a message of {source} cannot be moved to {target}: {first_line(error)}\n"
-                "Start `python -m consumers`, stop it when its queues are empty, and repeat this command."
-            ) from error
-        channel.basic_ack(method.delivery_tag or 0)
+    count = channel.queue_declare(source, passive=True).method.message_count
+    with click.progressbar(length=count, label=f"{source} -> {target}", hidden=not count, file=sys.stderr) as moving:
+        while True:
+            method, properties, body = channel.basic_get(source)
+            if method is None or properties is None or body is None:
+                break
+            # The broker refuses the user id of another user, and adds this header to each message of a quorum queue.
+            properties.user_id = None
+            headers = properties.headers or {}
+            properties.headers = {name: value for name, value in headers.items() if name != "x-delivery-count"}
+            try:
+                channel.basic_publish(exchange, method.routing_key or "", body, properties, mandatory=True)
+            except (NackError, UnroutableError, UnsupportedAMQPFieldException, struct.error) as error:
+                raise click.ClickException(
+                    f"a message of {source} cannot be moved to {target}: {first_line(error)}\n"
+                    "Start `python -m consumers`, stop it when its queues are empty, and repeat this command."
+                ) from error
+            channel.basic_ack(method.delivery_tag or 0)
+            moving.update(1)
     channel.exchange_delete(exchange)

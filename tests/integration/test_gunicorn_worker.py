@@ -155,14 +155,14 @@ SLOW_CLIENTS = {
 
 
 def others_are_answered(port: int, request: bytes) -> bool:
-    """Tell whether clients are answered within a second beside slow ones: more than threads and connections."""
+    """Tell whether clients are answered within 2 s beside slow ones: more than threads and connections."""
     with contextlib.ExitStack() as stack:
         try:
             for _ in range(CONNECTIONS + THREADS):
-                client = stack.enter_context(connected(port, request, seconds=1))
+                client = stack.enter_context(connected(port, request, seconds=2))
                 if request in (GET, CLOSE):
                     assert client.recv(1)
-            return all(b" 200 OK" in exchange(port, CLOSE, seconds=1) for _ in range(3))
+            return all(b" 200 OK" in exchange(port, CLOSE, seconds=2) for _ in range(3))
         except TimeoutError:
             return False
 
@@ -427,7 +427,7 @@ def test_server_with_slow_clients_stops_within_its_grace_period(tmp_path: Path) 
         stopped_at = time.monotonic()
 
     # then: gunicorn would kill the worker after 8 s
-    assert time.monotonic() - stopped_at < 6
+    assert time.monotonic() - stopped_at < 7.5
 
 
 def changes_of_thread(port: int, requests: int) -> int:

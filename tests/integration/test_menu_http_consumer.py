@@ -111,7 +111,7 @@ def test_dish_for_which_the_menu_is_unreachable_delays_no_other_order(
 
     with core.running(consumer):
         publish(wire, database)
-        eventually(lambda: core.states(database, others) == {"awaiting_payment"}, "the others to be priced", seconds=10)
+        eventually(lambda: core.states(database, others) == {"awaiting_payment"}, "the others to be priced", seconds=30)
 
     assert core.states(database, waiting) == {"awaiting_menu"}
 

@@ -32,7 +32,11 @@ UNREACHABLE = "http://127.0.0.1:1"
 @pytest.fixture
 def command(database: Database) -> Command:
     """Runs `python -m order_service` on this test's database, without a broker unless one is given."""
-    env = {"DATABASE_URL": database.url, "RABBITMQ_URL": core.UNREACHABLE_BROKER}
+    env = {
+        "DATABASE_URL": database.url,
+        "RABBITMQ_URL": core.UNREACHABLE_BROKER,
+        "RABBITMQ_MANAGEMENT_URL": UNREACHABLE,  # and not one that this machine happens to run
+    }
     return lambda *arguments, **more: CliRunner(env=env | more).invoke(main, arguments)
 
 

@@ -133,7 +133,7 @@ class Publisher:
                 properties = pika.BasicProperties(message_id=message_id, delivery_mode=2)
                 channel.basic_publish(self._exchange, self._routing_key, b"{}", properties, mandatory=True)
                 self.confirmed.append(message_id)
-                self._stop.wait(0.005)
+                self._stop.wait(0.02)
 
     def stop(self) -> None:
         self._running.stop()
@@ -170,8 +170,9 @@ def test_the_way_from_the_former_topology_loses_no_message(
     # when: the former consumers have stopped
     replaced = run_topology(amqp_url, "--recreate")
 
-    # then: the new relay takes over
+    # then: it shows its progress, and the new relay takes over
     assert replaced.returncode == 0, replaced.stderr
+    assert f"{MENU.name} -> {MENU.name}.moving" in replaced.stderr
     more_is_published("messages after the replacement")
     with relaying():
         eventually(lambda: core.count(database, outbox) == 0, "the dead letter of the outbox to be published")
