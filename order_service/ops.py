@@ -68,6 +68,35 @@ class Loop:
 _Check = Attempt[list[str]]
 
 
+class _Forks:
+    """Keeps this process from being forked in a block, but for at most CHECK_SECONDS: gunicorn forks its workers.
+
+    A worker that is forked while a thread of this process uses SQLite inherits its locks as held, and waits for them
+    without end. What takes longer waits for a server, without such a lock, and gunicorn could neither replace a worker
+    nor stop until it ends.
+    """
+
+    def __init__(self) -> None:
+        self._running, self._is_waited_for, self._is_overdue = threading.Lock(), False, False
+        os.register_at_fork(before=self._wait, after_in_parent=self._go_on, after_in_child=self._go_on)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """One thread at a time."""
+        with self._running:
+            self._is_overdue = False
+            yield
+
+    def _wait(self) -> None:
+        # Of several forks, only the first waits for a block that takes too long.
+        self._is_waited_for = self._running.acquire(timeout=0 if self._is_overdue else CHECK_SECONDS)
+        self._is_overdue = not self._is_waited_for
+
+    def _go_on(self) -> None:
+        if self._is_waited_for:
+            self._running.release()
+
+
 class _Server(ThreadedWSGIServer):
     """A thread for each connection, of which the oldest is closed for one that is too many."""
 
@@ -170,14 +199,14 @@ def serve(
         listener = socket.create_server((host, port), family=family, reuse_port=reuse_port, dualstack_ipv6=is_v6)
     except OSError as error:
         process.refuse_address(error, host, port, setting="ORDER_OPS_PORT")
-    checking = threading.Lock()
+    forks = _Forks()
 
     def missing() -> list[str]:
-        with checking:
+        with forks.held():
             return _missing_of_database(settings.database_url)
 
-    # A worker that is forked during the check inherits SQLite's locks as held, and waits for them without end.
-    os.register_at_fork(before=checking.acquire, after_in_parent=checking.release, after_in_child=checking.release)
+    # Before there is a thread that imports what this needs: a worker that is forked during an import cannot make it.
+    vendor.prometheus_metrics()
     database = _Check(missing, CHECK_SECONDS)
     application = Request.application(lambda request: _answer(request, database, loops()))
     with listener:  # the server has a duplicate of it

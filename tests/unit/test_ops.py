@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import re
 import socket
 import sqlite3
@@ -196,33 +197,68 @@ def test_host_is_read_by_a_process_without_an_api_only_for_this_listener(monkeyp
     assert (process.begin().host, process.begin().ops_port) == ("0.0.0.0", 9100)
 
 
-#: Exits with 0 if the check of the database has ended in a process that is forked while it runs.
+#: Exits with 0 if the check of the database, which takes so many seconds, has ended in a process that is forked during it.
 FORKS_DURING_THE_CHECK = """
 import os, sys, threading, time, urllib.request
 from order_service import ops
 from order_service.config import Settings
 
+port, seconds = int(sys.argv[1]), float(sys.argv[2])
 has_begun, has_ended = threading.Event(), threading.Event()
 
 def check(_):
     has_begun.set()
-    time.sleep(0.5)
+    time.sleep(seconds)
     has_ended.set()
     return []
 
 ops._missing_of_database = check
-port = int(sys.argv[1])
 ops.serve(Settings(ops_port=port), lambda: [])
-threading.Thread(target=urllib.request.urlopen, args=[f"http://127.0.0.1:{port}/readyz"], daemon=True).start()
+threading.Thread(target=urllib.request.urlopen, args=[f"http://127.0.0.1:{port}/metrics"], daemon=True).start()
 has_begun.wait(10)
-child = os.fork()
-if child == 0:
-    os._exit(0 if has_ended.is_set() else 1)
-os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+for _ in range(3):
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if has_ended.is_set() else 1)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+os._exit(status)
+"""
+#: Fails with the names of the modules that requests import.
+IMPORTS_OF_REQUESTS = """
+import sys, urllib.error, urllib.request
+from order_service import ops
+from order_service.config import Settings
+
+settings = Settings()
+ops.serve(settings, lambda: [])
+before = set(sys.modules)
+for path in ("healthz", "readyz", "metrics"):
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{settings.ops_port}/{path}").close()
+    except urllib.error.HTTPError as error:
+        error.close()
+assert not (imported := set(sys.modules) - before), imported
 """
 
 
 def test_no_process_is_forked_during_the_check_of_the_database(settings: Settings) -> None:
-    command = [sys.executable, "-c", FORKS_DURING_THE_CHECK, str(settings.ops_port)]
+    assert forks_during_the_check(settings, seconds=0.5) == 0
 
-    assert subprocess.run(command, timeout=30).returncode == 0
+
+def test_a_check_that_does_not_end_delays_a_fork_only_for_a_short_time(settings: Settings) -> None:
+    began = time.monotonic()
+
+    assert forks_during_the_check(settings, seconds=60) == 1
+    assert time.monotonic() - began < 2 * ops.CHECK_SECONDS + 10  # three forks, of which one waits
+
+
+def forks_during_the_check(settings: Settings, *, seconds: float) -> int:
+    command = [sys.executable, "-c", FORKS_DURING_THE_CHECK, str(settings.ops_port), str(seconds)]
+    return subprocess.run(command, timeout=30).returncode
+
+
+def test_no_request_imports_a_module_because_a_process_that_is_forked_then_never_could(settings: Settings) -> None:
+    env = os.environ | {"DATABASE_URL": settings.database_url, "ORDER_OPS_PORT": str(settings.ops_port)}
+    command = [sys.executable, "-c", IMPORTS_OF_REQUESTS]
+
+    assert subprocess.run(command, env=env, timeout=30).returncode == 0
