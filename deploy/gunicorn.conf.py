@@ -18,7 +18,7 @@ from order_service.storage.schema import wait_for_database
 from order_service.web import tokens
 
 #: The directory in which prometheus_client collects the metrics of several workers. The library reads the variable
-#: when it is imported, which is in the workers. https://prometheus.github.io/client_python/multiprocess/
+#: when it is imported. https://prometheus.github.io/client_python/multiprocess/
 METRICS_DIR, METRICS_PREFIX = "PROMETHEUS_MULTIPROC_DIR", "order-service-metrics-"
 #: Connections besides those that have a thread: idle ones, and those of slow clients. Then the oldest is closed.
 IDLE_CONNECTIONS = 1000
@@ -77,9 +77,13 @@ worker_connections, sendfile = _connections(threads), False  # the worker sends 
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - the files have random names
 # gunicorn would create it below $HOME, which a container may not have.
 control_socket_disable = True
-# A reload (SIGHUP) keeps the existing one.
-if (workers > 1 or _settings.ops_port) and METRICS_DIR not in os.environ:
-    os.environ[METRICS_DIR] = tempfile.mkdtemp(prefix=METRICS_PREFIX)
+# A reload (SIGHUP) keeps the existing one. The process that replaces this one (SIGUSR2) inherits the variable if there
+# was a reload before, but needs another directory, because this one removes its own.
+_own_prefix = f"{METRICS_PREFIX}{os.getpid()}-"
+_metrics_name = os.path.basename(os.environ.get(METRICS_DIR, METRICS_PREFIX))
+_is_of_another = _metrics_name.startswith(METRICS_PREFIX) and not _metrics_name.startswith(_own_prefix)
+if (workers > 1 or _settings.ops_port) and _is_of_another:
+    os.environ[METRICS_DIR] = tempfile.mkdtemp(prefix=_own_prefix)
 
 
 def _check_access(address: Any) -> None:

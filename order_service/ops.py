@@ -1,5 +1,6 @@
 """The second listener of a process (ORDER_OPS_PORT), for monitoring systems: /metrics, /healthz and /readyz."""
 
+import importlib
 import json
 import os
 import socket
@@ -206,7 +207,7 @@ def serve(
             return _missing_of_database(settings.database_url)
 
     # Before there is a thread that imports what this needs: a worker that is forked during an import cannot make it.
-    vendor.prometheus_metrics()
+    importlib.import_module("prometheus_client.multiprocess")
     database = _Check(missing, CHECK_SECONDS)
     application = Request.application(lambda request: _answer(request, database, loops()))
     with listener:  # the server has a duplicate of it

@@ -4,6 +4,8 @@ import contextlib
 import http.client
 import json
 import os
+import re
+import signal
 import socket
 import sys
 import threading
@@ -186,6 +188,47 @@ def test_metrics_of_each_worker_include_the_counts_of_all_workers(tmp_path: Path
         assert list(tmp_path.glob("order-service-metrics-*"))
         assert deployment.processes[0].terminate() == 0
         assert not list(tmp_path.glob("order-service-metrics-*"))
+
+
+def test_process_that_replaces_the_first_one_serves_after_its_end(tmp_path: Path) -> None:
+    # given
+    settings = {"ORDER_API_WORKERS": "2", "TMPDIR": str(tmp_path)}
+    with api_alone(f"sqlite:///{tmp_path}/orders.db", tmp_path, **settings) as deployment:
+        [api] = deployment.processes
+
+        def first_processes() -> list[int]:
+            return [int(pid) for pid in re.findall(r"Listening at: \S+ \((\d+)\)", api.log)]
+
+        def wait_until_started(workers: int) -> None:
+            deployment.wait_until(lambda: api.log.count("Booting worker") == workers, f"{workers} workers to start")
+
+        # when: after a reload, the new process inherits the environment as the first one has changed it
+        [old] = first_processes()
+        os.kill(old, signal.SIGHUP)
+        wait_until_started(4)
+        os.kill(old, signal.SIGUSR2)
+        wait_until_started(6)
+        assert api.terminate() == 0
+        _, new = first_processes()
+        os.kill(new, signal.SIGHUP)
+        wait_until_started(8)
+
+        # then
+        with ThreadPoolExecutor(8) as pool:
+            paths = ["/healthz", "/metrics"] * 20
+            statuses = list(pool.map(lambda path: status_over_new_connection(deployment, path), paths))
+        assert set(statuses) == {200}
+
+        # and: it removes its files at its end, too
+        assert list(tmp_path.glob("order-service-metrics-*"))
+        os.kill(new, signal.SIGTERM)
+        deployment.wait_until(lambda: not list(tmp_path.glob("order-service-metrics-*")), "the files to be removed")
+
+
+def status_over_new_connection(deployment: Deployment, path: str) -> int:
+    with contextlib.closing(deployment.client.connect()) as connection:
+        connection.request("GET", path)
+        return connection.getresponse().status
 
 
 @pytest.fixture(scope="module")
