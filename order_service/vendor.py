@@ -219,7 +219,8 @@ def prometheus_metrics() -> bytes:
     """The metrics of all API processes in Prometheus's text format.
 
     Works around: prometheus_client creates the file of a worker empty and sizes it a moment later; a scrape in between
-    raises struct.error or RuntimeError.
+    raises struct.error or RuntimeError. It raises FileNotFoundError if merge_metrics_of_ended_worker removes a listed
+    file.
     Upstream: https://github.com/prometheus/client_python/issues/1199. Remove the retry when that is fixed.
     """
     # Imported late: the library reads PROMETHEUS_MULTIPROC_DIR, which deploy/gunicorn.conf.py sets, at import.
@@ -231,7 +232,7 @@ def prometheus_metrics() -> bytes:
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     for _ in range(METRICS_READS - 1):
-        with suppress(struct.error, RuntimeError):
+        with suppress(struct.error, RuntimeError, FileNotFoundError):
             return generate_latest(registry)
         time.sleep(METRICS_PAUSE_SECONDS)
     return generate_latest(registry)

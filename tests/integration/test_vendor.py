@@ -348,6 +348,19 @@ def test_metrics_are_read_again_until_the_file_of_a_new_worker_is_ready(empty_me
     ready.join()
 
 
+def test_metrics_are_read_again_if_a_listed_file_has_been_merged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    listed = tmp_path / "counter_1.db"
+    listed.symlink_to("absent")
+    merged = threading.Timer(vendor.METRICS_PAUSE_SECONDS * 3, listed.unlink)
+    merged.start()
+
+    assert vendor.prometheus_metrics() == b""
+    merged.join()
+
+
 def test_metrics_file_that_stays_unreadable_is_an_error(empty_metrics_file: Path) -> None:
     with pytest.raises(struct.error):
         vendor.prometheus_metrics()
