@@ -198,6 +198,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         return bool(poll.poll(NEXT_REQUEST_MS))
 
     def _handle_one(self, conn: Any) -> Any:
+        # Otherwise, the log line of a request that cannot be read has the ids of the thread's last request.
+        structlog.contextvars.clear_contextvars()
         conn.init()
         sock, parser = conn.sock, conn.parser
         buffered = parser.unreader.take_buffered()

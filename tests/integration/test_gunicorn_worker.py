@@ -20,9 +20,10 @@ import pytest
 
 #: Answers with the thread that handles the request, with the CPU time of the process, with the request's body, with a
 #: response that no socket buffer takes at once, or with one of two streams: /busy sends until it fails, and /idle waits
-#: for this.
+#: for this. Each request binds an id for its log lines.
 APP = """
 import threading, time
+import structlog
 
 LARGE = bytes(range(256)) * 65536
 has_failed = threading.Event()
@@ -41,6 +42,7 @@ def idle():
 
 def app(environ, start_response):
     path, body = environ["PATH_INFO"], environ["wsgi.input"].read()
+    structlog.contextvars.bind_contextvars(request_id="of a request that was read")
     if path == "/large":
         start_response("200 OK", [("Content-Length", str(len(LARGE)))])
         return [LARGE]
@@ -101,7 +103,7 @@ def gunicorn(
         port: int = listener.getsockname()[1]
         command = [sys.executable, "-m", "gunicorn", "--config", str(directory / "gunicorn.conf.py"),
                    "--bind", f"fd://{listener.fileno()}", "--pythonpath", str(directory), "slow_app:app"]  # fmt: skip
-        server = subprocess.Popen(command, close_fds=False, stderr=stderr)
+        server = subprocess.Popen(command, close_fds=False, stdout=stderr, stderr=stderr)
         try:
             assert b" 200 OK" in exchange(port, CLOSE)
             yield port
@@ -331,6 +333,16 @@ def test_unreadable_request_is_answered_with_a_problem_and_the_end_of_the_connec
     assert problem["message"]
     assert b"script" not in answer
     assert "script" not in (directory / "gunicorn.log").read_text()
+
+
+def test_log_line_of_an_unreadable_request_has_no_id_of_an_earlier_one(tmp_path: Path) -> None:
+    with gunicorn(tmp_path) as port:
+        for _ in range(THREADS * 2):
+            exchange(port, GET + b"<script> / HTTP/1.1\r\n\r\n")
+
+    lines = [line for line in (tmp_path / "gunicorn.log").read_text().splitlines() if "cannot be read" in line]
+    assert len(lines) == THREADS * 2
+    assert not any("request_id" in line for line in lines)
 
 
 def test_failure_outside_the_application_is_a_problem_too(server: int) -> None:
