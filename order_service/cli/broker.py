@@ -14,7 +14,7 @@ from uuid import uuid4
 import click
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
-from pika.exceptions import ChannelClosedByBroker
+from pika.exceptions import AMQPError, ChannelClosedByBroker
 from pika.spec import BasicProperties
 
 from order_service.config import Settings
@@ -46,7 +46,7 @@ def open_channel(settings: Settings, *, role: str, remedy: str) -> Iterator[Bloc
             f"RABBITMQ_URL: access to the broker is refused: {error}\n"
             "Check RABBITMQ_URL and the rights of its user (docs/rights.md)."
         )
-    except topology.UNREACHABLE as error:
+    except AMQPError as error:  # without OSError, which in the block is one of the command's own files
         refuse(
             f"RABBITMQ_URL: the broker is unreachable: {first_line(error)}\n"
             "Check that it is running and that RABBITMQ_URL is right."

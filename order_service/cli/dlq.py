@@ -244,8 +244,13 @@ def _text(value: object) -> str:
 
 
 def _append(path: str, copy: dict[str, Any]) -> None:
-    """Write a line, and have it on the disk before the dead letter is deleted."""
-    with open(path, "a", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        file.write(_text(copy) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Write a line, and have it on the disk before the dead letter is deleted. Raises ClickException."""
+    try:
+        with open(path, "a", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(_text(copy) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise click.ClickException(
+            f"--out {path}: {error.strerror}; no dead letter without a copy was deleted"
+        ) from None

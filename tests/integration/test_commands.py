@@ -1,15 +1,21 @@
 """How `python -m order_service` ends where its database or broker cannot be used: with 2, naming the setting."""
 
+import contextlib
+import os
 import re
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from order_service.cli.main import main
-from tests.integration.core import UNREACHABLE_BROKER
+from order_service.storage.database import Database
+from tests.integration.core import UNREACHABLE_BROKER, Wire, rejected
 
+FULL_DISK = "A file or the output cannot be read or written: [Errno 28] No space left on device\n"
 Command = Callable[[str], Result]
 USING_DATABASE = ["migrate", "ids", "ids --start-at 5", "compensations list", "compensations confirm 1"]
 USING_BROKER = ["topology", "topology --recreate", "events tail", "siblings check menu"]
@@ -18,6 +24,20 @@ USING_BROKER = ["topology", "topology --recreate", "events tail", "siblings chec
 @pytest.fixture
 def command() -> Command:
     return lambda words: CliRunner().invoke(main, words.split())
+
+
+@contextlib.contextmanager
+def full_disk(database: Database, words: str, amqp_url: str) -> Iterator[subprocess.Popen[str]]:
+    """The command as a process whose standard output is on a full disk."""
+    env = os.environ | {"DATABASE_URL": database.url, "RABBITMQ_URL": amqp_url}
+    command = [sys.executable, "-m", "order_service", *words.split()]
+    with Path("/dev/full").open("w") as full:
+        process = subprocess.Popen(command, env=env, stdout=full, stderr=subprocess.PIPE, text=True)
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def assert_refused(result: Result, setting: str) -> None:
@@ -78,3 +98,31 @@ def test_command_exits_with_2_and_names_the_login_that_the_broker_refuses(
 
     assert_refused(result, "RABBITMQ_URL")
     assert "secret" not in result.stderr
+
+
+@pytest.mark.parametrize("words", ["settings", "--help", "ids"])
+def test_command_whose_output_cannot_be_written_exits_with_2(database: Database, words: str) -> None:
+    with full_disk(database, words, "") as running:
+        assert running.communicate(timeout=30)[1] == FULL_DISK
+
+    assert running.returncode == 2
+
+
+def test_broker_is_not_blamed_for_an_output_that_cannot_be_written(
+    database: Database, wire: Wire, amqp_url: str
+) -> None:
+    with full_disk(database, "events tail", amqp_url) as running:
+        assert running.stderr
+        assert running.stderr.readline().startswith("Watching restaurant.events")
+        wire.send(rejected(1))
+
+        assert running.communicate(timeout=30)[1] == FULL_DISK
+
+    assert running.returncode == 2
+
+
+def test_directory_that_cannot_be_written_is_named(command: Command) -> None:
+    result = command("schemas /proc/none")
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "No such file or directory: '/proc/none'" in result.stderr
