@@ -3,7 +3,7 @@
 import base64
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
@@ -75,21 +75,22 @@ def replay(edit: bool, dry_run: bool, **criteria: Any) -> Report:
     """Publish dead letters again, to the queue that rejected them and to no other.
 
     Each one is deleted after the broker has confirmed its copy. So an interrupted command loses none, and may be
-    repeated: consumers recognize a message by its id. Exits with 0 if all were replayed, with 1 if some cannot be or
-    none was selected, with 2 if it could not run.
+    repeated: consumers recognize a message by its id. Exits with 0 if all were replayed, with 1 if some cannot be, none
+    was selected or an ID was not found, with 2 if it could not run.
     """
     if edit and dry_run:
         raise click.UsageError("--dry-run is for the dead letters as they are; with --edit, leave it out")
     settings, matches = process.begin(), selection(**criteria)
     if dry_run:
-        return _dry_run(settings, matches)
+        return _dry_run(settings, matches, criteria["ids"])
     edited = None
     if edit:
         matches, edited = _edited(settings, matches)
-    replayed, left = 0, []
+    replayed, left, seen = 0, [], set()
     with holding(settings, matches, progress="Replaying") as (channel, found):
         channel.confirm_delivery()
         for letter in found:
+            seen.add(letter.id)
             if letter.delivery.oversized and edited is None:
                 left.append(letter.id)
             else:
@@ -98,7 +99,8 @@ def replay(edit: bool, dry_run: bool, **criteria: Any) -> Report:
     log.info("dead letters replayed", count=replayed, left=len(left))
     why = "is oversized, and only its beginning was kept; its sender must send it again"
     lines = [f"{replayed} replayed", *(f"left: {letter_id} {why}" for letter_id in left)]
-    return Report({"replayed": replayed, "left": left}, lines, has_findings=bool(left) or not replayed)
+    has_findings = bool(left) or not replayed or _lacks(criteria["ids"], seen)
+    return Report({"replayed": replayed, "left": left}, lines, has_findings=has_findings)
 
 
 @dlq.command(cls=ForScripts)
@@ -108,15 +110,16 @@ def replay(edit: bool, dry_run: bool, **criteria: Any) -> Report:
 def discard(out: str | None, yes: bool, **criteria: Any) -> Report:
     """Delete dead letters; each one is logged.
 
-    Exits with 0 if some were discarded, with 1 if none was selected, with 2 if it could not run.
+    Exits with 0 if they were discarded, with 1 if none was selected or an ID was not found, with 2 if it could not run.
     """
     settings = process.begin()
     with holding(settings, selection(**criteria)) as (_, found):
-        chosen = [letter.key for letter in found]
+        chosen = [(letter.key, letter.id) for letter in found]
+    is_incomplete = _lacks(criteria["ids"], {letter_id for _, letter_id in chosen})
     # Without holding them: the broker closes the connection of a client that waits for an answer.
     if chosen and not yes:
         click.confirm(f"Discard {counted(len(chosen), 'dead letter')}?", abort=True, err=True)
-    keys = set(chosen)
+    keys = {key for key, _ in chosen}
     discarded = 0
     with holding(settings, lambda letter: letter.key in keys, progress="Discarding") as (channel, found):
         for letter in found:
@@ -126,7 +129,7 @@ def discard(out: str | None, yes: bool, **criteria: Any) -> Report:
             discarded += 1
             log.warning("dead letter discarded", queue=letter.queue.dead_letters, message_id=letter.id,
                         type=letter.type, order_id=letter.order_id, reason=letter.reason)  # fmt: skip
-    return Report({"discarded": discarded}, [f"{discarded} discarded"], has_findings=not discarded)
+    return Report({"discarded": discarded}, [f"{discarded} discarded"], has_findings=is_incomplete or not discarded)
 
 
 def _letters(settings: Settings, matches: Matches) -> list[DeadLetter]:
@@ -141,14 +144,24 @@ def _rehearsed(settings: Settings, matches: Matches) -> Iterator[tuple[DeadLette
             yield from zip(batch, rehearse(database, settings.policy, [each.reply for each in batch]), strict=True)
 
 
-def _dry_run(settings: Settings, matches: Matches) -> Report:
+def _lacks(ids: Sequence[str], found: Collection[str]) -> bool:
+    """Whether some of these ids were not found; says which."""
+    missing = [each for each in dict.fromkeys(ids) if each not in found]
+    for each in missing:
+        click.echo(f"not found: {each}", err=True)
+    return bool(missing)
+
+
+def _dry_run(settings: Settings, matches: Matches, ids: Sequence[str]) -> Report:
     shown = [
         {"id": letter.id, "type": letter.type, "order_id": letter.order_id, "replay": outcome}
         for letter, outcome in _rehearsed(settings, matches)
     ]
     lines = ("{id}  {type} for order {order_id}: {replay}".format(**each) for each in shown)
     is_in_vain = any(str(each["replay"]).startswith("dead-lettered") for each in shown)
-    return Report(shown, lines, has_findings=is_in_vain or not shown)
+    is_incomplete = _lacks(ids, {str(each["id"]) for each in shown})
+    note = counted(len(shown), "dead letter")
+    return Report(shown, lines, note, has_findings=is_in_vain or is_incomplete or not shown)
 
 
 def _edited(settings: Settings, matches: Matches) -> tuple[Matches, bytes]:

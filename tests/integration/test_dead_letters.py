@@ -322,6 +322,36 @@ def test_discard_asks_logs_and_keeps_a_copy(
 
 
 @SQLITE_ONLY
+@pytest.mark.parametrize("words", ["replay --dry-run", "replay", "discard --yes"])
+def test_id_that_no_dead_letter_has_is_named_beside_others(
+    database: Database, wire: Wire, dlq: Dlq, words: str
+) -> None:
+    [order_id] = priced(database)
+    dead_letter(wire, completed(order_id))
+    dead_letter(wire, reserved(9, id="of another order"), queue=MENU)
+
+    done = dlq(*words.split(), f"pay-{order_id}", "pay-99", "pay-98", "--type", "PaymentCompleted")
+
+    assert done.exit_code == 1
+    assert [line for line in done.stderr.splitlines() if line.startswith("not")] == [
+        "not found: pay-99",
+        "not found: pay-98",
+    ]
+    assert depth(wire, PAYMENT.dead_letters) == ("--dry-run" in words)
+
+
+@SQLITE_ONLY
+def test_dead_letter_whose_copy_cannot_be_written_is_kept(database: Database, wire: Wire, dlq: Dlq) -> None:
+    dead_letter(wire, completed(1))
+
+    done = dlq("discard", "--all", "--yes", "--out", "/dev/full")
+
+    assert done.exit_code == 2
+    assert "Error: --out /dev/full: No space left on device; no dead letter without a copy was deleted" in done.stderr
+    assert ids_in(wire, PAYMENT.dead_letters) == ["pay-1"]
+
+
+@SQLITE_ONLY
 def test_discard_deletes_only_what_was_selected(database: Database, wire: Wire, dlq: Dlq) -> None:
     """A message under the same id and with the same body was rejected twice, for different reasons."""
     dead_letter(wire, completed(1), code="invalid")
