@@ -17,7 +17,7 @@ from order_service import process
 from order_service.cli.broker import event_properties, open_channel
 from order_service.contract import samples
 from order_service.contract.envelope import Delivery, Rejection, read, utc_text
-from order_service.contract.events import EVENTS, MAX_ID, OUTGOING, exact_json
+from order_service.contract.events import EVENTS, MAX_ID, OUTGOING, event_json
 from order_service.contract.topology import EXCHANGE, published_on
 
 #: The longest time until `tail` stops after Ctrl-C, in seconds.
@@ -124,7 +124,7 @@ def _validated_type(body: bytes, event_type: str | None) -> str:
         is_outgoing = error.code == "unknown_type" and error.type in OUTGOING
     if found_type and is_outgoing:
         # read() decodes incoming events only, but by now the body is known to be a JSON object of an outgoing type.
-        document = exact_json(body)
+        document = event_json(body)
         try:
             OUTGOING[found_type].model_validate(document["data"] if "specversion" in document else document)
             return found_type

@@ -51,23 +51,20 @@ def _whole_or_decimal(text: str) -> int | Decimal:
     return int(number) if number.adjusted() < 100 and number == number.to_integral_value() else number
 
 
-_DECODER = json.JSONDecoder(parse_float=exact_decimal, parse_constant=exact_decimal)
-_EVENT_DECODER = json.JSONDecoder(parse_float=_whole_or_decimal, parse_constant=exact_decimal)
+_DECODER = json.JSONDecoder(parse_float=_whole_or_decimal, parse_constant=exact_decimal)
 
 
-def exact_json(document: str | bytes) -> Any:
-    """Decode a JSON document, with fractions as exact decimals. Raises ValueError or RecursionError."""
+def event_json(document: str | bytes) -> Any:
+    """Decode the JSON of an event: fractions as exact decimals, 1.0 as the integer 1.
+
+    Raises ValueError or RecursionError.
+    """
     # Given the two parse functions instead, json.loads() would create a decoder for every call.
     return json.loads(document, cls=lambda: _DECODER)  # type: ignore[arg-type]
 
 
-def event_json(document: str | bytes) -> Any:
-    """Decode the JSON of an event like `exact_json`, but 1.0 as the integer 1."""
-    return json.loads(document, cls=lambda: _EVENT_DECODER)  # type: ignore[arg-type]
-
-
 def _exact_amount(value: object, check: Callable[[object], Decimal]) -> Decimal:
-    # exact_json() decodes fractions as Decimal, so that 0.1 stays 0.1. Strings and booleans are not amounts.
+    # Fractions are decoded as Decimal, so that 0.1 stays 0.1. Strings and booleans are not amounts.
     if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
         raise ValueError("must be a JSON number")
     amount = check(Decimal(str(value)) if isinstance(value, float) else value)

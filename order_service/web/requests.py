@@ -3,8 +3,9 @@
 import base64
 import codecs
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from json import JSONDecodeError
+from json import JSONDecodeError, JSONDecoder
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.request import parse_http_list
 
@@ -15,7 +16,7 @@ from pydantic_core import ErrorDetails
 from werkzeug.exceptions import HTTPException
 
 from order_service.config import MAX_WAIT_SECONDS
-from order_service.contract.events import Amount, Id, exact_json
+from order_service.contract.events import Amount, Id, exact_decimal
 from order_service.process import first_line
 from order_service.web.headers import header
 from order_service.web.problems import FieldError, Problem, Texts, in_language
@@ -26,6 +27,8 @@ Row = TypeVar("Row")
 Model = TypeVar("Model", bound=BaseModel)
 #: The longest request body, in bytes; an order of a hundred dishes needs a tenth of it.
 MAX_REQUEST_BYTES = 64 * 1024
+#: The most wrong fields that a response names.
+MAX_ERRORS = 20
 #: The largest id of an order or of a history entry, which both databases can hold.
 MAX_POSITION = 2**63 - 1
 #: Visible ASCII characters except the comma, with which a server joins a repeated header (RFC 9110, section 5.3):
@@ -143,13 +146,25 @@ def json_body() -> dict[str, Any]:
         raise Problem("body_too_large")
     try:
         # RFC 8259 allows UTF-8 only, and no NaN. Fractions become exact decimals.
-        body = exact_json(data.decode())
+        body = _DECODER.decode(data.decode())
     except (ValueError, RecursionError) as error:
         raise Problem("malformed_json", {"detail": in_language(_syntax_error(data, error))}) from None
     if not isinstance(body, dict):
         raise _invalid({"body": _REMEDIES["body"]})
     # JSON can contain a lone surrogate, which neither UTF-8 nor the models accept: such a field name is unknown.
     return {_encodable(name): value for name, value in body.items()}
+
+
+def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises Problem 422 for a repeated name: readers differ in which value they take (RFC 8259)."""
+    found = dict(members)
+    if len(found) < len(members):
+        repeated = [name for name, count in Counter(name for name, _ in members).items() if count > 1]
+        raise _invalid({_encodable(name)[:100]: _REPEATED for name in repeated[:MAX_ERRORS]})
+    return found
+
+
+_DECODER = JSONDecoder(parse_float=exact_decimal, parse_constant=exact_decimal, object_pairs_hook=_object)
 
 
 def _encodable(name: str) -> str:
@@ -191,7 +206,7 @@ def parse(model: type[Model], body: dict[str, Any]) -> Model:
     try:
         return model.model_validate(body)
     except ValidationError as error:
-        parts = error.errors(include_url=False, include_context=False, include_input=False)[:20]
+        parts = error.errors(include_url=False, include_context=False, include_input=False)[:MAX_ERRORS]
         raise _invalid({".".join(map(str, part["loc"]))[:100]: _remedy(part) for part in parts}) from None
 
 

@@ -82,6 +82,26 @@ def test_only_a_missing_field_is_called_missing(client: FlaskClient, language: s
     assert not any(missing in message for message in given.values())
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "fields"),
+    [
+        ("/orders", '{"user_id": 1, "menu_ids": [1], "user_id": 2}', ["user_id"]),
+        ("/orders", '{"user_id": 1, "user_id": 1, "menu_ids": [1], "menu_ids": [1]}', ["user_id", "menu_ids"]),
+        ("/orders", '{"user_id": 1, "menu_ids": [1], "note": {"a": 1, "a": 1}}', ["a"]),
+        ("/orders", r'{"user_id": 1, "\u0075ser_id": 2, "menu_ids": [1]}', ["user_id"]),
+        ("/orders", "{{{}}}".format(",".join(f'"{n % 30}": 1' for n in range(60))), [str(n) for n in range(20)]),
+        ("/orders/1/payment", '{"payment_status": "pending", "payment_status": "paid"}', ["payment_status"]),
+    ],
+)
+def test_repeated_field_is_told_so(client: FlaskClient, path: str, body: str, fields: list[str]) -> None:
+    method = "POST" if path == "/orders" else "PUT"
+
+    answer = client.open(path, method=method, data=body, headers=JSON_HEADERS | {"Accept-Language": "en"})
+
+    errors = problem(answer, 422, "invalid_request")["errors"]
+    assert errors == [{"field": field, "message": "must be sent once"} for field in fields]
+
+
 def test_repeated_parameter_is_told_so(client: FlaskClient) -> None:
     answer = client.get("/orders?user_id=1&user_id=2", headers={"Accept-Language": "en"})
 
