@@ -3,6 +3,7 @@
 import ipaddress
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import cached_property
@@ -347,13 +348,19 @@ class Settings(BaseSettings):
             if not value.startswith(("sqlite:///", "postgresql://", "postgresql+psycopg://")):
                 raise ValueError
             url = sa.make_url(value)
-            _, options = url.get_dialect()().create_connect_args(url)
+            with warnings.catch_warnings(action="error"):  # of an option that would be ignored
+                _, options = url.get_dialect()().create_connect_args(url)
             if url.get_backend_name() == "postgresql":
+                # SQLAlchemy takes what follows the first "@" for the host, which is then printed.
+                if value.count("@") > 1 or re.search(r"[?&]\w+=[^&]*@", value):
+                    raise ValueError
                 _check_postgresql(options)
             elif not url.database or url.database.startswith((":memory:", "file:")):
                 raise ValueError  # A database in memory exists in one process only.
         except Exception:  # The libraries raise several types for what they cannot parse.
-            raise ValueError("must look like sqlite:///path or postgresql://user:password@host/name") from None
+            raise ValueError(
+                "must look like sqlite:///path or postgresql://user:password@host/name, with @ in a password as %40"
+            ) from None
         return value
 
     @cached_property

@@ -34,12 +34,18 @@ UNUSABLE = [
     ("DATABASE_URL", "sqlite:///:memory:", DATABASE),
     ("DATABASE_URL", "sqlite:///file::memory:?uri=true", DATABASE),
     ("DATABASE_URL", "sqlite:////x.db?timeout=abc", DATABASE),
+    ("DATABASE_URL", "sqlite:////x.db?mode=ro", DATABASE),
     ("DATABASE_URL", "postgresql://host/orders?sslmode=bogus", DATABASE),
     ("DATABASE_URL", "postgresql://host/orders?target_session_attrs=bogus", DATABASE),
     ("DATABASE_URL", "postgresql://host:99999/orders", DATABASE),
     ("DATABASE_URL", "postgresql:///orders?host=a:5432&host=b:99999", DATABASE),
     *(("DATABASE_URL", f"postgresql://{host}/orders", DATABASE) for host in NO_HOSTS),
     ("DATABASE_URL", "postgresql:///orders?host=a,b..c", DATABASE),
+    *(("DATABASE_URL", url, f"{DATABASE} sqlite:///path or postgresql://user:password@host/name, with @ in a password as %40")
+      for url in (
+        "postgresql://me:a@b@host/orders", "postgresql://me:a@b/c@host/orders", "postgresql://me:@@host/orders",
+        "postgresql://host/orders?user=me&password=a@b", "postgresql://me@host/orders?password=a@b",
+    )),
     *(("RABBITMQ_URL", f"amqp://host/,amqp://{host}/", BROKER) for host in NO_HOSTS),
     *(("ORDER_RATE_LIMIT_STORAGE", f"redis://{host}/0", "ORDER_RATE_LIMIT_STORAGE: must be memory") for host in NO_HOSTS),
     ("RABBITMQ_URL", "amqp://host:99999/", BROKER),
@@ -154,6 +160,7 @@ ENVIRONMENTS = {
     "several hosts": UNREACHABLE
     | {"DATABASE_URL": f"postgresql://me:{CANARY}@/orders?host=127.0.0.1:1&host=127.0.0.1:2"},
     "not encoded": UNREACHABLE | {"DATABASE_URL": f"postgresql://me:x/{CANARY}@127.0.0.1:1/orders"},
+    "with an @": UNREACHABLE | {"DATABASE_URL": f"postgresql://me:x@{CANARY}@127.0.0.1:1/orders"},
     "invalid": {
         "DATABASE_URL": f"mysql://me:{CANARY}@host/orders",
         "RABBITMQ_URL": f"amqp://me:{CANARY}/@host/",
