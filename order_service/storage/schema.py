@@ -24,7 +24,7 @@ REFUSALS = re.compile(
     "|certificate|does not match host name|does not support SSL|private key"
 )
 #: The rights that a process needs on what PostgreSQL names in "permission denied for schema public".
-RIGHTS = {"schema": "USAGE, CREATE", "table": "SELECT, INSERT, UPDATE, DELETE", "sequence": "USAGE"}
+RIGHTS = {"schema": "USAGE, CREATE", "table": "SELECT, INSERT, UPDATE, DELETE", "sequence": "USAGE, SELECT, UPDATE"}
 
 
 class NotMigrated(Exception):
@@ -93,6 +93,7 @@ def _remedy(url: str, answer: str) -> str:
     parts = sa.make_url(url)
     user = parts.username or parts.query.get("user", "...")
     return (
-        "; run the SQL that `python -m order_service database roles` prints, or its owner must run: "
+        "; connect as the role that docs/rights.md names for this program, with the rights that "
+        "`python -m order_service database roles` prints. If all programs have one login, the owner must run: "
         f"GRANT {RIGHTS[kind]} ON {kind.upper()} {name} TO {user}"
     )
