@@ -6,7 +6,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, LiteralString, TextIO, TypeVar
@@ -345,13 +345,17 @@ def _begin_sqlite(connection: sa.Connection, lock_seconds: int | None) -> None:
     # SQLite's own busy handler sleeps up to 100 ms between attempts; a write transaction here takes a few.
     connection.exec_driver_sql("PRAGMA busy_timeout=1")
     end = time.monotonic() + (SQLITE_BUSY_MS / 1000 if lock_seconds is None else lock_seconds)
+    # Not by SQLAlchemy, whose error refers to the cursor until garbage is collected: that keeps the statement, and so
+    # the files of a connection that has been closed.
+    driver: Any = connection.connection.driver_connection
     try:
         while True:
             try:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                with closing(driver.cursor()) as cursor:
+                    cursor.execute("BEGIN IMMEDIATE")
                 return
-            except sa.exc.OperationalError as error:
-                if time.monotonic() > end or "locked" not in str(error.orig):
-                    raise
+            except sqlite3.OperationalError as error:
+                if time.monotonic() > end or "locked" not in str(error):
+                    raise sa.exc.DBAPIError.instance("BEGIN IMMEDIATE", None, error, sqlite3.Error) from error
     finally:
         connection.exec_driver_sql(f"PRAGMA busy_timeout={SQLITE_BUSY_MS}")

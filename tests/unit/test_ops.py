@@ -1,5 +1,6 @@
 """The listener for monitoring: what it answers, and when a loop counts as stuck."""
 
+import gc
 import http.client
 import json
 import os
@@ -195,6 +196,36 @@ def test_host_is_read_by_a_process_without_an_api_only_for_this_listener(monkeyp
 
     monkeypatch.setenv("HOST", "0.0.0.0")
     assert (process.begin().host, process.begin().ops_port) == ("0.0.0.0", 9100)
+
+
+def test_readiness_that_waited_for_a_lock_leaves_no_file_open(get: Get, settings: Settings, tmp_path: Path) -> None:
+    # given: files of a connection that uses the database, so that SQLite removes none of them
+    migrate.upgrade(settings.database_url)
+    path = str(tmp_path / "orders.db")
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+
+        def open_files() -> int:
+            targets = (each.readlink() for each in Path("/proc/self/fd").iterdir() if each.is_symlink())
+            return sum(str(target) == f"{path}-wal" for target in targets)
+
+        other.execute("SELECT count(*) FROM orders").fetchone()  # opens its files
+        assert get("/readyz")[0] == 200
+        before = open_files()
+
+        # when
+        gc.disable()
+        try:
+            for _ in range(5):
+                other.execute("BEGIN IMMEDIATE")
+                released = threading.Timer(0.2, other.execute, ["COMMIT"])
+                released.start()
+                assert get("/readyz")[0] == 200
+                released.join()
+
+            # then
+            assert open_files() == before
+        finally:
+            gc.enable()
 
 
 #: Exits with 0 if the check of the database, which takes so many seconds, has ended in a process that is forked during it.
