@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -32,10 +31,6 @@ MAX_WAIT_SECONDS = 30
 MAX_RATE, MAX_RATE_SECONDS = 1_000_000, 7 * 24 * 3600
 #: The most pending orders of one user, and streams of one subject, where requests need tokens and no limit is set.
 DEFAULT_LIMIT = 20
-#: What masked() shows of a URL's query; any other value may be a credential.
-HARMLESS_OPTIONS = (
-    "host=", "port=", "user=", "dbname=", "sslmode=", "sslrootcert=", "sslcert=", "target_session_attrs=",
-)  # fmt: skip
 #: The values of options that libpq checks only when it connects.
 #: https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
 LIBPQ_VALUES = {
@@ -448,49 +443,6 @@ def _origin(text: str) -> str:
         message = "must be * or origins like https://shop.example:8443, separated by commas"
         raise ValueError(message) from None
     return origin
-
-
-def masked(url: str) -> str:
-    """The URL without its credentials, for logs and messages.
-
-    The user is shown only beside a password and not for HTTP, where it may be a token.
-    """
-    # The last "@", because a password may contain what ends an authority: SQLAlchemy accepts it unencoded.
-    before, at, rest = url.rpartition("@")
-    scheme, slashes, userinfo = before.partition("://")
-    user, _, password = userinfo.partition(":")
-    if at:
-        before = (
-            f"{scheme}{slashes}{user}:***" if password and not scheme.startswith("http") else f"{scheme}{slashes}***"
-        )
-    address, mark, query = rest.partition("?")
-    options = "&".join(
-        option if option.startswith(HARMLESS_OPTIONS) else _valueless(option) for option in query.split("&")
-    )
-    return f"{before}{at}{address}{mark}{options}"
-
-
-def _valueless(option: str) -> str:
-    name, equals, _ = option.partition("=")
-    return f"{name}=***" if equals else option and "***"
-
-
-def secret(name: str) -> str:
-    """The value of this variable, or the text of the file that the variable with _FILE appended names.
-
-    Raises ValueError, without the value, if there is none. One line break at the end of the file does not count.
-    """
-    value, path = os.environ.get(name, ""), os.environ.get(f"{name}_FILE", "")
-    if value and path:
-        raise ValueError(f"is set, and so is {name}_FILE: set one of them")
-    if path:
-        try:
-            value = Path(path).read_text(encoding="utf-8").removesuffix("\n")
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{name}_FILE cannot be read: {type(error).__name__}") from error
-    if not value:
-        raise ValueError(f"must be set, or {name}_FILE must name a file that contains it")
-    return value
 
 
 def explain(error: ValidationError) -> str:

@@ -5,10 +5,10 @@ import json
 import click
 
 from order_service import process
-from order_service.config import secret
 from order_service.contract import topology
 from order_service.contract.broker_rights import USERS, definitions
 from order_service.contract.event_tables import table
+from order_service.credentials import secret
 
 
 @click.group()

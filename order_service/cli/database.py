@@ -7,8 +7,8 @@ import click
 
 from order_service import process
 from order_service.cli.open_database import open_database, requires_database
-from order_service.config import secret
 from order_service.contract.events import MAX_ID
+from order_service.credentials import secret
 from order_service.storage import ids as sequence
 from order_service.storage import roles as database_roles
 from order_service.storage.database import Database

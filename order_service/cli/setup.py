@@ -6,8 +6,8 @@ from order_service import process
 from order_service.cli.broker import open_channel
 from order_service.cli.open_database import requires_database
 from order_service.cli.recreate import declare, recreate_queue
-from order_service.config import masked
 from order_service.contract import topology
+from order_service.credentials import masked
 
 _RECREATE = """The services work with these queues as they are. To replace them and keep their messages, stop
 `python -m consumers` (not for a dead-letter queue), run `python -m order_service topology --recreate`, and start it

@@ -16,9 +16,10 @@ from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPConnectionError, AMQPError, ChannelClosedByBroker, ConnectionClosedByBroker
 
 from order_service import vendor
-from order_service.config import Settings, masked
+from order_service.config import Settings
 from order_service.contract import tls
 from order_service.contract.events import EVENTS
+from order_service.credentials import masked
 from order_service.process import AccessRefused, client_name, first_line, refuse
 
 #: This service's events, and the replies of siblings on a broker without rights.

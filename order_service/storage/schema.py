@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 import sqlalchemy as sa
 
-from order_service.config import masked
+from order_service.credentials import masked
 from order_service.process import AccessRefused, Stop, refuse, supervise
 from order_service.storage.database import Database
 

@@ -23,7 +23,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from jwt.exceptions import InvalidSubjectError
 
 from order_service.backoff import Postponed
-from order_service.config import Settings, masked
+from order_service.config import Settings
+from order_service.credentials import masked
 from order_service.http_client import HttpClient, RequestFailed
 from order_service.process import REPORTS, first_line, refuse
 

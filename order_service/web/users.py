@@ -2,7 +2,7 @@
 
 import threading
 
-from order_service.config import masked
+from order_service.credentials import masked
 from order_service.http_client import HttpClient, RequestFailed
 
 #: The time limit of a check including its one retry, in seconds.
