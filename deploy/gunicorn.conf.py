@@ -12,7 +12,7 @@ from typing import Any
 from gunicorn import glogging
 
 from order_service import ops, process, vendor
-from order_service.config import is_loopback
+from order_service.addresses import is_loopback
 from order_service.storage.database import Database
 from order_service.storage.schema import wait_for_database
 from order_service.web import tokens

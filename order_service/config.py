@@ -4,18 +4,16 @@ import ipaddress
 import os
 import re
 import warnings
-from collections.abc import Mapping
 from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 import pika
-import psycopg.conninfo
 import sqlalchemy as sa
-from pydantic import AnyHttpUrl, AnyUrl, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import AnyHttpUrl, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
 
+from order_service import addresses
 from order_service.domain.saga import Policy
 
 if TYPE_CHECKING:
@@ -31,12 +29,6 @@ MAX_WAIT_SECONDS = 30
 MAX_RATE, MAX_RATE_SECONDS = 1_000_000, 7 * 24 * 3600
 #: The most pending orders of one user, and streams of one subject, where requests need tokens and no limit is set.
 DEFAULT_LIMIT = 20
-#: The values of options that libpq checks only when it connects.
-#: https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
-LIBPQ_VALUES = {
-    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
-    "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
-}
 #: The signatures that a public key verifies (RFC 7518, RFC 8037).
 JWT_ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 
@@ -204,7 +196,7 @@ class Settings(BaseSettings):
     @property
     def is_development(self) -> bool:
         """Whether everyone may do everything, and only this machine can reach the API."""
-        return not self.needs_tokens and is_loopback(self.host)
+        return not self.needs_tokens and addresses.is_loopback(self.host)
 
     @model_validator(mode="after")
     def _is_access_decided(self) -> Self:
@@ -212,7 +204,7 @@ class Settings(BaseSettings):
         given = sorted(f"ORDER_{name.upper()}" for name in self.model_fields_set if name.startswith("jwt_"))
         if self.auth is None and given:
             raise ValueError(f"ORDER_AUTH: must be jwt, because {given[0]} is set, or none to accept every request")
-        if self.auth is None and not is_loopback(self.host):
+        if self.auth is None and not addresses.is_loopback(self.host):
             raise ValueError(
                 "ORDER_AUTH: must be jwt (requests need a token) or none (everyone may do everything), because HOST is "
                 "not a loopback address"
@@ -228,7 +220,7 @@ class Settings(BaseSettings):
     @field_validator("jwt_jwks_url")
     @classmethod
     def _is_authentic(cls, value: AnyHttpUrl | None) -> AnyHttpUrl | None:
-        if value and value.scheme != "https" and not is_loopback((value.host or "").strip("[]")):
+        if value and value.scheme != "https" and not addresses.is_loopback((value.host or "").strip("[]")):
             raise ValueError("must be an https address, such as https://login.example/jwks; http on loopback only")
         return value
 
@@ -263,7 +255,7 @@ class Settings(BaseSettings):
     @classmethod
     def _are_origins(cls, value: str) -> str:
         """Write the origins as browsers do: in lower case, without the default port."""
-        return ",".join(_origin(part.strip()) for part in value.split(",")) if value else value
+        return ",".join(addresses.origin(part.strip()) for part in value.split(",")) if value else value
 
     @field_validator("hosts")
     @classmethod
@@ -300,10 +292,10 @@ class Settings(BaseSettings):
     @field_validator("rate_limit_storage")
     @classmethod
     def _is_rate_limit_storage(cls, value: str) -> str:
-        value = _with_plain_scheme(value)
+        value = addresses.with_plain_scheme(value)
         try:
             if value != "memory":
-                _check_redis(value)
+                addresses.check_redis(value)
         except Exception:  # The library raises several types for what it cannot parse.
             raise ValueError("must be memory, or look like redis://user:password@host:6379/0") from None
         return value
@@ -314,14 +306,14 @@ class Settings(BaseSettings):
         if "ssl_options=" in value:  # pika's option, which can switch the checks off
             raise ValueError("must not have ssl_options; set RABBITMQ_CA_FILE, RABBITMQ_CERT_FILE, RABBITMQ_KEY_FILE")
         try:
-            value = ",".join(_with_plain_scheme(part.strip()) for part in value.split(","))
+            value = ",".join(addresses.with_plain_scheme(part.strip()) for part in value.split(","))
             for part in value.split(","):
                 if not part.startswith(("amqp://", "amqps://")):
                     raise ValueError
                 node = pika.URLParameters(part)
                 if not 1 <= node.port <= 65535:
                     raise ValueError
-                _check_host_name(node.host)
+                addresses.check_host_name(node.host)
         except Exception:  # The library raises several types for what it cannot parse.
             raise ValueError("must look like amqp://user:password@host:5672/vhost") from None
         return value
@@ -338,7 +330,7 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _is_known_database(cls, value: str) -> str:
-        value = _with_plain_scheme(value)
+        value = addresses.with_plain_scheme(value)
         try:
             if not value.startswith(("sqlite:///", "postgresql://", "postgresql+psycopg://")):
                 raise ValueError
@@ -349,7 +341,7 @@ class Settings(BaseSettings):
                 # SQLAlchemy takes what follows the first "@" for the host, which is then printed.
                 if value.count("@") > 1 or re.search(r"[?&]\w+=[^&]*@", value):
                     raise ValueError
-                _check_postgresql(options)
+                addresses.check_postgresql(options)
             elif not url.database or url.database.startswith((":memory:", "file:")):
                 raise ValueError  # A database in memory exists in one process only.
         except Exception:  # The libraries raise several types for what they cannot parse.
@@ -371,36 +363,9 @@ class Settings(BaseSettings):
         )
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens on this address; a name other than localhost is none."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _check_host_name(host: str) -> None:
-    """Raise ValueError if it has an empty label or one that is too long, which looking it up would raise."""
-    host.encode("idna")
-
-
-def _check_postgresql(options: Mapping[str, Any]) -> None:
-    """Raise an exception for options that libpq refuses, some of them only when it connects."""
-    psycopg.conninfo.make_conninfo(**options)
-    for name, accepted in LIBPQ_VALUES.items():
-        if options.get(name, accepted[0]) not in accepted:
-            raise ValueError
-    for port in str(options.get("port") or "").split(","):
-        if port and not 1 <= int(port) <= 65535:
-            raise ValueError
-    for host in str(options.get("host") or "").split(","):
-        if not host.startswith("/"):  # a directory with a socket
-            _check_host_name(host)
-
-
 def _rate(text: str) -> "RateLimitItem":
     """Raises ValueError for what is no rate, or several."""
-    # Here and below imported when used: the libraries take half a second, and most processes and commands need neither.
+    # Imported when used: it takes long, and most processes and commands do not need it.
     from limits import parse_many
 
     try:
@@ -411,38 +376,6 @@ def _rate(text: str) -> "RateLimitItem":
         message = f"must look like 60/minute or 10 per 5 seconds: 1 to {MAX_RATE} requests in at most 7 days"
         raise ValueError(message) from None
     return rate
-
-
-def _check_redis(url: str) -> None:
-    """Raise an exception for a URL that Redis's client refuses, some of them only when it connects."""
-    from redis import ConnectionPool
-
-    parts = urlsplit(url)
-    if parts.scheme not in ("redis", "rediss") or not parts.hostname or not re.fullmatch("(/[0-9]*)?", parts.path):
-        raise ValueError
-    _check_host_name(parts.hostname)
-    ConnectionPool.from_url(url).make_connection()
-
-
-def _with_plain_scheme(url: str) -> str:
-    """The URL with its scheme in lower case, and the other name that PostgreSQL's own programs accept replaced."""
-    scheme, separator, rest = url.partition("://")
-    return {"postgres": "postgresql"}.get(scheme.lower(), scheme.lower()) + separator + rest
-
-
-def _origin(text: str) -> str:
-    """Raises ValueError for what is no origin (https://www.rfc-editor.org/rfc/rfc6454)."""
-    if text == "*":
-        return text
-    try:
-        url = AnyUrl(text)
-        origin = str(AnyUrl.build(scheme=url.scheme, host=url.host or "", port=url.port)).removesuffix("/")
-        if not url.host or "*" in text or str(url).removesuffix("/") != origin:
-            raise ValueError
-    except ValueError:
-        message = "must be * or origins like https://shop.example:8443, separated by commas"
-        raise ValueError(message) from None
-    return origin
 
 
 def explain(error: ValidationError) -> str:
