@@ -13,6 +13,7 @@ from gunicorn import glogging
 
 from order_service import ops, process, vendor
 from order_service.addresses import is_loopback
+from order_service.config import open_to_others
 from order_service.storage.database import Database
 from order_service.storage.schema import wait_for_database
 from order_service.web import tokens
@@ -90,10 +91,8 @@ def _check_access(address: Any) -> None:
     """Exit with 2 if a listener elsewhere than on HOST, such as one of --bind, would open the API by mistake."""
     # A socket file or a descriptor is for a proxy.
     if _settings.auth is None and isinstance(address, tuple) and not is_loopback(address[0]):
-        process.refuse(
-            "ORDER_AUTH: must be jwt (requests need a token) or none (everyone may do everything), because gunicorn "
-            f"listens on {address[0] or 'every address'}, which is not a loopback address"
-        )
+        where = address[0] or "every address"
+        process.refuse(open_to_others(f"gunicorn listens on {where}, which is not a loopback address"))
 
 
 def post_worker_init(worker: Any) -> None:

@@ -1,15 +1,10 @@
 """The settings, read once from the environment by the entry points. docs/settings.md is generated from this module."""
 
-import ipaddress
 import os
-import re
-import warnings
 from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import pika
-import sqlalchemy as sa
 from pydantic import AnyHttpUrl, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
 
@@ -44,11 +39,11 @@ class Settings(BaseSettings):
         use_attribute_docstrings=True,
     )
 
-    database_url: str = Field("sqlite:///var/order-service.db", validation_alias="DATABASE_URL")
+    database_url: addresses.DatabaseUrl = Field("sqlite:///var/order-service.db", validation_alias="DATABASE_URL")
     """The database: sqlite:///path or postgresql://user:password@host/name. With several PostgreSQL servers,
     postgresql://user:password@/name?host=a:5432&host=b:5432&target_session_attrs=read-write uses the one that accepts
     writes."""
-    rabbitmq_url: str = Field("amqp://guest:guest@localhost:5672/", validation_alias="RABBITMQ_URL")
+    rabbitmq_url: addresses.BrokerUrls = Field("amqp://guest:guest@localhost:5672/", validation_alias="RABBITMQ_URL")
     """The broker; the nodes of a cluster are separated by commas. amqps:// uses TLS 1.2 or later, and checks the
     broker's certificate and host name."""
     rabbitmq_ca_file: str | None = Field(None, validation_alias="RABBITMQ_CA_FILE")
@@ -74,16 +69,16 @@ class Settings(BaseSettings):
     payment_events: Literal["on", "off"] = "on"
     """off: the Payment Service only speaks HTTP. No payment or refund is requested over the broker; `python -m
     order_service compensations list` shows the payments to refund."""
-    host: str = Field("127.0.0.1", validation_alias="HOST")
+    host: addresses.ListeningAddress = Field("127.0.0.1", validation_alias="HOST")
     """The IP address that the API and ORDER_OPS_PORT listen on, or localhost; :: is every IPv4 and IPv6 address."""
     port: int = Field(5003, validation_alias="PORT", ge=1, le=65535)
     """The port the API listens on."""
     ops_port: int | None = Field(None, ge=1, le=65535)
     """A second port for monitoring systems, of each API, consumer and publisher process its own: /metrics, /healthz and
     /readyz. The API's own port then has no /metrics. When unset, none."""
-    hosts: str = ""
+    hosts: addresses.HostNames = ""
     """The accepted Host names, separated by commas; when unset, localhost and HOST, or all if HOST is 0.0.0.0 or ::."""
-    cors_origins: str = ""
+    cors_origins: addresses.Origins = ""
     """The origins whose pages may call the API from a browser, such as https://shop.example, separated by commas;
     * allows every origin. When unset, none."""
     trusted_proxies: int = Field(0, ge=0, le=10)
@@ -96,7 +91,7 @@ class Settings(BaseSettings):
     """The issuer of the tokens, exactly as in their claim `iss`; required with ORDER_AUTH=jwt."""
     jwt_audience: str = "order-service"
     """The value that the claim `aud` of a token must have or contain."""
-    jwt_jwks_url: AnyHttpUrl | None = None
+    jwt_jwks_url: addresses.JwksUrl | None = None
     """The https address of the issuer's public keys (JWKS); http on a loopback address."""
     jwt_key_file: str = ""
     """Instead of ORDER_JWT_JWKS_URL, a file with a public key (PEM) or with several (JWKS), read at start."""
@@ -137,7 +132,7 @@ class Settings(BaseSettings):
     rate_limit: str = ""
     """How many POST /orders of one subject, or of one client address without tokens, are answered in a period, such as
     60/minute or 10 per 5 seconds; further ones return 429. When unset, there is no limit."""
-    rate_limit_storage: str = "memory"
+    rate_limit_storage: addresses.RateLimitStorage = "memory"
     """Where requests are counted: memory, in which each API process counts for itself, or redis://host:6379/0, which
     all share; rediss:// uses TLS. While Redis is unreachable, there is no limit."""
     pending_limit: int | None = Field(None, ge=0, le=500)
@@ -205,10 +200,7 @@ class Settings(BaseSettings):
         if self.auth is None and given:
             raise ValueError(f"ORDER_AUTH: must be jwt, because {given[0]} is set, or none to accept every request")
         if self.auth is None and not addresses.is_loopback(self.host):
-            raise ValueError(
-                "ORDER_AUTH: must be jwt (requests need a token) or none (everyone may do everything), because HOST is "
-                "not a loopback address"
-            )
+            raise ValueError(open_to_others("HOST is not a loopback address"))
         if self.needs_tokens and not self.jwt_issuer:
             raise ValueError("ORDER_JWT_ISSUER: is required with ORDER_AUTH=jwt: the claim `iss` of the tokens")
         if self.needs_tokens and bool(self.jwt_jwks_url) == bool(self.jwt_key_file):
@@ -217,13 +209,6 @@ class Settings(BaseSettings):
             )
         return self
 
-    @field_validator("jwt_jwks_url")
-    @classmethod
-    def _is_authentic(cls, value: AnyHttpUrl | None) -> AnyHttpUrl | None:
-        if value and value.scheme != "https" and not addresses.is_loopback((value.host or "").strip("[]")):
-            raise ValueError("must be an https address, such as https://login.example/jwks; http on loopback only")
-        return value
-
     @field_validator("jwt_algorithms")
     @classmethod
     def _are_asymmetric(cls, value: str) -> str:
@@ -231,15 +216,6 @@ class Settings(BaseSettings):
         if not set(names) <= set(JWT_ALGORITHMS):
             raise ValueError(f"must be of {', '.join(JWT_ALGORITHMS)}, separated by commas")
         return ",".join(names)
-
-    @field_validator("host")
-    @classmethod
-    def _is_address(cls, value: str) -> str:
-        # Shells and conda set HOST to the name of the machine or its platform.
-        try:
-            return value if value == "localhost" else str(ipaddress.ip_address(value.strip("[]")))
-        except ValueError:
-            raise ValueError("must be an IP address or localhost, such as 127.0.0.1, 0.0.0.0 or ::") from None
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -250,19 +226,6 @@ class Settings(BaseSettings):
     def allowed_origins(self) -> frozenset[str]:
         """The values of an Origin header that are allowed; "*" stands for every value."""
         return frozenset(self.cors_origins.split(",") if self.cors_origins else ())
-
-    @field_validator("cors_origins")
-    @classmethod
-    def _are_origins(cls, value: str) -> str:
-        """Write the origins as browsers do: in lower case, without the default port."""
-        return ",".join(addresses.origin(part.strip()) for part in value.split(",")) if value else value
-
-    @field_validator("hosts")
-    @classmethod
-    def _are_names(cls, value: str) -> str:
-        if value and not all(re.fullmatch("[A-Za-z0-9._-]+", name.strip()) for name in value.split(",")):
-            raise ValueError("must be host names without ports, separated by commas")
-        return value
 
     @property
     def most_pending(self) -> int:
@@ -289,35 +252,6 @@ class Settings(BaseSettings):
             _rate(value)
         return value
 
-    @field_validator("rate_limit_storage")
-    @classmethod
-    def _is_rate_limit_storage(cls, value: str) -> str:
-        value = addresses.with_plain_scheme(value)
-        try:
-            if value != "memory":
-                addresses.check_redis(value)
-        except Exception:  # The library raises several types for what it cannot parse.
-            raise ValueError("must be memory, or look like redis://user:password@host:6379/0") from None
-        return value
-
-    @field_validator("rabbitmq_url")
-    @classmethod
-    def _is_amqp(cls, value: str) -> str:
-        if "ssl_options=" in value:  # pika's option, which can switch the checks off
-            raise ValueError("must not have ssl_options; set RABBITMQ_CA_FILE, RABBITMQ_CERT_FILE, RABBITMQ_KEY_FILE")
-        try:
-            value = ",".join(addresses.with_plain_scheme(part.strip()) for part in value.split(","))
-            for part in value.split(","):
-                if not part.startswith(("amqp://", "amqps://")):
-                    raise ValueError
-                node = pika.URLParameters(part)
-                if not 1 <= node.port <= 65535:
-                    raise ValueError
-                addresses.check_host_name(node.host)
-        except Exception:  # The library raises several types for what it cannot parse.
-            raise ValueError("must look like amqp://user:password@host:5672/vhost") from None
-        return value
-
     @field_validator("rabbitmq_ca_file", "rabbitmq_cert_file", "rabbitmq_key_file")
     @classmethod
     def _is_used(cls, value: str | None, info: ValidationInfo) -> str | None:
@@ -325,29 +259,6 @@ class Settings(BaseSettings):
             raise ValueError("is for amqps:// only, and RABBITMQ_URL begins with amqp://")
         if value and info.field_name == "rabbitmq_key_file" and not info.data.get("rabbitmq_cert_file"):
             raise ValueError("needs RABBITMQ_CERT_FILE, the certificate of this key")
-        return value
-
-    @field_validator("database_url")
-    @classmethod
-    def _is_known_database(cls, value: str) -> str:
-        value = addresses.with_plain_scheme(value)
-        try:
-            if not value.startswith(("sqlite:///", "postgresql://", "postgresql+psycopg://")):
-                raise ValueError
-            url = sa.make_url(value)
-            with warnings.catch_warnings(action="error"):  # of an option that would be ignored
-                _, options = url.get_dialect()().create_connect_args(url)
-            if url.get_backend_name() == "postgresql":
-                # SQLAlchemy takes what follows the first "@" for the host, which is then printed.
-                if value.count("@") > 1 or re.search(r"[?&]\w+=[^&]*@", value):
-                    raise ValueError
-                addresses.check_postgresql(options)
-            elif not url.database or url.database.startswith((":memory:", "file:")):
-                raise ValueError  # A database in memory exists in one process only.
-        except Exception:  # The libraries raise several types for what they cannot parse.
-            raise ValueError(
-                "must look like sqlite:///path or postgresql://user:password@host/name, with @ in a password as %40"
-            ) from None
         return value
 
     @cached_property
@@ -361,6 +272,11 @@ class Settings(BaseSettings):
             compensation_attempts=self.compensation_attempts,
             payment_events=self.payment_events == "on",
         )
+
+
+def open_to_others(why: str) -> str:
+    """The problem that the API would be open to other machines without anyone having decided it."""
+    return f"ORDER_AUTH: must be jwt (requests need a token) or none (everyone may do everything), because {why}"
 
 
 def _rate(text: str) -> "RateLimitItem":
