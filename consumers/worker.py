@@ -19,7 +19,8 @@ from order_service.contract.envelope import Delivery, shortened
 from order_service.contract.headers import properties_of
 from order_service.ops import Loop
 from order_service.process import RECONNECT, StopFlag, first_line, supervise
-from order_service.storage.database import Database, is_transient
+from order_service.storage.database import Database
+from order_service.storage.errors import is_transient
 from order_service.storage.schema import wait_for_database
 
 log = structlog.get_logger(__name__)

@@ -14,7 +14,8 @@ from order_service.ops import Loop
 from order_service.process import REPORTS, StopFlag, first_line
 from order_service.storage import orders as order_rows
 from order_service.storage.bulk import Take
-from order_service.storage.database import Database, current_time, is_transient
+from order_service.storage.database import Database, current_time
+from order_service.storage.errors import is_transient
 from order_service.storage.tables import compensations, orders
 from order_service.unit_of_work import unit_of_work
 

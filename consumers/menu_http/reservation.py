@@ -24,7 +24,8 @@ from order_service.domain.saga import Policy
 from order_service.ops import Loop
 from order_service.process import Outage, StopFlag
 from order_service.storage import orders
-from order_service.storage.database import Database, current_time, is_transient
+from order_service.storage.database import Database, current_time
+from order_service.storage.errors import is_transient
 from order_service.unit_of_work import UnitOfWork, unit_of_work
 
 log = structlog.get_logger(__name__)

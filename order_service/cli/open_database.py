@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from order_service import process
 from order_service.process import AccessRefused
 from order_service.storage import schema
-from order_service.storage.database import READ_ONLY, Database
+from order_service.storage.database import Database
+from order_service.storage.errors import READ_ONLY
 
 #: How long a statement waits for a lock, in seconds: a command must not hold up what it waits behind.
 LOCK_SECONDS = 5

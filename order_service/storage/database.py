@@ -5,11 +5,11 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, LiteralString, TextIO, TypeVar
+from typing import Any, LiteralString, TextIO
 
 import psycopg
 import sqlalchemy as sa
@@ -17,6 +17,7 @@ from sqlalchemy import event
 
 from order_service import vendor
 from order_service.process import client_name, utc_now
+from order_service.storage.errors import READ_ONLY, OutcomeUnknown
 
 #: How long SQLite waits for another process's write transaction before it fails, in milliseconds.
 SQLITE_BUSY_MS = 15_000
@@ -37,26 +38,14 @@ IDLE_TRANSACTION_MS, IDLE_RELAY_TRANSACTION_MS = 10_000, 60_000
 PLANS: tuple[LiteralString, ...] = (
     "enable_seqscan TO off", "enable_hashjoin TO off", "enable_mergejoin TO off", "jit TO off",
 )  # fmt: skip
-#: PostgreSQL's code of a write in a read-only transaction: the connection leads to a standby.
-#: https://www.postgresql.org/docs/current/errcodes-appendix.html
-READ_ONLY = "25006"
 #: Errors after which a COMMIT has certainly written nothing although the connection ended, or on SQLite: the
 #: transaction had been idle for too long; the file is locked or the disk is full, or a row violates a constraint.
 IDLE_TIMEOUT = "25P03"
 NOT_COMMITTED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CONSTRAINT}
-#: How long a transaction with an unknown outcome is repeated, and the pause between two attempts, in seconds.
-SETTLE_SECONDS, SETTLE_PAUSE_SECONDS = 3.0, 0.1
-#: PostgreSQL's code of a row that it cannot read.
-DAMAGED = "XX001"
 #: The PostgreSQL notification channel for new outbox rows.
 CHANNEL = "outbox"
 #: The key of the server's time, with the time of its receipt on this host's monotonic clock, in `Connection.info`.
 SERVER_TIME = "server_time"
-T = TypeVar("T")
-
-
-class OutcomeUnknown(sa.exc.OperationalError):
-    """The reply to a COMMIT was lost: the transaction has been committed, or has not, or still will be."""
 
 
 class Database:
@@ -243,45 +232,6 @@ def _commit_error(error: Exception, base: type[Exception], *, is_unknown: bool) 
     if is_unknown:
         return OutcomeUnknown("COMMIT", None, error)
     return sa.exc.DBAPIError.instance("COMMIT", None, error, base)
-
-
-def settle(repeat: Callable[[], T], unknown: OutcomeUnknown) -> T:
-    """Repeat a transaction with an unknown outcome until its outcome is known; return its result.
-
-    `repeat` must wait for the end of the earlier transaction, by a lock or a unique column, and succeed also if that
-    one was committed. Raises OutcomeUnknown if the database is unavailable for SETTLE_SECONDS.
-    """
-    end = time.monotonic() + SETTLE_SECONDS
-    while True:
-        try:
-            return repeat()
-        except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
-            if not is_transient(error):
-                raise
-            if time.monotonic() > end:
-                raise unknown from error
-        time.sleep(SETTLE_PAUSE_SECONDS)
-
-
-def is_rolled_back(error: sa.exc.DBAPIError) -> bool:
-    """Whether the transaction has certainly written nothing and failed because of one of its rows.
-
-    True for a violated constraint, a deadlock and a lock timeout; not for a lost connection, whose COMMIT may have
-    been executed.
-    """
-    return isinstance(error, sa.exc.IntegrityError) or getattr(error.orig, "sqlstate", None) in ("40P01", "55P03")
-
-
-def is_damaged(error: Exception) -> bool:
-    """Whether PostgreSQL cannot read a row from its disk; the transaction has ended."""
-    return isinstance(error, sa.exc.DBAPIError) and getattr(error.orig, "sqlstate", None) == DAMAGED
-
-
-def is_transient(error: Exception) -> bool:
-    """Whether the same transaction may succeed later; False for invalid data, violated constraints and damaged rows."""
-    if isinstance(error, sa.exc.DataError | sa.exc.IntegrityError) or is_damaged(error):
-        return False
-    return isinstance(error, sa.exc.DBAPIError | sa.exc.TimeoutError | MemoryError | OSError)
 
 
 def _connect(role: str, arguments: Sequence[Any], parameters: dict[str, Any]) -> psycopg.Connection[Any]:

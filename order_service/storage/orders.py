@@ -14,7 +14,7 @@ from order_service.domain.messages import Item
 from order_service.domain.order import FINAL, Order, Payment, State
 from order_service.process import first_line
 from order_service.storage import bulk
-from order_service.storage.database import is_damaged
+from order_service.storage.errors import is_damaged
 from order_service.storage.tables import BigId, orders
 
 #: The columns that are written once, and those that a decision may change; named like the fields of Order.

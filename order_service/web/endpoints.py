@@ -22,7 +22,8 @@ from order_service.process import StopFlag
 from order_service.report import trace_id
 from order_service.storage import facts, history, orders, schema, timeline
 from order_service.storage.board import COLUMNS
-from order_service.storage.database import Database, OutcomeUnknown, settle
+from order_service.storage.database import Database
+from order_service.storage.errors import OutcomeUnknown, settle
 from order_service.unit_of_work import unit_of_work
 from order_service.web import failures, limits, requests, responses, tokens
 from order_service.web.audit import refused

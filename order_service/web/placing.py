@@ -21,7 +21,8 @@ from order_service.handlers import Placement
 from order_service.process import STOP_SECONDS, StopFlag, first_line
 from order_service.storage import orders as order_rows
 from order_service.storage.changes import Changes
-from order_service.storage.database import Database, OutcomeUnknown, is_rolled_back, settle
+from order_service.storage.database import Database
+from order_service.storage.errors import OutcomeUnknown, is_rolled_back, settle
 from order_service.storage.orders import UnreadableOrder
 from order_service.unit_of_work import unit_of_work
 

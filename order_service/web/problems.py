@@ -17,7 +17,7 @@ from werkzeug.exceptions import HTTPException
 
 from order_service.contract.events import Id
 from order_service.process import first_line
-from order_service.storage.database import OutcomeUnknown, is_damaged
+from order_service.storage.errors import OutcomeUnknown, is_damaged
 from order_service.storage.schema import NotMigrated
 from order_service.web.headers import header
 

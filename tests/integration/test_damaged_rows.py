@@ -19,7 +19,8 @@ from order_service.cli.main import main
 from order_service.contract.topology import DEAD_LETTER_EXCHANGE, PAYMENT
 from order_service.domain.order import REFUND, State
 from order_service.process import utc_now
-from order_service.storage.database import Database, is_transient
+from order_service.storage.database import Database
+from order_service.storage.errors import is_transient
 from order_service.storage.tables import compensations, orders, outbox
 from publishers import deadlines
 from publishers.gauges import of_database

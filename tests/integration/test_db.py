@@ -13,6 +13,7 @@ from order_service.domain.order import UnknownOrder
 from order_service.storage import database as database_module
 from order_service.storage import outbox
 from order_service.storage.database import Database
+from order_service.storage.errors import is_rolled_back
 from order_service.storage.tables import orders
 from order_service.unit_of_work import UnitOfWork
 from tests import builders
@@ -110,7 +111,7 @@ def test_connection_lost_before_the_commit_is_an_error_and_is_replaced(database:
     with pytest.raises(sa.exc.DBAPIError) as lost:
         place_and_lose_the_connection(database)
 
-    assert not database_module.is_rolled_back(lost.value)
+    assert not is_rolled_back(lost.value)
     with contextlib.suppress(sa.exc.DBAPIError):  # a pooled connection that was ended too
         core.place(database)
     before = core.count(database, orders)

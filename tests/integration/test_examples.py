@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from werkzeug.test import TestResponse
 
 from order_service.domain.order import State
-from order_service.storage.database import OutcomeUnknown
+from order_service.storage.errors import OutcomeUnknown
 from order_service.web import openapi
 from tests.builders import menu_rejected, menu_reserved, order_request, reply
 from tests.http_service import RESPOND_ASYNC, Service, ServiceWith, application, served

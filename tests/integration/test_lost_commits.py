@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from werkzeug.test import TestResponse
 
 from order_service.domain.order import State
-from order_service.storage import database as database_module
+from order_service.storage import errors
 from order_service.storage.database import Database
 from order_service.storage.tables import orders
 from tests.e2e.proxy import TcpProxy
@@ -152,7 +152,7 @@ def test_outcome_is_unknown_while_the_database_stays_unavailable(
     proxied: Service, proxy: TcpProxy, database: Database, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given
-    monkeypatch.setattr(database_module, "SETTLE_SECONDS", 0.3)
+    monkeypatch.setattr(errors, "SETTLE_SECONDS", 0.3)
     order_id = proxied.order_in(State.AWAITING_PAYMENT)
     requests = [lambda: proxied.post(headers=RESPOND_ASYNC | KEY), lambda: proxied.put_payment(order_id)]
 
@@ -179,7 +179,7 @@ def test_outcome_is_unknown_while_the_database_stays_unavailable(
 def test_outcome_of_a_commit_that_sqlite_cannot_write_is_unknown(
     service: Service, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_module, "SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr(errors, "SETTLE_SECONDS", 0.2)
     service.post(headers=RESPOND_ASYNC)
 
     with capture_logs(), no_file_can_be_written():  # pytest keeps the output in a file

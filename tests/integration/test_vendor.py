@@ -30,7 +30,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from order_service import vendor
 from order_service.ops import Loop
 from order_service.process import StopFlag
-from order_service.storage.database import CHANNEL, Database, OutcomeUnknown, is_transient
+from order_service.storage.database import CHANNEL, Database
+from order_service.storage.errors import OutcomeUnknown, is_transient
 from order_service.storage.tables import outbox
 from publishers.pipeline import Memory, Pipeline
 from publishers.relay import Relay
