@@ -25,7 +25,8 @@ from order_service.contract.envelope import APP_ID, CONTENT_TYPE
 from order_service.contract.headers import decoded
 from order_service.contract.outgoing import TRACE
 from order_service.contract.topology import target_exchange
-from order_service.storage.outbox import Claim, Outcomes, Route, is_mandatory
+from order_service.storage.claims import Claim, Outcomes, Route
+from order_service.storage.outbox import is_mandatory
 from order_service.tracing import Carrier
 from order_service.vendor import GatheringConnection
 

@@ -23,9 +23,9 @@ from order_service import metrics
 from order_service.backoff import Backoff, Postponed
 from order_service.ops import Loop
 from order_service.process import REPORTS, StopFlag, first_line
-from order_service.storage import outbox
+from order_service.storage import claims
+from order_service.storage.claims import Claim, Outcomes, Position, Route
 from order_service.storage.database import Database
-from order_service.storage.outbox import Claim, Outcomes, Position, Route
 from order_service.vendor import GatheringConnection, early_reset_as_lost_connection
 from publishers.confirms import NOT_SENT, Answer, Batch, ConfirmChannel, Entry, route_of
 from publishers.health import WINDOW, Health
@@ -199,7 +199,7 @@ class Pipeline:
         """Find and postpone the rows that cannot be decoded; return whether a failed claim was due to them."""
         unreadable = self._memory.unreadable
         try:
-            found = outbox.unreadable_rows(self._database, WINDOW, known=unreadable.current())
+            found = claims.unreadable_rows(self._database, WINDOW, known=unreadable.current())
         except sa.exc.SQLAlchemyError:
             found = {}
         if not found:

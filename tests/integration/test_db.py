@@ -10,8 +10,8 @@ from order_service import handlers
 from order_service.config import Settings
 from order_service.domain import messages
 from order_service.domain.order import UnknownOrder
+from order_service.storage import claims
 from order_service.storage import database as database_module
-from order_service.storage import outbox
 from order_service.storage.database import Database
 from order_service.storage.errors import is_rolled_back
 from order_service.storage.tables import orders
@@ -59,8 +59,8 @@ def test_commits_that_may_be_lost_are_never_a_setting_of_a_session(database_url:
     core.place(database)
     with pytest.raises(UnknownOrder), core.unit_of_work(database) as work:
         handlers.change_order(work, 2, messages.Cancel())
-    claim = outbox.Claim(database, 1)
-    claim.settle(outbox.Outcomes(failed=[claim.rows[0].id]))
+    claim = claims.Claim(database, 1)
+    claim.settle(claims.Outcomes(failed=[claim.rows[0].id]))
 
     with contextlib.closing(database.engine.raw_connection()) as connection:
         found = connection.cursor().execute("SELECT name FROM pg_settings WHERE source = 'session'").fetchall()

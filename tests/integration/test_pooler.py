@@ -17,8 +17,8 @@ import pytest
 
 from order_service.domain.order import State
 from order_service.storage import migrate, schema
+from order_service.storage.claims import Claim, Outcomes
 from order_service.storage.database import Database
-from order_service.storage.outbox import Claim, Outcomes
 from publishers.relay import Relay
 from sandbox.servers import ports
 from sandbox.servers.postgres import SERVER_USER

@@ -15,7 +15,7 @@ from pika.spec import Basic
 
 from order_service.contract import outgoing, topology
 from order_service.contract.envelope import Delivery, rejection
-from order_service.storage import outbox
+from order_service.storage import claims
 from order_service.storage.database import Database
 from order_service.storage.tables import outbox as outbox_table
 from publishers import pipeline
@@ -358,7 +358,7 @@ def test_routes_that_stop_confirming_one_after_the_other_do_not_end_the_connecti
 def test_order_can_be_changed_while_its_event_is_in_flight(database: Database) -> None:
     # given
     [order_id] = core.place(database)
-    claim = outbox.Claim(database, 100)
+    claim = claims.Claim(database, 100)
     done = threading.Event()
 
     def pass_deadlines() -> None:
@@ -369,7 +369,7 @@ def test_order_can_be_changed_while_its_event_is_in_flight(database: Database) -
     # when
     thread = core.Running(pass_deadlines, threading.Event())
     in_time = done.wait(3)
-    claim.settle(outbox.Outcomes())
+    claim.settle(claims.Outcomes())
     thread.stop()
 
     # then

@@ -10,7 +10,7 @@ import pytest
 
 from order_service.contract import topology
 from order_service.contract.outgoing import Outgoing
-from order_service.storage import outbox
+from order_service.storage import claims, outbox
 from order_service.storage.database import Database
 from order_service.storage.tables import outbox as outbox_table
 from tests import builders
@@ -101,13 +101,13 @@ def test_refusal_of_a_whole_lane_ends_when_the_broker_accepts(
 def test_returned_event_of_an_ended_order_is_dropped_but_an_unconfirmed_one_is_sent_again(database: Database) -> None:
     # given
     ids = core.place(database, 2)
-    claim = outbox.Claim(database, 100)
+    claim = claims.Claim(database, 100)
     returned, unconfirmed = (row.id for row in claim.rows)
     for order_id in ids:
         core.cancel(database, order_id)
 
     # when
-    claim.settle(outbox.Outcomes(failed=[returned], postponed={unconfirmed: 5}))
+    claim.settle(claims.Outcomes(failed=[returned], postponed={unconfirmed: 5}))
 
     # then
     created = [row for row in core.rows(database, outbox_table) if row.type == "OrderCreated"]
@@ -166,16 +166,16 @@ def test_open_snapshot_does_not_make_claims_walk_over_deleted_rows(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given: rows that were deleted after the snapshot
-    monkeypatch.setattr(outbox, "START_LAG_SECONDS", 0)
-    monkeypatch.setattr(outbox, "FULL_CLAIM_SECONDS", 60)
-    position = outbox.Position()
+    monkeypatch.setattr(claims, "START_LAG_SECONDS", 0)
+    monkeypatch.setattr(claims, "FULL_CLAIM_SECONDS", 60)
+    position = claims.Position()
 
     def claim_one() -> float:
         core.add_to_outbox(database, builders.outgoing(1))
         start = time.monotonic()
         claim = position.claim(database, 1, without=[])
         seconds = time.monotonic() - start
-        claim.settle(outbox.Outcomes(sent=[row.id for row in claim.rows]))
+        claim.settle(claims.Outcomes(sent=[row.id for row in claim.rows]))
         return seconds
 
     with psycopg.connect(database.url) as snapshot:
@@ -223,16 +223,16 @@ def test_row_that_cannot_be_decoded_is_found_behind_many_of_another_route(databa
         value = "garbage" if database.is_sqlite else "infinity"
         connection.exec_driver_sql(f"update outbox set created_at = '{value}' where id = {last.id}")
 
-    assert list(outbox.unreadable_rows(database, 3, known=[])) == [last.id]
-    assert outbox.unreadable_rows(database, 3, known=[last.id]) == {}
+    assert list(claims.unreadable_rows(database, 3, known=[])) == [last.id]
+    assert claims.unreadable_rows(database, 3, known=[last.id]) == {}
 
 
 def test_events_are_dropped_at_the_end_of_a_lifetime_only_if_they_reached_no_queue(database: Database) -> None:
     # given
     core.add_to_outbox(database, builders.outgoing(4))
-    claim = outbox.Claim(database, 3)
+    claim = claims.Claim(database, 3)
     sent, returned, unconfirmed = (row.id for row in claim.rows)
-    claim.settle(outbox.Outcomes(sent=[sent], failed=[returned], postponed={unconfirmed: 0}))
+    claim.settle(claims.Outcomes(sent=[sent], failed=[returned], postponed={unconfirmed: 0}))
 
     # when
     with database.writing() as connection:

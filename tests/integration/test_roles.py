@@ -26,8 +26,8 @@ from order_service.contract.topology import MENU
 from order_service.process import StopFlag
 from order_service.storage import facts, figures, history, migrate, orders, schema, timeline
 from order_service.storage.bulk import Take
+from order_service.storage.claims import Claim, Outcomes
 from order_service.storage.database import Database
-from order_service.storage.outbox import Claim, Outcomes
 from order_service.storage.roles import OWNER, RIGHTS, has_sequence
 from order_service.storage.tables import compensations, metadata, outbox
 from order_service.web.live import Board

@@ -15,8 +15,8 @@ from order_service.contract.envelope import Delivery, Reply
 from order_service.contract.events import INCOMING
 from order_service.contract.topology import QUEUES
 from order_service.storage import history, orders
+from order_service.storage.claims import Claim, Outcomes
 from order_service.storage.database import Database
-from order_service.storage.outbox import Claim, Outcomes
 from order_service.storage.tables import outbox
 from tests import builders
 from tests.integration import core
