@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from order_service.domain.order import FINAL, State
 from order_service.storage import bulk
 from order_service.storage.database import current_time
-from order_service.storage.tables import is_time, order_history, orders
+from order_service.storage.tables import IS_PENDING, is_time, order_history, orders
 
 #: The columns, with the states of their orders.
 COLUMNS: Mapping[str, Collection[State]] = {
@@ -43,9 +43,7 @@ def versions(connection: sa.Connection, known: Sequence[int], *, entries: int = 
         sa.select(recent.order_id).where(is_change, recent.to_state.in_(states)).order_by(recent.id.desc())
         for states in COLUMNS.values()
     ]
-    # A pending order always has a deadline, by which an index finds it.
-    is_pending = columns.due_at.is_not(None), columns.state.not_in(FINAL)
-    parts.append(sa.select(columns.id).where(*is_pending).order_by(columns.id.desc()))
+    parts.append(sa.select(columns.id).where(IS_PENDING).order_by(columns.id.desc()))
     limited = [sa.select(part.limit(SHOWN).subquery()) for part in parts]
     ids = sa.union_all(*limited, sa.select(columns.id).where(bulk.among(connection, columns.id, known)))
     wanted = sa.select(columns.id, columns.version).where(columns.id.in_(ids))

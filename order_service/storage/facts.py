@@ -11,7 +11,7 @@ from order_service.domain.order import AWAITING_MENU, FINAL, Announcement, State
 from order_service.domain.saga import Policy, awaited_event
 from order_service.storage import bulk, compensations, orders
 from order_service.storage.database import current_time
-from order_service.storage.tables import is_time, order_history, outbox
+from order_service.storage.tables import IS_PENDING, is_time, order_history, outbox
 from order_service.storage.tables import orders as order_table
 
 #: The answers of each sibling service to what orders wait for.
@@ -45,9 +45,7 @@ def late(
         sa.and_(columns.state == State.AWAITING_PAYMENT, columns.reminders_left == 0),
         columns.id.in_(unsent),
     )
-    # A pending order always has a deadline: that index finds the few among millions that have ended.
-    pending = columns.due_at.is_not(None), columns.state.not_in(FINAL)
-    wanted = sa.select(columns.id).where(*pending, is_late).order_by(columns.due_at).limit(limit)
+    wanted = sa.select(columns.id).where(IS_PENDING, is_late).order_by(columns.due_at).limit(limit)
     return of_orders(connection, connection.execute(wanted).scalars().all(), policy=policy, unreadable=unreadable)
 
 

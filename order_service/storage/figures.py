@@ -8,7 +8,7 @@ from order_service import metrics
 from order_service.domain.order import FINAL, State
 from order_service.metrics import Metric
 from order_service.storage.database import current_time
-from order_service.storage.tables import compensations, is_time, orders, outbox
+from order_service.storage.tables import IS_PENDING, compensations, is_time, orders, outbox
 
 #: The values of a gauge by the values of its labels.
 Figures = dict[Metric, dict[tuple[str, ...], float]]
@@ -18,10 +18,8 @@ def read(connection: sa.Connection, compensation_attempts: int) -> Figures:
     """Read the gauges; a compensation counts once it was requested this many times, or if an operator makes it."""
     now = current_time(connection)
     offset = datetime.now(UTC) - now
-    # A pending order always has a deadline.
-    is_pending = orders.c.due_at.is_not(None), orders.c.state.not_in(FINAL)
     created_at = sa.case((is_time(orders.c.created_at), orders.c.created_at))
-    by_state = sa.select(orders.c.state, sa.func.count(), sa.func.min(created_at)).where(*is_pending)
+    by_state = sa.select(orders.c.state, sa.func.count(), sa.func.min(created_at)).where(IS_PENDING)
     found = connection.execute(by_state.group_by(orders.c.state)).all()
     # The first id instead of the smallest time: that has no index.
     first = sa.select(outbox.c.created_at).where(is_time(outbox.c.created_at)).order_by(outbox.c.id).limit(1)

@@ -6,6 +6,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from order_service.domain.order import FINAL
+
 
 class UtcDateTime(sa.TypeDecorator[datetime]):
     """Timezone-aware UTC on both databases; SQLite has no time zones."""
@@ -88,6 +90,8 @@ orders = sa.Table(
     # Ids are never reused: a sibling may have stored an order that an operator deleted.
     sqlite_autoincrement=True,
 )
+#: Whether an order has not ended. Such an order always has a deadline: by its index the few among millions are found.
+IS_PENDING = sa.and_(orders.c.due_at.is_not(None), orders.c.state.not_in(FINAL))
 
 order_history = sa.Table(
     "order_history",
