@@ -132,11 +132,6 @@ def discard(out: str | None, yes: bool, **criteria: Any) -> Report:
     return Report({"discarded": discarded}, [f"{discarded} discarded"], has_findings=is_incomplete or not discarded)
 
 
-def _letters(settings: Settings, matches: Matches) -> list[DeadLetter]:
-    with holding(settings, matches) as (_, found):
-        return list(found)
-
-
 def _rehearsed(settings: Settings, matches: Matches) -> Iterator[tuple[DeadLetter, str]]:
     """Dead letters, and what a replay of each would do; a batch at a time: all may not fit in memory."""
     with open_database(settings.database_url) as database, holding(settings, matches) as (_, letters):
@@ -166,7 +161,8 @@ def _dry_run(settings: Settings, matches: Matches, ids: Sequence[str]) -> Report
 
 def _edited(settings: Settings, matches: Matches) -> tuple[Matches, bytes]:
     """The one selected dead letter, and its body as the user edited it. Raises ClickException if that is not valid."""
-    chosen = _letters(settings, matches)
+    with holding(settings, matches) as (_, found):
+        chosen = list(found)
     if len(chosen) != 1:
         raise click.ClickException(f"--edit is for one dead letter, and {len(chosen)} are selected")
     key, letter = chosen[0].key, chosen[0]

@@ -2,6 +2,7 @@
 
 import json
 import mimetypes
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -45,10 +46,7 @@ def redirect(_: Api, to: str) -> Response:
 
 
 def openapi_file(_: Api, name: str) -> Response:
-    if name not in _files():
-        raise Problem("not_found")
-    headers = {"Cache-Control": f"max-age={_MAX_AGE_SECONDS}"}
-    return Response(_files()[name], mimetype=mimetypes.guess_type(name)[0], headers=headers)
+    return _file(_files(), name, f"max-age={_MAX_AGE_SECONDS}")
 
 
 def board_page(api: Api) -> Response:
@@ -61,11 +59,8 @@ def board_page(api: Api) -> Response:
 
 
 def board_file(_: Api, name: str) -> Response:
-    if name not in _board_files():
-        raise Problem("not_found")
     # A page must not run with the script of another version.
-    headers = {"Cache-Control": "no-cache"}
-    return Response(_board_files()[name], mimetype=mimetypes.guess_type(name)[0], headers=headers)
+    return _file(_board_files(), name, "no-cache")
 
 
 def asyncapi_json(_: Api) -> Response:
@@ -86,6 +81,12 @@ def event_schema(_: Api, name: str) -> Response:
 
 def _page(text: bytes | str, policy: str) -> Response:
     return Response(text, mimetype="text/html", headers={"Content-Security-Policy": policy})
+
+
+def _file(found: Mapping[str, bytes], name: str, caching: str) -> Response:
+    if name not in found:
+        raise Problem("not_found")
+    return Response(found[name], mimetype=mimetypes.guess_type(name)[0], headers={"Cache-Control": caching})
 
 
 @cache
