@@ -34,6 +34,11 @@ def original_routing_key(queue: str, routing_key: str, headers: Mapping[str, Any
     return str((headers or {}).get(ORIGIN_ROUTING_KEY, "")) if routing_key == queue else routing_key
 
 
+def storable_properties(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """The properties with texts that AMQP can hold: bytes that are not UTF-8 were decoded to longer replacements."""
+    return {name: storable(value) if isinstance(value, str) else value for name, value in properties.items()}
+
+
 @dataclass(frozen=True)
 class DeadLetter:
     """A message in the dead-letter queue of `queue`, with its AMQP properties and its delivery tag."""
@@ -114,8 +119,7 @@ class DeadLetter:
         kept, _ = copied({name: value for name, value in self.headers.items() if name not in left_out})
         headers = {name: decoded(value) for name, value in kept.items()}
         headers |= {ORIGIN_ROUTING_KEY: self._routing_key, REPLAYED_AT: utc_text(now)}
-        # Bytes that are not UTF-8 were decoded to replacement characters, which may exceed a short string.
-        properties = {name: storable(each) if isinstance(each, str) else each for name, each in self.properties.items()}
+        properties = storable_properties(self.properties)
         headers |= {f"x-original-{name}": properties.pop(name) for name in NOT_KEPT & properties.keys()}
         changed = {} if body == self.body else {"content_encoding": None}
         return {**properties, "headers": headers, "delivery_mode": 2, **changed}

@@ -10,7 +10,13 @@ from typing import Any, NamedTuple
 from uuid import UUID, uuid5
 
 from order_service.contract import envelope, events
-from order_service.contract.dead_letters import DEAD_LETTERED_AT, NOT_KEPT, OF_REJECTION, ORIGIN_ROUTING_KEY
+from order_service.contract.dead_letters import (
+    DEAD_LETTERED_AT,
+    NOT_KEPT,
+    OF_REJECTION,
+    ORIGIN_ROUTING_KEY,
+    storable_properties,
+)
 from order_service.contract.envelope import Rejection, storable
 from order_service.contract.headers import copied
 from order_service.contract.topology import BY_NAME, DEAD_LETTER_EXCHANGE, EXCHANGE
@@ -130,8 +136,7 @@ def dead_letter(rejection: Rejection, now: datetime) -> Outgoing:
         headers["x-order-id"] = str(rejection.order_id)[:100]
     if delivery.oversized:
         headers |= {"x-body-bytes": delivery.oversized.body_bytes, "x-body-sha256": delivery.oversized.sha256}
-    # Bytes that are not UTF-8 were decoded to replacement characters, which may exceed a short string.
-    kept = {name: storable(value) if isinstance(value, str) else value for name, value in properties.items()}
+    kept = storable_properties(properties)
     return Outgoing(
         _possible_order_id(rejection),
         kept.pop("type", None) or rejection.type,
