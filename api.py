@@ -70,9 +70,8 @@ def main() -> None:
     stop = process.stop_on_signal()
     loop = ops.Loop("server")
     ops.serve(settings, lambda: [loop])
-    database = Database(settings.database_url)
-    wait_for_database(database, stop)
-    database.dispose()
+    with Database(settings.database_url) as database:
+        wait_for_database(database, stop)
     if stop.is_set():
         return
     app = create_app(settings, stop)

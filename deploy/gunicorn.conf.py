@@ -141,9 +141,8 @@ def on_starting(server: Any) -> None:
     # In this process, which outlives its workers. The one that replaces it (SIGUSR2) listens at the same time.
     server.ops = ops.serve(_settings, workers_as_loops, reuse_port=True)
     stop = process.stop_on_signal()
-    database = Database(_settings.database_url)
-    wait_for_database(database, stop)
-    database.dispose()
+    with Database(_settings.database_url) as database:
+        wait_for_database(database, stop)
     signal.set_wakeup_fd(-1)  # gunicorn replaces the handlers, which ends the flag and closes its descriptor
     if stop.is_set():
         raise SystemExit(0)

@@ -57,12 +57,8 @@ def _apply(prefix: str) -> None:
                 passwords[role] = secret(name)
         except ValueError as error:
             process.refuse(f"{name}: {error}")
-    with requires_database(url):
-        opened = Database(url, pool_size=1)
-        try:
-            database_roles.apply(opened, prefix, passwords, lambda text: click.echo(f"PostgreSQL: {text}", err=True))
-        finally:
-            opened.dispose()
+    with requires_database(url), Database(url, pool_size=1) as opened:
+        database_roles.apply(opened, prefix, passwords, lambda text: click.echo(f"PostgreSQL: {text}", err=True))
     click.echo(f"The roles of {prefix} have their rights.")
 
 

@@ -50,17 +50,16 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield Finding("database", f"there is no file {url.database}", "correct DATABASE_URL, or migrate a new one")
         yield from check_broker(settings)
         return
-    database = Database(settings.database_url, pool_size=1, lock_seconds=LOCK_SECONDS)
-    try:
+    with Database(settings.database_url, pool_size=1, lock_seconds=LOCK_SECONDS) as database:
         of_database = list(_database(database))
         of_broker = list(check_broker(settings))
         yield from (*of_database, *of_broker)
-        if _READABLE in of_database:
+        if _READABLE not in of_database:
+            return
+        try:
             yield from _processes(settings, database, is_reachable=REACHABLE in of_broker)
-    except sa.exc.SQLAlchemyError as error:
-        yield Finding("orders", f"they cannot be read: {_cause(error)}", status="skipped")
-    finally:
-        database.dispose()
+        except sa.exc.SQLAlchemyError as error:
+            yield Finding("orders", f"they cannot be read: {_cause(error)}", status="skipped")
 
 
 def _database(database: Database) -> Iterator[Finding]:

@@ -24,13 +24,9 @@ _SESSIONS = (
 @contextmanager
 def open_database(url: str) -> Iterator[Database]:
     """A migrated database, closed after the block. Exits with 2 and names the remedy if it cannot be used."""
-    with requires_database(url):
-        database = Database(url, pool_size=1, lock_seconds=LOCK_SECONDS)
-        try:
-            schema.check_migrated(database)
-            yield database
-        finally:
-            database.dispose()
+    with requires_database(url), Database(url, pool_size=1, lock_seconds=LOCK_SECONDS) as database:
+        schema.check_migrated(database)
+        yield database
 
 
 @contextmanager

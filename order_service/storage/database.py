@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, LiteralString, TextIO
+from typing import Any, LiteralString, Self, TextIO
 
 import psycopg
 import sqlalchemy as sa
@@ -49,7 +49,10 @@ SERVER_TIME = "server_time"
 
 
 class Database:
-    """Opens transactions. Connects on first use only, so it may be created before a fork."""
+    """Opens transactions. Connects on first use only, so it may be created before a fork.
+
+    As a context manager, it closes all connections at the end of the block.
+    """
 
     def __init__(
         self,
@@ -97,6 +100,12 @@ class Database:
         self._lock: TextIO | None = None
         # SQLite allows one writer at a time; the threads of one process are serialized by a lock.
         self._turn: AbstractContextManager[object] = threading.Lock() if self.is_sqlite else nullcontext()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.dispose()
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:

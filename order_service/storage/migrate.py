@@ -14,11 +14,8 @@ def upgrade(url: str) -> None:
     AccessRefused, or exits with 2, as `usable`.
     """
     with usable(url):
-        database = Database(url)
-        try:
+        with Database(url) as database:
             is_newer = revision(database) > head()
-        finally:
-            database.dispose()
         if not is_newer:
             config = Config(attributes={"url": url})
             config.set_main_option("script_location", str(MIGRATIONS))
