@@ -48,11 +48,11 @@ class Relay:
             ).run()
 
     def _wait_for_role(self) -> None:
-        if not self._database.acquire_role("relay"):
+        if not self._database.acquire_relay_role():
             log.info("another relay uses this SQLite database, waiting")
             with self.loop.session():
                 self.loop.missing = ""
-                while not self._stop.wait(POLL_SECONDS) and not self._database.acquire_role("relay"):
+                while not self._stop.wait(POLL_SECONDS) and not self._database.acquire_relay_role():
                     self.loop.turn()
 
     def _reachable_node(self) -> pika.URLParameters:

@@ -74,7 +74,7 @@ class Claim:
     """Rows that this relay alone may publish until it settles them.
 
     On PostgreSQL they are deleted in an open transaction, which a killed relay's connection rolls back. On SQLite only
-    one relay works at a time (`Database.acquire_role`), so reading the rows claims them, and two open claims must
+    one relay works at a time (`Database.acquire_relay_role`), so reading the rows claims them, and two open claims must
     concern different routes.
     """
 

@@ -151,13 +151,13 @@ class Database:
             raise
         return connection
 
-    def acquire_role(self, role: str) -> bool:
-        """Acquire a role that only one process may hold on SQLite, and return whether this process now holds it.
+    def acquire_relay_role(self) -> bool:
+        """Acquire the relay's role, which one process may hold on SQLite; return whether this process now holds it.
 
         Always true on PostgreSQL, which locks rows instead. The kernel frees the lock when the process ends.
         """
         if self._lock is None and self.is_sqlite:
-            path = f"{sa.make_url(self.url).database}.{role}.lock"
+            path = f"{sa.make_url(self.url).database}.relay.lock"
             lock = open(path, "w", opener=_open_private)  # noqa: SIM115 - held for life
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -32,7 +32,7 @@ def test_on_sqlite_a_second_relay_waits_until_the_first_process_ends(
             core.place(database, now=utc_now())
             eventually(lambda: is_empty(database), "the first relay to publish")
             with core.opened(database.url) as other:
-                assert not other.acquire_role("relay")
+                assert not other.acquire_relay_role()
                 with core.running(lambda stop: Relay(core.settings(amqp_url, other.url), other, stop)) as second:
                     first.send_signal(end)
                     assert first.wait(timeout=10) in (0, -end)

@@ -137,7 +137,7 @@ def test_files_of_sqlite_are_readable_by_their_owner_only(tmp_path: Path) -> Non
     migrate.upgrade(f"sqlite:///{path}")
     with core.opened(f"sqlite:///{path}") as database:
         core.place(database)
-        assert database.acquire_role("relay")
+        assert database.acquire_relay_role()
         created = modes(path.parent)
 
     # then
