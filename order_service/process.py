@@ -278,24 +278,38 @@ def supervise(
 class Attempt(Generic[T]):
     """A call that may never return, such as one to a server that is suspended, and then holds up no other thread.
 
-    It is made in a thread of its own, and not again before it has ended.
+    It is made in a thread of its own, and not again before it has ended. That thread does not end: at its end OpenSSL,
+    which PostgreSQL's library uses, takes a lock, which a process that is forked at that moment inherits as held.
     """
 
     def __init__(self, call: Callable[[], T], seconds: float) -> None:
         self._call, self._seconds = call, seconds
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._is_due, self._has_ended = threading.Semaphore(0), threading.Event()
+        self._result: T | None = None
 
     def result(self) -> T | None:
-        """What the call returns; None if it takes longer than `seconds`, or an earlier one has not ended."""
-        results: list[T] = []
+        """What the call returns; None if it fails or takes longer than `seconds`, or an earlier one has not ended."""
         with self._lock:
-            if self._thread and self._thread.is_alive():
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, daemon=True)
+                thread.start()  # If it fails, the next call tries again.
+                self._thread = thread
+            elif not self._has_ended.is_set():
                 return None
-            self._thread = threading.Thread(target=lambda: results.append(self._call()), daemon=True)
-            self._thread.start()
-            self._thread.join(self._seconds)
-        return results[0] if results else None
+            self._has_ended.clear()
+            self._is_due.release()
+            return self._result if self._has_ended.wait(self._seconds) else None
+
+    def _run(self) -> None:
+        while self._is_due.acquire():
+            self._result = None
+            try:
+                self._result = self._call()
+            except Exception:
+                log.exception("unexpected error")
+            self._has_ended.set()
 
 
 class Outage:

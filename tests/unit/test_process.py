@@ -1,10 +1,12 @@
 """The retry loop of every process: when it retries, what it logs, and how it ends; without sleeping."""
 
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +16,8 @@ import pytest
 from structlog.testing import CapturingLogger
 
 from order_service import process
-from order_service.process import RECONNECT, REPORTS, AccessRefused, supervise
+from order_service.process import RECONNECT, REPORTS, AccessRefused, Attempt, supervise
+from tests.polling import wait_until
 
 LOST, BACK = "the broker is unreachable, retrying", "the broker is reachable again"
 REFUSED = "access to the broker is refused, retrying"
@@ -97,6 +100,35 @@ def test_an_outage_that_goes_on_is_logged_again_at_growing_intervals(
     assert logged_at[0] == 0
     assert len(pauses) > 100
     assert all(limit <= pause + 0.01 <= limit + 6 for limit, pause in zip(limits, pauses, strict=True))
+
+
+def test_calls_that_may_never_return_are_made_in_one_thread_which_does_not_end_at_a_failure(
+    log: CapturingLogger,
+) -> None:
+    """A process that is forked at the end of such a thread inherits OpenSSL's lock as held."""
+    outcomes = iter([Interrupted()])
+
+    def call() -> threading.Thread:
+        for error in outcomes:
+            raise error
+        return threading.current_thread()
+
+    attempt = Attempt(call, seconds=30)
+
+    assert attempt.result() is None
+    assert messages(log) == ["unexpected error"]
+    first, second = attempt.result(), attempt.result()
+    assert first is second is not None
+    assert first.is_alive()
+
+
+def test_call_that_has_not_returned_is_not_made_again_before() -> None:
+    count, returns = itertools.count(), threading.Event()
+    attempt = Attempt(lambda: (next(count), returns.wait(30)), seconds=0.01)
+
+    assert [attempt.result(), attempt.result()] == [None, None]
+    returns.set()
+    assert wait_until(attempt.result, "the next call") == (1, True)
 
 
 def test_a_refusal_is_told_from_an_outage(log: CapturingLogger) -> None:
