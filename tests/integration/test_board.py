@@ -219,7 +219,8 @@ def test_board_warns_of_silent_siblings_until_they_answer_any_order_and_of_refus
     core.note_returned(service.database)
 
     def alerts() -> set[tuple[str, str, int]]:
-        return {(alert["code"], alert["sibling"], alert["count"]) for alert in viewer.figures["alerts"]}
+        found = [alert for alert in viewer.figures["alerts"] if alert["code"] != "outbox"]  # which depends on the time
+        return {(alert["code"], alert["sibling"], alert["count"]) for alert in found}
 
     with Viewer(service).connected() as viewer:
         # when

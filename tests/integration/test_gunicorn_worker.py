@@ -96,14 +96,14 @@ def gunicorn(
     )
     (directory / "gunicorn.conf.py").write_text(config)
     log = directory / "gunicorn.log"
-    with socket.socket() as listener, log.open("w") as stderr:
+    with socket.socket() as listener, log.open("w") as stderr, (directory / "lines.log").open("w") as stdout:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         os.set_inheritable(listener.fileno(), True)
         port: int = listener.getsockname()[1]
         command = [sys.executable, "-m", "gunicorn", "--config", str(directory / "gunicorn.conf.py"),
                    "--bind", f"fd://{listener.fileno()}", "--pythonpath", str(directory), "slow_app:app"]  # fmt: skip
-        server = subprocess.Popen(command, close_fds=False, stdout=stderr, stderr=stderr)
+        server = subprocess.Popen(command, close_fds=False, stdout=stdout, stderr=stderr)
         try:
             assert b" 200 OK" in exchange(port, CLOSE)
             yield port
@@ -340,7 +340,7 @@ def test_log_line_of_an_unreadable_request_has_no_id_of_an_earlier_one(tmp_path:
         for _ in range(THREADS * 2):
             exchange(port, GET + b"<script> / HTTP/1.1\r\n\r\n")
 
-    lines = [line for line in (tmp_path / "gunicorn.log").read_text().splitlines() if "cannot be read" in line]
+    lines = [line for line in (tmp_path / "lines.log").read_text().splitlines() if "cannot be read" in line]
     assert len(lines) == THREADS * 2
     assert not any("request_id" in line for line in lines)
 
