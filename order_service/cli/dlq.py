@@ -99,7 +99,8 @@ def replay(edit: bool, dry_run: bool, **criteria: Any) -> Report:
     log.info("dead letters replayed", count=replayed, left=len(left))
     why = "is oversized, and only its beginning was kept; its sender must send it again"
     lines = [f"{replayed} replayed", *(f"left: {letter_id} {why}" for letter_id in left)]
-    has_findings = bool(left) or not replayed or _lacks(criteria["ids"], seen)
+    is_incomplete = _name_missing(criteria["ids"], seen)
+    has_findings = is_incomplete or bool(left) or not replayed
     return Report({"replayed": replayed, "left": left}, lines, has_findings=has_findings)
 
 
@@ -115,7 +116,7 @@ def discard(out: str | None, yes: bool, **criteria: Any) -> Report:
     settings = process.begin()
     with holding(settings, selection(**criteria)) as (_, found):
         chosen = [(letter.key, letter.id) for letter in found]
-    is_incomplete = _lacks(criteria["ids"], {letter_id for _, letter_id in chosen})
+    is_incomplete = _name_missing(criteria["ids"], {letter_id for _, letter_id in chosen})
     # Without holding them: the broker closes the connection of a client that waits for an answer.
     if chosen and not yes:
         click.confirm(f"Discard {counted(len(chosen), 'dead letter')}?", abort=True, err=True)
@@ -139,8 +140,8 @@ def _rehearsed(settings: Settings, matches: Matches) -> Iterator[tuple[DeadLette
             yield from zip(batch, rehearse(database, settings.policy, [each.reply for each in batch]), strict=True)
 
 
-def _lacks(ids: Sequence[str], found: Collection[str]) -> bool:
-    """Whether some of these ids were not found; says which."""
+def _name_missing(ids: Sequence[str], found: Collection[str]) -> bool:
+    """Print which of these ids were not found; return whether there are any."""
     missing = [each for each in dict.fromkeys(ids) if each not in found]
     for each in missing:
         click.echo(f"not found: {each}", err=True)
@@ -154,7 +155,7 @@ def _dry_run(settings: Settings, matches: Matches, ids: Sequence[str]) -> Report
     ]
     lines = ("{id}  {type} for order {order_id}: {replay}".format(**each) for each in shown)
     is_in_vain = any(str(each["replay"]).startswith("dead-lettered") for each in shown)
-    is_incomplete = _lacks(ids, {str(each["id"]) for each in shown})
+    is_incomplete = _name_missing(ids, {str(each["id"]) for each in shown})
     note = counted(len(shown), "dead letter")
     return Report(shown, lines, note, has_findings=is_in_vain or is_incomplete or not shown)
 

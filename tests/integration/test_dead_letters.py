@@ -341,6 +341,15 @@ def test_id_that_no_dead_letter_has_is_named_beside_others(
 
 
 @SQLITE_ONLY
+@pytest.mark.parametrize("words", ["replay --dry-run", "replay", "discard --yes"])
+def test_id_that_no_dead_letter_has_is_named_alone_too(dlq: Dlq, words: str) -> None:
+    done = dlq(*words.split(), "pay-99")
+
+    assert done.exit_code == 1
+    assert "not found: pay-99" in done.stderr.splitlines()
+
+
+@SQLITE_ONLY
 def test_dead_letter_whose_copy_cannot_be_written_is_kept(database: Database, wire: Wire, dlq: Dlq) -> None:
     dead_letter(wire, completed(1))
 
