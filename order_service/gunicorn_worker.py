@@ -198,8 +198,6 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         return bool(poll.poll(NEXT_REQUEST_MS))
 
     def _handle_one(self, conn: Any) -> Any:
-        # Otherwise, the log line of a request that cannot be read has the ids of the thread's last request.
-        structlog.contextvars.clear_contextvars()
         conn.init()
         sock, parser = conn.sock, conn.parser
         buffered = parser.unreader.take_buffered()
@@ -255,6 +253,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         is_refused = isinstance(exc, errors.ParseException) and not isinstance(exc, OWN_ERRORS)
         code = REFUSALS.get(type(exc), "bad_request") if is_refused else "internal_error"
         if is_refused:
+            structlog.contextvars.clear_contextvars()  # the ids of the thread's last request
             log.warning("a request cannot be read", client=addr and addr[0], code=code, error=type(exc).__name__)
         else:
             log.error("unexpected error while handling a request", exc_info=exc)
