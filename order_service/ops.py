@@ -72,9 +72,9 @@ _Check = Attempt[list[str]]
 class _Forks:
     """Keeps this process from being forked in a block, but for at most CHECK_SECONDS: gunicorn forks its workers.
 
-    A worker that is forked while a thread of this process uses SQLite inherits its locks as held, and waits for them
-    without end. What takes longer waits for a server, without such a lock, and gunicorn could neither replace a worker
-    nor stop until it ends.
+    A worker that is forked while a thread of this process uses SQLite or OpenSSL inherits their locks as held, and
+    waits for them without end. What takes longer waits for a server, without such a lock, and gunicorn could neither
+    replace a worker nor stop until it ends.
     """
 
     def __init__(self) -> None:
